@@ -1,0 +1,46 @@
+"""wan-compat: run Wan video models you do not fully trust, contained, in worker processes.
+
+Public names load lazily (PEP 562): every worker runs this file too, and must not pay for the supervisor.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from wan_compat._version import __version__
+
+if TYPE_CHECKING:
+    from wan_compat.protocol.results import GenerationMetadata, ProcessedFrames, VideoGenerationResult
+    from wan_compat.protocol.values import GenerationRequest
+    from wan_compat.supervisor.client import Job, Supervisor
+
+_HOMES = {
+    "GenerationMetadata": "wan_compat.protocol.results",
+    "GenerationRequest": "wan_compat.protocol.values",
+    "Job": "wan_compat.supervisor.client",
+    "ProcessedFrames": "wan_compat.protocol.results",
+    "Supervisor": "wan_compat.supervisor.client",
+    "VideoGenerationResult": "wan_compat.protocol.results",
+}
+
+__all__ = [
+    "GenerationMetadata",
+    "GenerationRequest",
+    "Job",
+    "ProcessedFrames",
+    "Supervisor",
+    "VideoGenerationResult",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'wan_compat' has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

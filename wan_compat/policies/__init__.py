@@ -1,0 +1,1 @@
+"""Given these facts, what is right and what is allowed? Pure: no processes, sockets, clocks or torch."""

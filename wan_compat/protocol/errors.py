@@ -1,0 +1,323 @@
+"""Every error of wan-compat, in one tree, with a stable code and an exit code for the command line.
+
+    WanCompatError
+    ├── InvalidRequest               invalid_request            2   what was asked cannot be done as asked
+    │   └── OutputExists             output_exists              2
+    ├── EnvironmentLacks             environment_lacks          3   this machine or installation misses something
+    │   ├── FfmpegMissing            ffmpeg_missing             3
+    │   ├── WorkerExtraMissing       worker_extra_missing       3
+    │   └── OutputNotWritable        output_not_writable        3
+    ├── ModelInvalid                 model_invalid              4   the files are not a usable model
+    │   ├── ModelNotFound            model_not_found            4
+    │   ├── ModelIndexMissing        model_index_missing        4
+    │   ├── ModelCorrupt             model_corrupt              4
+    │   └── ModelUnreadable          model_unreadable           4
+    ├── ModelNotCompatible           model_not_compatible       1   a sound model that cannot run here
+    ├── RefusedByPolicy              refused_by_policy          5   possible, but not allowed
+    │   ├── RemoteCodeRefused        remote_code_refused        5
+    │   └── PickleRefused            pickle_refused             5
+    ├── ResourceExceeded             resource_exceeded          6   not enough, or more than allowed
+    │   ├── MemoryExceeded           memory_exceeded            6
+    │   └── DiskExceeded             disk_exceeded              6
+    ├── GenerationFailed             generation_failed          7   the worker could not finish
+    │   ├── WorkerStartFailed        worker_start_failed        7
+    │   ├── WorkerDied               worker_died                7
+    │   ├── ProtocolViolation        protocol_violation         7   hostile or broken messages or frames
+    │   │   └── CorruptFrame         corrupt_frame              7
+    │   └── UnusableFrames           unusable_frames            7   NaN, infinite or missing pixels
+    ├── EncodingFailed               encoding_failed            8
+    ├── SandboxUnavailable           sandbox_unavailable       10   the required tier cannot be entered here
+    │   └── SandboxEntryFailed       sandbox_entry_failed      10   a layer failed while being entered
+    ├── DeadlineExceeded             deadline_exceeded        124
+    │   └── WorkerSilent             worker_silent            124
+    ├── JobCancelled                 job_cancelled            130
+    └── Terminated                   terminated               143
+
+Subclasses register themselves by `code`; `from_wire` rebuilds an error that a worker reported, and nothing else:
+a worker chooses among registered codes and gives text, which is bounded and cleaned here.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+MAX_MESSAGE_CHARS = 4000
+MAX_FIX_CHARS = 500
+MAX_FIXES = 8
+
+_by_code: dict[str, type[WanCompatError]] = {}
+
+
+class WanCompatError(Exception):
+    """Base of all errors that wan-compat raises on purpose.
+
+    Args:
+        message: What happened, with the actual values.
+        fixes: What a person can do about it, most promising first.
+        diagnostic: Path of a report that tells more, if one was written.
+        details: Plain data for machines (sizes, paths, exit status).
+    """
+
+    code: ClassVar[str] = "wan_compat_error"
+    title: ClassVar[str] = "wan-compat error"
+    exit_code: ClassVar[int] = 7
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        fixes: Sequence[str] = (),
+        diagnostic: str | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fixes: tuple[str, ...] = ((hint,) if hint else ()) + tuple(fixes)
+        self.diagnostic = diagnostic
+        self.details: dict[str, Any] = dict(details or {})
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        known = _by_code.get(cls.code)
+        if known is not None and known.__qualname__ != cls.__qualname__:
+            raise TypeError(f"error code {cls.code!r} is taken by {known.__qualname__}")
+        _by_code[cls.code] = cls
+
+    @property
+    def hint(self) -> str | None:
+        return self.fixes[0] if self.fixes else None
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the plain form that crosses a process boundary or ends in a JSON document."""
+        return {"code": self.code, "message": self.message, "fixes": list(self.fixes)}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of INTERFACES: `{"error": {...}}`."""
+        return {
+            "error": {
+                "code": self.code,
+                "title": self.title,
+                "message": self.message,
+                "fixes": list(self.fixes),
+                "diagnostic": self.diagnostic,
+                "details": self.details,
+            }
+        }
+
+
+class InvalidRequest(WanCompatError):
+    code = "invalid_request"
+    title = "Invalid request"
+    exit_code = 2
+
+
+class OutputExists(InvalidRequest):
+    code = "output_exists"
+    title = "Output exists"
+
+
+class EnvironmentLacks(WanCompatError):
+    code = "environment_lacks"
+    title = "Something is missing on this machine"
+    exit_code = 3
+
+
+class FfmpegMissing(EnvironmentLacks):
+    code = "ffmpeg_missing"
+    title = "No usable ffmpeg"
+
+
+class WorkerExtraMissing(EnvironmentLacks):
+    code = "worker_extra_missing"
+    title = "The worker's libraries are not installed"
+
+
+class OutputNotWritable(EnvironmentLacks):
+    code = "output_not_writable"
+    title = "Output cannot be written"
+
+
+class ModelInvalid(WanCompatError):
+    code = "model_invalid"
+    title = "Model Compatibility Error"
+    exit_code = 4
+
+
+class ModelNotFound(ModelInvalid):
+    code = "model_not_found"
+
+
+class ModelIndexMissing(ModelInvalid):
+    code = "model_index_missing"
+
+
+class ModelCorrupt(ModelInvalid):
+    code = "model_corrupt"
+
+
+class ModelUnreadable(ModelInvalid):
+    code = "model_unreadable"
+
+
+class ModelNotCompatible(WanCompatError):
+    code = "model_not_compatible"
+    title = "Model Compatibility Error"
+    exit_code = 1
+
+
+class RefusedByPolicy(WanCompatError):
+    code = "refused_by_policy"
+    title = "Refused by policy"
+    exit_code = 5
+
+
+class RemoteCodeRefused(RefusedByPolicy):
+    code = "remote_code_refused"
+
+
+class PickleRefused(RefusedByPolicy):
+    code = "pickle_refused"
+
+
+class ResourceExceeded(WanCompatError):
+    code = "resource_exceeded"
+    title = "Not enough resources"
+    exit_code = 6
+
+
+class MemoryExceeded(ResourceExceeded):
+    code = "memory_exceeded"
+    title = "Not enough memory"
+
+
+class DiskExceeded(ResourceExceeded):
+    code = "disk_exceeded"
+    title = "Not enough disk space"
+
+
+class GenerationFailed(WanCompatError):
+    code = "generation_failed"
+    title = "Generation failed"
+    exit_code = 7
+
+
+class WorkerStartFailed(GenerationFailed):
+    code = "worker_start_failed"
+    title = "The worker did not start"
+
+
+class WorkerDied(GenerationFailed):
+    code = "worker_died"
+    title = "The worker died"
+
+
+class ProtocolViolation(GenerationFailed):
+    code = "protocol_violation"
+    title = "The worker broke the protocol"
+
+
+class CorruptFrame(ProtocolViolation):
+    code = "corrupt_frame"
+    title = "The worker published an impossible frame"
+
+
+class UnusableFrames(GenerationFailed):
+    code = "unusable_frames"
+    title = "The model produced unusable frames"
+
+
+class EncodingFailed(WanCompatError):
+    code = "encoding_failed"
+    title = "Encoding failed"
+    exit_code = 8
+
+
+class SandboxUnavailable(WanCompatError):
+    code = "sandbox_unavailable"
+    title = "The required sandbox is not available"
+    exit_code = 10
+
+
+class SandboxEntryFailed(SandboxUnavailable):
+    """A layer could not be entered. `details` carry `layer` and `errno`."""
+
+    code = "sandbox_entry_failed"
+    title = "The sandbox could not be entered"
+
+
+class DeadlineExceeded(WanCompatError):
+    code = "deadline_exceeded"
+    title = "Timeout"
+    exit_code = 124
+
+
+class WorkerSilent(DeadlineExceeded):
+    code = "worker_silent"
+    title = "The worker does not answer"
+
+
+class JobCancelled(WanCompatError):
+    code = "job_cancelled"
+    title = "Interrupted"
+    exit_code = 130
+
+
+class Terminated(WanCompatError):
+    code = "terminated"
+    title = "Terminated"
+    exit_code = 143
+
+
+# What a worker may report of itself. Everything else about a worker is the supervisor's own observation:
+# a worker must not be able to claim, say, that the user cancelled or that a policy refused.
+WORKER_MAY_REPORT: frozenset[str] = frozenset(
+    cls.code
+    for cls in (
+        InvalidRequest,
+        EnvironmentLacks,
+        WorkerExtraMissing,
+        ModelInvalid,
+        ModelCorrupt,
+        ModelUnreadable,
+        ModelNotCompatible,
+        MemoryExceeded,
+        GenerationFailed,
+        UnusableFrames,
+        SandboxEntryFailed,
+    )
+)
+
+
+def clean_text(text: str, limit: int = MAX_MESSAGE_CHARS) -> str:
+    """Make untrusted text safe for a terminal, a log line or a document.
+
+    Control and format characters (ANSI escapes, bidi overrides, zero-width, surrogates) become visible escapes,
+    newlines stay, and the result is at most `limit` characters long. See SECURITY.md, "output injection".
+    """
+    out: list[str] = []
+    for char in text[: limit + 1]:
+        if char == "\n" or (char.isprintable() and unicodedata.category(char) not in ("Cf", "Co", "Cn", "Cs")):
+            out.append(char)
+        elif char == "\t":
+            out.append("    ")
+        else:
+            out.append(f"\\x{ord(char):02x}" if ord(char) < 0x100 else f"\\u{{{ord(char):x}}}")
+    cleaned = "".join(out)
+    return cleaned if len(cleaned) <= limit else cleaned[: limit - 1] + "…"
+
+
+def error_class(code: str) -> type[WanCompatError] | None:
+    """Return the class registered for `code`, or None."""
+    return _by_code.get(code)
+
+
+def from_worker(code: str, message: str, fixes: Sequence[str] = ()) -> WanCompatError:
+    """Rebuild an error that a worker reported; unknown or presumptuous codes become `GenerationFailed`."""
+    cls = _by_code.get(code) if code in WORKER_MAY_REPORT else None
+    return (cls or GenerationFailed)(
+        clean_text(message),
+        fixes=[clean_text(fix, MAX_FIX_CHARS) for fix in list(fixes)[:MAX_FIXES]],
+    )

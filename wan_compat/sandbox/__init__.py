@@ -1,0 +1,1 @@
+"""How a process is confined. One file per layer; mechanism only, no policy."""
