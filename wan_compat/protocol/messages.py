@@ -1,0 +1,145 @@
+"""The messages between supervisor and worker. `docs/protocol.md` is their authority; this file is its typed form.
+
+    supervisor                                   worker
+        |  <- Hello        versions, entry report, self-test, right after entering the sandbox
+        |     Welcome ->   the worker closes the narrower system-call filter
+        |  <- Ready        from here on it may touch a model
+        |     LoadModel ->
+        |  <- Progress*, ModelLoaded | Failed
+        |     Generate ->  frames go through the ring and the doorbell (protocol/ring.py)
+        |  <- Progress*, Generated | Failed | Cancelled
+        |     Cancel ->    while generating or loading
+        |     Ping ->      at any time after Ready
+        |  <- Pong
+        |     Shutdown ->
+
+Which message is permitted in which state stands in `protocol/states.py`. Only plain data crosses; every length, count
+and range is bounded here, and the codec bounds size and depth before pydantic sees anything.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from wan_compat.protocol.values import Count, GenerationParams, Name, PipelineSpec, Seconds, Value
+
+PROTOCOL_VERSION = 1
+
+ShortText = Annotated[str, StringConstraints(max_length=200)]
+LongText = Annotated[str, StringConstraints(max_length=4000)]
+JobSerial = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+Phase = Literal["load", "text_encode", "denoise", "decode"]
+
+
+class Probe(Value):
+    """One thing the worker tried and was expected not to be able to do."""
+
+    name: Name
+    denied: bool
+    detail: ShortText
+
+
+class Hello(Value):
+    type: Literal["hello"] = "hello"
+    protocol_version: int = Field(ge=1, le=1000)
+    layers: tuple[Name, ...] = Field(max_length=32)
+    probes: tuple[Probe, ...] = Field(max_length=64)
+    versions: dict[ShortText, ShortText] = Field(max_length=32)
+    entry_s: Seconds
+
+
+class Ready(Value):
+    type: Literal["ready"] = "ready"
+    probes: tuple[Probe, ...] = Field(max_length=16)
+
+
+class Progress(Value):
+    """A step was finished. `step` counts from 1 and never exceeds `total`."""
+
+    type: Literal["progress"] = "progress"
+    job: Annotated[int, Field(ge=0, le=2**31 - 1)]  # 0 while loading
+    phase: Phase
+    step: Count
+    total: Count
+
+
+class ModelLoaded(Value):
+    type: Literal["model_loaded"] = "model_loaded"
+    pipeline_class: Name
+    parameters: dict[Name, Count] = Field(max_length=16)
+    streaming: bool
+    streaming_reason: ShortText  # why whole decode is used, or what proved streaming equal
+    load_s: Seconds
+
+
+class Generated(Value):
+    """All frames were published. Timings are the worker's own; the supervisor counts frames itself."""
+
+    type: Literal["generated"] = "generated"
+    job: JobSerial
+    text_encode_s: Seconds
+    denoise_s: Seconds
+    decode_s: Seconds
+    peak_vram_bytes: Count | None = None
+
+
+class Cancelled(Value):
+    type: Literal["cancelled"] = "cancelled"
+    job: JobSerial
+
+
+class Failed(Value):
+    """Loading or a generation failed; the worker goes on. `code` must be one that a worker may report (errors.py)."""
+
+    type: Literal["failed"] = "failed"
+    job: Annotated[int, Field(ge=0, le=2**31 - 1)]  # 0: loading failed
+    code: Name
+    message: LongText
+    fixes: tuple[Annotated[str, StringConstraints(max_length=500)], ...] = Field(default=(), max_length=8)
+
+
+class Pong(Value):
+    type: Literal["pong"] = "pong"
+    nonce: Count
+
+
+class Welcome(Value):
+    type: Literal["welcome"] = "welcome"
+
+
+class LoadModel(Value):
+    type: Literal["load_model"] = "load_model"
+    pipeline: PipelineSpec
+
+
+class Generate(Value):
+    type: Literal["generate"] = "generate"
+    job: JobSerial
+    params: GenerationParams
+
+
+class Cancel(Value):
+    type: Literal["cancel"] = "cancel"
+    job: Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class Ping(Value):
+    type: Literal["ping"] = "ping"
+    nonce: Count
+
+
+class Shutdown(Value):
+    type: Literal["shutdown"] = "shutdown"
+
+
+FromWorker = Annotated[
+    Hello | Ready | Progress | ModelLoaded | Generated | Cancelled | Failed | Pong,
+    Field(discriminator="type"),
+]
+ToWorker = Annotated[
+    Welcome | LoadModel | Generate | Cancel | Ping | Shutdown,
+    Field(discriminator="type"),
+]

@@ -1,0 +1,106 @@
+"""What a finished job gives back. Field names are those of the contract and of the JSON documents."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+RESULT_SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessedFrames:
+    """Frames in memory: (num_frames, height, width, 3) uint8 RGB, owned by the caller; `duration` in seconds."""
+
+    frames: np.ndarray
+    fps: float
+    duration: float
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationMetadata:
+    """With what a video was made. `generation_params` has the resolved values, the seed included."""
+
+    model_path: str
+    pipeline_class: str
+    optimizations_applied: list[str]
+    generation_params: dict[str, Any]
+    system_info: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Timings:
+    """Seconds per phase, on the supervisor's monotonic clock unless said otherwise.
+
+    `first_frame_s` runs from Generate to the first frame handed to the encoder; `encode_s` from that moment to the
+    finished, verified file; `text_encode_s`, `denoise_s`, `decode_s` are the worker's own words.
+    """
+
+    worker_start_s: float = 0.0
+    load_s: float = 0.0
+    text_encode_s: float = 0.0
+    denoise_s: float = 0.0
+    decode_s: float = 0.0
+    first_frame_s: float = 0.0
+    encode_s: float = 0.0
+    total_s: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SandboxReport:
+    """The confinement that was in force: entered, self-tested in the worker, compared by the supervisor."""
+
+    tier: str
+    layers: list[str]
+    memory_limit_bytes: int
+    self_test: dict[str, bool]  # probe -> denied
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputReport:
+    """The written file, as read back from it."""
+
+    path: str
+    codec: str
+    width: int
+    height: int
+    fps: float
+    num_frames: int
+    sha256: str
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoGenerationResult:
+    """One finished job. `memory_used`: the worker's peak in bytes, seen from outside; `generation_time`: seconds."""
+
+    success: bool
+    output_path: str | None
+    frames: ProcessedFrames | None
+    generation_time: float
+    memory_used: int
+    metadata: GenerationMetadata
+    errors: list[str]
+    warnings: list[str]
+    timings: Timings
+    sandbox: SandboxReport
+    peak: dict[str, int | None]
+    recovery: list[dict[str, str]]
+    output: OutputReport | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the `generate` document: plain data, without the pixels."""
+        document: dict[str, Any] = {"schema_version": RESULT_SCHEMA_VERSION}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "frames":
+                document["frames"] = None if value is None else {"shape": list(value.frames.shape), "fps": value.fps}
+            elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+                document[field.name] = dataclasses.asdict(value)
+            else:
+                document[field.name] = value
+        return document

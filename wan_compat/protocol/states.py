@@ -1,0 +1,110 @@
+"""The state of one worker, as the supervisor sees it, and which message is permitted in which state.
+
+    CONNECTING --Hello--> GREETED --Ready--> READY --(LoadModel sent)--> LOADING --ModelLoaded--> LOADED
+                                               ^------------Failed---------'  |                    |  ^
+                                                                                (Generate sent)    |  |
+                                                    GENERATING <-----------------------------------'  |
+                                                        '------Generated | Failed | Cancelled---------'
+
+Like the dispatch table of OpenSSH's monitor: what is not in the table is refused. The same machine runs on both
+sides; on the supervisor's it is protection, on the worker's it finds bugs.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from wan_compat.protocol import messages as m
+from wan_compat.protocol.errors import ProtocolViolation
+from wan_compat.protocol.values import Value
+
+
+class WorkerState(enum.StrEnum):
+    CONNECTING = "connecting"
+    GREETED = "greeted"
+    READY = "ready"
+    LOADING = "loading"
+    LOADED = "loaded"
+    GENERATING = "generating"
+
+
+S = WorkerState
+
+RECEIVE: dict[WorkerState, dict[type[Value], WorkerState]] = {
+    S.CONNECTING: {m.Hello: S.GREETED},
+    S.GREETED: {m.Ready: S.READY},
+    S.READY: {m.Pong: S.READY},
+    S.LOADING: {m.Progress: S.LOADING, m.ModelLoaded: S.LOADED, m.Failed: S.READY, m.Pong: S.LOADING},
+    S.LOADED: {m.Pong: S.LOADED},
+    S.GENERATING: {
+        m.Progress: S.GENERATING,
+        m.Generated: S.LOADED,
+        m.Failed: S.LOADED,
+        m.Cancelled: S.LOADED,
+        m.Pong: S.GENERATING,
+    },
+}
+
+SEND: dict[WorkerState, dict[type[Value], WorkerState]] = {
+    S.CONNECTING: {},
+    S.GREETED: {m.Welcome: S.GREETED},
+    S.READY: {m.LoadModel: S.LOADING, m.Ping: S.READY, m.Shutdown: S.READY},
+    S.LOADING: {m.Ping: S.LOADING, m.Cancel: S.LOADING, m.Shutdown: S.LOADING},
+    S.LOADED: {m.Generate: S.GENERATING, m.Ping: S.LOADED, m.Cancel: S.LOADED, m.Shutdown: S.LOADED},
+    S.GENERATING: {m.Ping: S.GENERATING, m.Cancel: S.GENERATING, m.Shutdown: S.GENERATING},
+}
+
+
+class Conversation:
+    """State and sequence numbers of one worker. First violation raises; the caller ends that worker only."""
+
+    def __init__(self) -> None:
+        self.state = WorkerState.CONNECTING
+        self.job = 0
+        self._received = 0
+        self._sent = 0
+        self._pings: set[int] = set()
+        self._progress: tuple[str, int] = ("", 0)
+
+    def sending(self, message: Value) -> int:
+        """Check that `message` may be sent now, move on, and return its sequence number."""
+        permitted = SEND[self.state]
+        if type(message) not in permitted:
+            raise ProtocolViolation(f"{type(message).__name__} may not be sent while {self.state.value}")
+        self.state = permitted[type(message)]
+        if isinstance(message, m.Generate):
+            self.job = message.job
+        elif isinstance(message, m.LoadModel):
+            self.job = 0
+        elif isinstance(message, m.Ping):
+            self._pings.add(message.nonce)
+        if isinstance(message, m.Generate | m.LoadModel):
+            self._progress = ("", 0)
+        self._sent += 1
+        return self._sent
+
+    def received(self, seq: int, message: Value) -> None:
+        """Check that `message` is the next one and permitted now, and move on."""
+        if seq != self._received + 1:
+            raise ProtocolViolation(f"sequence number {self._received + 1} expected, {seq} received")
+        permitted = RECEIVE[self.state]
+        if type(message) not in permitted:
+            raise ProtocolViolation(f"{type(message).__name__} is not permitted while {self.state.value}")
+        if isinstance(message, m.Progress | m.Failed | m.Generated | m.Cancelled) and message.job != self.job:
+            raise ProtocolViolation(f"{type(message).__name__} for job {message.job}, but job {self.job} is running")
+        if isinstance(message, m.Pong):
+            if message.nonce not in self._pings:
+                raise ProtocolViolation("Pong without Ping")
+            self._pings.discard(message.nonce)
+        if isinstance(message, m.Progress):
+            self._check_progress(message)
+        self._received = seq
+        self.state = permitted[type(message)]
+
+    def _check_progress(self, message: m.Progress) -> None:
+        if message.step > message.total:
+            raise ProtocolViolation(f"progress {message.step} of {message.total}")
+        phase, step = self._progress
+        if message.phase == phase and message.step <= step:
+            raise ProtocolViolation(f"progress of {message.phase} went from {step} to {message.step}")
+        self._progress = (message.phase, message.step)

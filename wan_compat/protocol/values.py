@@ -1,0 +1,142 @@
+"""Plain values that several rooms speak about: what a user asks for, and what a worker is told.
+
+All are frozen pydantic models with explicit bounds: `GenerationRequest` comes from users, batch files and sockets,
+the others cross to a worker. Names follow diffusers (`num_frames`, `guidance_scale`).
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+MAX_PROMPT_CHARS = 20_000
+MAX_FRAMES = 4001
+MAX_SIDE = 4096
+MAX_STEPS = 1000
+MAX_SEED = 2**63 - 1
+
+Prompt = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Seconds = Annotated[float, Field(ge=0, lt=float("inf"))]
+Count = Annotated[int, Field(ge=0, le=2**62)]
+
+
+class Value(BaseModel):
+    """Frozen, closed, strict: no unknown keys, no coercion between types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Mode(enum.StrEnum):
+    """`safe`: repository Python does not exist for the worker. `trust`: approved files run, in the same sandbox."""
+
+    SAFE = "safe"
+    TRUST = "trust"
+
+
+class Isolation(enum.StrEnum):
+    """`model`: a worker serves many jobs of one model. `job`: every job gets a fresh worker."""
+
+    MODEL = "model"
+    JOB = "job"
+
+
+class GenerationRequest(BaseModel):
+    """One video, as a user asks for it. Fields left None take the model family's defaults.
+
+    Args:
+        model: Folder of a Wan model in diffusers layout.
+        prompt: What to show.
+        output: Path of the video to write; None returns the frames instead.
+        seed: Seed of the initial noise; None draws one, which the result names.
+        height, width: Pixels; must divide by the VAE's and the transformer's factors. Never resized in silence.
+        num_frames: 4k + 1 for Wan's causal VAE.
+        fps: Frames per second of the file; None takes the family's rate.
+        timeout_s: Whole job, from submit to finished file.
+        memory_limit_bytes: Cap for the worker; None takes the policy's.
+        worker_log: File that receives what the worker printed, cleaned.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    model: str = Field(min_length=1, max_length=4096)
+    prompt: Prompt
+    negative_prompt: Prompt | None = None
+    output: str | None = Field(default=None, max_length=4096)
+    seed: Seed | None = None
+    height: int | None = Field(default=None, ge=16, le=MAX_SIDE)
+    width: int | None = Field(default=None, ge=16, le=MAX_SIDE)
+    num_frames: int | None = Field(default=None, ge=1, le=MAX_FRAMES)
+    num_inference_steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
+    guidance_scale: float | None = Field(default=None, ge=0, le=100)
+    guidance_scale_2: float | None = Field(default=None, ge=0, le=100)
+    max_sequence_length: int | None = Field(default=None, ge=1, le=4096)
+    fps: float | None = Field(default=None, gt=0, le=240)
+    overwrite: bool = False
+    mode: Mode = Mode.SAFE
+    isolation: Isolation = Isolation.MODEL
+    timeout_s: float | None = Field(default=None, gt=0, le=7 * 86400)
+    memory_limit_bytes: int | None = Field(default=None, ge=256 << 20, le=1 << 50)
+    worker_log: str | None = Field(default=None, max_length=4096)
+
+    def __init__(self, **data: Any) -> None:
+        # Path objects are what people have at hand; the fields stay plain strings.
+        import os
+
+        for name in ("model", "output", "worker_log"):
+            if isinstance(data.get(name), os.PathLike):
+                data[name] = os.fspath(data[name])
+        super().__init__(**data)
+
+
+class FrameSpec(Value):
+    """What every frame of a job looks like: agreed at Generate, so that nothing is read from the worker."""
+
+    height: int = Field(ge=1, le=MAX_SIDE)
+    width: int = Field(ge=1, le=MAX_SIDE)
+    num_frames: int = Field(ge=1, le=MAX_FRAMES)
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one frame: (height, width, 3) uint8 RGB, no padding."""
+        return self.height * self.width * 3
+
+
+class ComponentSpec(Value):
+    """One part of a pipeline, with the class that must load it. A worker imports nothing that is not named here."""
+
+    name: Name
+    library: Literal["diffusers", "transformers"]
+    class_name: Name
+    subfolder: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{0,128}$")]
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: not a torch module
+
+
+class PipelineSpec(Value):
+    """How to build the pipeline: explicit classes for every part, decided by the supervisor from the files."""
+
+    pipeline_class: Name
+    components: tuple[ComponentSpec, ...] = Field(min_length=1, max_length=16)
+    boundary_ratio: float | None = Field(default=None, ge=0, le=1)
+    expand_timesteps: bool = False
+    device: Literal["cpu", "cuda"] = "cpu"
+    # "onednn" sends fp32 Conv3d on CPU to oneDNN: 3x faster decode, differs from the default path by about 3e-6.
+    conv3d: Literal["onednn", "default"] = "onednn"
+    streaming: Literal["auto", "never"] = "auto"
+    threads: int = Field(ge=1, le=1024)
+
+
+class GenerationParams(Value):
+    """One generation, resolved: every value is final, nothing is left for the worker to choose."""
+
+    prompt: Prompt
+    negative_prompt: Prompt | None = None
+    seed: Seed
+    num_inference_steps: int = Field(ge=1, le=MAX_STEPS)
+    guidance_scale: float = Field(ge=0, le=100)
+    guidance_scale_2: float | None = Field(default=None, ge=0, le=100)
+    max_sequence_length: int = Field(default=512, ge=1, le=4096)
+    frames: FrameSpec
