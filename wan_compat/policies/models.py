@@ -1,0 +1,328 @@
+"""From the facts of a diffusers folder to the pipeline that will be built, or a refusal that names file and cause.
+
+Order as everywhere: what may run at all (code, pickles), then what it is (class, then channels), then whether the parts
+fit together. Every component gets an explicit class from the table below: nothing is imported because a file names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from wan_compat.policies.facts import FileFact, ModelFacts
+from wan_compat.protocol.errors import (
+    MemoryExceeded,
+    ModelCorrupt,
+    ModelInvalid,
+    ModelNotCompatible,
+    PickleRefused,
+    RemoteCodeRefused,
+)
+from wan_compat.protocol.values import ComponentSpec, PipelineSpec
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+TEXT_TO_VIDEO = "WanPipeline"
+
+# Which classes a component may have. transformers 5 saves a T5 tokenizer as TokenizersBackend, real Wan repositories
+# say T5TokenizerFast or T5Tokenizer: all three are the same file format.
+_TOKENIZERS = ("T5Tokenizer", "T5TokenizerFast", "TokenizersBackend", "PreTrainedTokenizerFast")
+_SCHEDULERS = (
+    "UniPCMultistepScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+)
+ADMITTED_CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "tokenizer": ("transformers", _TOKENIZERS),
+    "text_encoder": ("transformers", ("UMT5EncoderModel",)),
+    "transformer": ("diffusers", ("WanTransformer3DModel",)),
+    "transformer_2": ("diffusers", ("WanTransformer3DModel",)),
+    "vae": ("diffusers", ("AutoencoderKLWan",)),
+    "scheduler": ("diffusers", _SCHEDULERS),
+}
+_REQUIRED = ("tokenizer", "text_encoder", "vae", "scheduler")
+
+_WEIGHTS = {
+    "diffusers": re.compile(r"diffusion_pytorch_model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"),
+    "transformers": re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"),
+}
+_TOKENIZER_FILES = re.compile(
+    r"(tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|spiece\.model)"
+)
+_PICKLES = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle)")
+
+# Keys by which a configuration makes a library run code or fetch another repository (CVE-2026-4372, CVE-2026-5241).
+CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipeline", "custom_pipelines", "_attn_implementation_internal")
+
+_DTYPE_BYTES: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDecision:
+    """What will be loaded: the pipeline, the files the worker will see, and the numbers that later decisions need."""
+
+    pipeline: PipelineSpec
+    admitted: tuple[FileFact, ...]
+    transformer_config: Mapping[str, Any]
+    vae_config: Mapping[str, Any]
+    weight_bytes: int  # in memory, at the chosen dtypes
+    reasons: tuple[str, ...]
+
+    @property
+    def size_multiple(self) -> int:
+        """Pixels by which height and width must divide: VAE factor times patch, and 16 as WanPipeline itself asks."""
+        patch = self.transformer_config.get("patch_size") or (1, 2, 2)
+        return math.lcm(16, int(self.vae_config.get("scale_factor_spatial") or 8) * int(patch[1]))
+
+    @property
+    def frame_multiple(self) -> int:
+        """Frames per latent frame after the first: num_frames is this times k plus 1."""
+        return int(self.vae_config.get("scale_factor_temporal") or 4)
+
+
+def decide_model(facts: ModelFacts, *, threads: int, memory_limit_bytes: int) -> ModelDecision:
+    """Decide how a text-to-video Wan folder in diffusers layout is loaded in safe mode on a CPU.
+
+    Raises:
+        RemoteCodeRefused, PickleRefused: It asks for code or has weights only as pickles.
+        ModelCorrupt, ModelInvalid: Parts are missing, malformed, or do not fit together.
+        ModelNotCompatible: A sound model for which there is no way here.
+        MemoryExceeded: The weights alone exceed the limit in every precision.
+    """
+    refuse_code(facts)
+    pipeline_class = facts.index.get("_class_name")
+    if pipeline_class != TEXT_TO_VIDEO:
+        raise ModelNotCompatible(
+            f"{facts.root} is a {pipeline_class}; text to video with {TEXT_TO_VIDEO} is what can be run here",
+            hint="use a text-to-video Wan repository in diffusers layout, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        )
+    components: dict[str, str] = {}
+    for name, value in facts.index.items():
+        if name.startswith("_") or not _is_component(value):
+            continue
+        library, class_name = value[0], value[1]
+        if library is None and class_name is None:
+            continue
+        components[name] = _admitted_class(facts, name, library, class_name)
+    missing = [name for name in _REQUIRED if name not in components]
+    if "transformer" not in components:
+        missing.append("transformer")
+    if missing:
+        raise ModelCorrupt(
+            f"model_index.json of {facts.root} names no {', '.join(missing)}",
+            hint="download the repository again, all of it",
+        )
+    transformer, vae = _config(facts, "transformer"), _config(facts, "vae")
+    boundary = _check_fit(facts, components, transformer, vae)
+    dtype, weight_bytes, reasons = _choose_dtype(facts, components, memory_limit_bytes)
+    specs = tuple(
+        ComponentSpec(
+            name=name,
+            library="transformers" if ADMITTED_CLASSES[name][0] == "transformers" else "diffusers",
+            class_name=class_name,
+            subfolder=name,
+            dtype=dtype if name in ("text_encoder", "transformer", "transformer_2", "vae") else None,
+        )
+        for name, class_name in sorted(components.items())
+    )
+    return ModelDecision(
+        pipeline=PipelineSpec(
+            pipeline_class=TEXT_TO_VIDEO,
+            components=specs,
+            boundary_ratio=boundary,
+            expand_timesteps=facts.index.get("expand_timesteps") is True,
+            threads=threads,
+        ),
+        admitted=_admit(facts, components),
+        transformer_config=transformer,
+        vae_config=vae,
+        weight_bytes=weight_bytes,
+        reasons=reasons,
+    )
+
+
+def refuse_code(facts: ModelFacts) -> None:
+    """Raise RemoteCodeRefused when index or configurations name code, in whatever way the libraries would follow."""
+    class_name = facts.index.get("_class_name")
+    if isinstance(class_name, list):
+        raise RemoteCodeRefused(
+            f"model_index.json of {facts.root} names a pipeline of its own: {class_name!r}",
+            hint="use a repository whose pipeline is part of diffusers",
+        )
+    if not isinstance(class_name, str):
+        raise ModelCorrupt(f"model_index.json of {facts.root} has no _class_name", hint="download it again")
+    documents = {"model_index.json": facts.index} | {f"{name}/config": value for name, value in facts.configs.items()}
+    for document, content in documents.items():
+        for key in CODE_KEYS:
+            if content.get(key):
+                raise RemoteCodeRefused(
+                    f"{document} of {facts.root} has {key!r}, which makes a library run or fetch code",
+                    hint="use a repository without code of its own",
+                )
+
+
+def _is_component(value: Any) -> bool:
+    return isinstance(value, list) and len(value) >= 2
+
+
+def _admitted_class(facts: ModelFacts, name: str, library: Any, class_name: Any) -> str:
+    known = ADMITTED_CLASSES.get(name)
+    if known is None:
+        raise ModelNotCompatible(
+            f"model_index.json of {facts.root} has a component {name!r} that {TEXT_TO_VIDEO} does not take"
+        )
+    if library not in ("diffusers", "transformers"):
+        raise RemoteCodeRefused(
+            f"component {name!r} of {facts.root} comes from {library!r}, not from diffusers or transformers",
+            hint="use a repository whose components are part of diffusers and transformers",
+        )
+    if library != known[0] or class_name not in known[1]:
+        raise ModelNotCompatible(
+            f"component {name!r} of {facts.root} is {library}.{class_name}; "
+            f"known here: {', '.join(f'{known[0]}.{item}' for item in known[1])}"
+        )
+    return str(class_name)
+
+
+def _config(facts: ModelFacts, name: str) -> Mapping[str, Any]:
+    config = facts.configs.get(name)
+    if config is None:
+        raise ModelCorrupt(f"{facts.root} has no {name}/config.json", hint="download the repository again, all of it")
+    return config
+
+
+def _integer(config: Mapping[str, Any], key: str, default: int, document: str) -> int:
+    value = config.get(key, default)
+    if value is None:
+        value = default
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1_000_000:
+        raise ModelCorrupt(f"{document} has {key}={value!r}, not a sensible number", hint="download it again")
+    return value
+
+
+def _check_fit(
+    facts: ModelFacts, components: Mapping[str, str], transformer: Mapping[str, Any], vae: Mapping[str, Any]
+) -> float | None:
+    patch = transformer.get("patch_size", [1, 2, 2])
+    if not (
+        isinstance(patch, list) and len(patch) == 3 and all(isinstance(side, int) and 1 <= side <= 16 for side in patch)
+    ):
+        raise ModelCorrupt(f"transformer/config.json has patch_size={patch!r}")
+    _integer(vae, "scale_factor_spatial", 8, "vae/config.json")
+    _integer(vae, "scale_factor_temporal", 4, "vae/config.json")
+    channels_in = _integer(transformer, "in_channels", 16, "transformer/config.json")
+    channels_out = _integer(transformer, "out_channels", channels_in, "transformer/config.json")
+    z_dim = _integer(vae, "z_dim", 16, "vae/config.json")
+    if channels_in != channels_out:
+        raise ModelNotCompatible(
+            f"the transformer of {facts.root} takes {channels_in} channels and gives {channels_out}: it is not "
+            "text-to-video (image-to-video and control models take extra channels)"
+        )
+    if channels_out != z_dim:
+        raise ModelInvalid(
+            f"the transformer of {facts.root} works on {channels_out} latent channels, its VAE on {z_dim}",
+            hint="the parts come from different models; take transformer and VAE from one repository",
+        )
+    boundary = facts.index.get("boundary_ratio")
+    if boundary is not None and (isinstance(boundary, bool) or not isinstance(boundary, int | float)):
+        raise ModelCorrupt(f"model_index.json has boundary_ratio={boundary!r}")
+    if boundary is not None and not 0 <= boundary <= 1:
+        raise ModelCorrupt(f"model_index.json has boundary_ratio={boundary!r}, outside 0..1")
+    two = "transformer_2" in components
+    if boundary is not None and not two:
+        # diffusers' own converter writes this for Wan 2.1; sampling then calls None once the timestep falls below.
+        raise ModelInvalid(
+            f"model_index.json of {facts.root} sets boundary_ratio={boundary} but has no transformer_2",
+            hint="set boundary_ratio to null if this is a model with one transformer, or add the second one",
+        )
+    if two and boundary is None:
+        raise ModelInvalid(
+            f"{facts.root} has transformer_2 but no boundary_ratio: the second expert would silently never run",
+            hint="set boundary_ratio in model_index.json (0.875 for Wan2.2-T2V-A14B)",
+        )
+    if two:
+        second = _config(facts, "transformer_2")
+        for key in ("in_channels", "out_channels", "text_dim", "patch_size"):
+            if second.get(key) != transformer.get(key):
+                raise ModelInvalid(
+                    f"the two experts of {facts.root} differ in {key}: {transformer.get(key)!r} and {second.get(key)!r}"
+                )
+    return None if boundary is None else float(boundary)
+
+
+def _choose_dtype(
+    facts: ModelFacts, components: Mapping[str, str], memory_limit_bytes: int
+) -> tuple[Dtype, int, tuple[str, ...]]:
+    parameters = 0
+    for name in components:
+        for tensor in facts.tensors.get(name, {}).values():
+            parameters += math.prod(tensor.shape)
+    # fp32 is what CPUs compute fastest in (bf16 slows the transformer down 1.4x, measured); bf16 only to fit at all.
+    for dtype, share in (("float32", 0.7), ("bfloat16", 0.8)):
+        chosen: Dtype = "float32" if dtype == "float32" else "bfloat16"
+        size = parameters * _DTYPE_BYTES[chosen]
+        if size <= memory_limit_bytes * share:
+            return chosen, size, (f"{chosen}: {size:,} bytes of weights fit the limit of {memory_limit_bytes:,}",)
+    size = parameters * 2
+    raise MemoryExceeded(
+        f"the weights of {facts.root} need {size / 1e9:.1f} GB in bfloat16, the limit is {memory_limit_bytes / 1e9:.1f} GB",
+        hint=f"raise --memory-limit to at least {math.ceil(size / 0.8 / 1e9)}GB, or use a smaller model",
+    )
+
+
+def _admit(facts: ModelFacts, components: Mapping[str, str]) -> tuple[FileFact, ...]:
+    admitted = [facts.files["model_index.json"]]
+    for name in components:
+        library = ADMITTED_CLASSES[name][0]
+        inside = {path.split("/", 1)[1]: fact for path, fact in facts.files.items() if path.startswith(f"{name}/")}
+        if name == "tokenizer":
+            chosen = [fact for path, fact in inside.items() if _TOKENIZER_FILES.fullmatch(path)]
+            if not any(fact.path.endswith(("tokenizer.json", "spiece.model")) for fact in chosen):
+                raise ModelCorrupt(f"{facts.root} has neither tokenizer/tokenizer.json nor tokenizer/spiece.model")
+        elif name == "scheduler":
+            chosen = [fact for path, fact in inside.items() if path == "scheduler_config.json"]
+            if not chosen:
+                raise ModelCorrupt(f"{facts.root} has no scheduler/scheduler_config.json")
+        else:
+            weights = [fact for path, fact in inside.items() if _WEIGHTS[library].fullmatch(path)]
+            if not any(fact.path.endswith(".safetensors") for fact in weights):
+                pickles = sorted(path for path in inside if _PICKLES.fullmatch(path))
+                if pickles:
+                    raise PickleRefused(
+                        f"the weights of {name!r} in {facts.root} are a pickle ({name}/{pickles[0]}), which can run code",
+                        hint="use a repository with .safetensors weights",
+                    )
+                raise ModelCorrupt(
+                    f"{facts.root} has no safetensors weights for {name!r}",
+                    hint="download the repository again, all of it",
+                )
+            _check_shards(facts, name, weights)
+            chosen = [inside["config.json"], *weights]
+        admitted.extend(chosen)
+    return tuple(sorted(admitted, key=lambda fact: fact.path))
+
+
+def _check_shards(facts: ModelFacts, name: str, weights: list[FileFact]) -> None:
+    present = {fact.path.rsplit("/", 1)[1] for fact in weights}
+    for file in sorted(present):
+        shard = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.safetensors", file)
+        if shard is None:
+            continue
+        total = int(shard[2])
+        if not 1 <= total <= 1000:
+            raise ModelCorrupt(f"{name}/{file} of {facts.root} claims {total} shards")
+        absent = [
+            expected
+            for number in range(1, total + 1)
+            if (expected := f"{shard[1]}-{number:05d}-of-{total:05d}.safetensors") not in present
+        ]
+        if absent:
+            raise ModelCorrupt(
+                f"{name}/{absent[0]} of {facts.root} is missing ({len(absent)} of {total} shards)",
+                hint="download the missing files",
+            )
+        return

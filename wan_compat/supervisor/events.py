@@ -1,0 +1,67 @@
+"""What happens to a job, in the order in which it happens; each is over when it is told."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from wan_compat.protocol.errors import WanCompatError
+from wan_compat.protocol.results import VideoGenerationResult
+
+PhaseName = Literal["start_worker", "load", "text_encode", "denoise", "decode", "encode"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseStarted:
+    phase: PhaseName
+
+
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """The worker is confined and its self-test was accepted; nothing of the model was read yet."""
+
+    tier: str
+    layers: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """`step` of `total` of a phase is done. For "load" a step is a component, for "decode" a latent frame."""
+
+    phase: PhaseName
+    step: int
+    total: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstFrame:
+    """The first frame reached the encoder, `seconds` after the generation started."""
+
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Warned:
+    message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """The file stands, whole and verified."""
+
+    path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    result: VideoGenerationResult
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """The job failed or was cancelled."""
+
+    error: WanCompatError
+
+
+Event = PhaseStarted | Started | Progress | FirstFrame | Warned | Encoded | Finished | Ended
