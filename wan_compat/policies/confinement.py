@@ -35,7 +35,7 @@ _TIER_A = _TIER_B | {Layer.CGROUP}
 
 
 def plan_layers(host: HostFacts, *, has_cgroup: bool) -> frozenset[Layer]:
-    """Return the layers to enter: all, but no user namespace for root (it can do without) and a cgroup where there is one."""
+    """Return the layers to enter: all, less the user namespace for root, less the cgroup where there is none."""
     layers = ALL_LAYERS
     if host.is_root:
         layers -= {Layer.USER_NAMESPACE}
@@ -87,7 +87,7 @@ class TierDecision:
 
 def decide_tier(entered: Collection[str]) -> TierDecision:
     """Name the tier of the layers that were really entered."""
-    layers = {Layer(name) for name in entered if name in Layer}
+    layers = {layer for layer in Layer if layer.value in entered}
     for tier, needed in ((Tier.A, _TIER_A), (Tier.B, _TIER_B), (Tier.C, _TIER_C)):
         missing = needed - layers
         if not missing:

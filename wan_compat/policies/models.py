@@ -269,7 +269,8 @@ def _choose_dtype(
             return chosen, size, (f"{chosen}: {size:,} bytes of weights fit the limit of {memory_limit_bytes:,}",)
     size = parameters * 2
     raise MemoryExceeded(
-        f"the weights of {facts.root} need {size / 1e9:.1f} GB in bfloat16, the limit is {memory_limit_bytes / 1e9:.1f} GB",
+        f"the weights of {facts.root} need {size / 1e9:.1f} GB in bfloat16, "
+        f"the limit is {memory_limit_bytes / 1e9:.1f} GB",
         hint=f"raise --memory-limit to at least {math.ceil(size / 0.8 / 1e9)}GB, or use a smaller model",
     )
 
@@ -293,7 +294,8 @@ def _admit(facts: ModelFacts, components: Mapping[str, str]) -> tuple[FileFact, 
                 pickles = sorted(path for path in inside if _PICKLES.fullmatch(path))
                 if pickles:
                     raise PickleRefused(
-                        f"the weights of {name!r} in {facts.root} are a pickle ({name}/{pickles[0]}), which can run code",
+                        f"the weights of {name!r} in {facts.root} are a pickle ({name}/{pickles[0]}), "
+                        "which can run code when it is loaded",
                         hint="use a repository with .safetensors weights",
                     )
                 raise ModelCorrupt(

@@ -1,0 +1,94 @@
+"""The folder for sockets of one supervisor: 0700, short enough for a Unix socket, swept when its owner is gone.
+
+    <base>/<random>/lock            held with flock for as long as the supervisor lives
+    <base>/<random>/<worker>/c      control socket of one worker
+
+A held lock is the only proof of life that cannot be confused by a reused process id, and the kernel drops it when the
+process ends in whatever way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+
+from wan_compat.protocol.errors import EnvironmentLacks
+from wan_compat.sandbox.spec import Identity
+
+_LOCK = "lock"
+
+
+def runtime_base() -> str:
+    """Return the user's folder for runtime files, made and checked: ours, 0700, not a link."""
+    parent = os.environ.get("XDG_RUNTIME_DIR")
+    uid = os.geteuid()
+    if parent and os.path.isdir(parent) and os.stat(parent).st_uid == uid and len(os.fsencode(parent)) <= 48:
+        base = os.path.join(parent, "wan-compat")
+    elif uid == 0 and os.path.isdir("/run"):
+        base = "/run/wan-compat"
+    else:
+        base = os.path.join(tempfile.gettempdir(), f"wan-compat-{uid}")
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(base, 0o700)
+    info = os.lstat(base)
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != uid or stat.S_IMODE(info.st_mode) & 0o077:
+        raise EnvironmentLacks(
+            f"{base} is not a private folder of this user",
+            hint=f"remove {base}, or set XDG_RUNTIME_DIR to a folder that only you can enter",
+        )
+    return base
+
+
+class RuntimeFolder:
+    """One supervisor's folder. Close removes it; a crash leaves it to the next `sweep_stale`."""
+
+    def __init__(self) -> None:
+        base = runtime_base()
+        sweep_stale(base)
+        self.path = os.path.join(base, secrets.token_hex(4))
+        os.mkdir(self.path, 0o700)
+        self._lock = os.open(os.path.join(self.path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def make_worker_folder(self, worker: str, owner: Identity | None) -> str:
+        """Make the 0700 folder of one worker's control socket, entered by `owner` when that is another user."""
+        path = os.path.join(self.path, worker)
+        os.mkdir(path, 0o700)
+        if owner is not None:
+            os.chown(path, owner.uid, owner.gid)
+        return path
+
+    def remove_worker_folder(self, worker: str) -> None:
+        shutil.rmtree(os.path.join(self.path, worker), ignore_errors=True)
+
+    def close(self) -> None:
+        if self._lock >= 0:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = -1
+
+
+def sweep_stale(base: str) -> list[str]:
+    """Remove folders whose supervisor is gone; return their names."""
+    removed = []
+    for name in os.listdir(base):
+        folder = os.path.join(base, name)
+        try:
+            lock = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # being made right now, or not ours
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(name)
+        finally:
+            os.close(lock)
+    return removed

@@ -1,0 +1,210 @@
+"""The supervisor's side of a zygote: starts it, has workers forked by it, hears which ones ended.
+
+The zygote runs `wan_compat.workers.zygote` in a process of its own with an environment of ten harmless variables; it
+imports the worker's libraries once, so that a worker is there in milliseconds. The light zygote imports nothing and is
+the second path, for when the full one cannot fork (docs/adr/).
+
+A zygote asks the kernel to be killed when the thread that started it ends (PR_SET_PDEATHSIG means the thread, not the
+process): start it from a thread that lives as long as the supervisor does.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from wan_compat.protocol.errors import (
+    DeadlineExceeded,
+    MemoryExceeded,
+    SandboxEntryFailed,
+    WanCompatError,
+    WorkerExtraMissing,
+    WorkerStartFailed,
+)
+from wan_compat.protocol.launch import (
+    SpawnFailed,
+    SpawnWorker,
+    WorkerExited,
+    WorkerSpawned,
+    ZygoteReady,
+    receive_packet,
+    send_packet,
+)
+from wan_compat.sandbox.spec import SCRATCH_TARGET
+from wan_compat.supervisor.worker_log import BoundedLog
+
+# Set by hand, not inherited: nothing of the user's environment (tokens, proxies, paths) may be in a worker's memory.
+ZYGOTE_ENVIRONMENT = {
+    "HOME": SCRATCH_TARGET,
+    "TMPDIR": SCRATCH_TARGET,
+    "PATH": "/nonexistent",
+    "LC_ALL": "C.UTF-8",
+    # One thread before any fork: libgomp's and OpenBLAS's pools do not survive it and every child would hang.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
+    "DIFFUSERS_VERBOSITY": "error",
+}
+
+REPLY_TIMEOUT_S = 20.0
+
+
+class Zygote:
+    """One running zygote process. Not thread-safe: it belongs to the supervisor's runner thread."""
+
+    def __init__(self, *, light: bool = False, python: str = sys.executable) -> None:
+        self.light = light
+        self.ready: ZygoteReady | None = None
+        self._exits: dict[str, int] = {}
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        log_reader, log_writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(log_reader, False)
+        self.log = BoundedLog(log_reader)
+        try:
+            argv = [python, "-I", "-m", "wan_compat.workers.zygote"]
+            argv += ["--control-fd", str(theirs.fileno()), "--parent-pid", str(os.getpid())]
+            argv += ["--light"] if light else []
+            self._process = subprocess.Popen(
+                argv,
+                env=ZYGOTE_ENVIRONMENT,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=log_writer,
+                stderr=log_writer,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # the terminal's Ctrl-C is for the supervisor alone
+            )
+        except OSError as error:
+            ours.close()
+            self.log.close()
+            raise WorkerStartFailed(f"{python!r} could not be started: {error.strerror}") from error
+        finally:
+            theirs.close()
+            os.close(log_writer)
+        self._socket = ours
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def fileno(self) -> int:
+        """Descriptor to poll for news of ended workers."""
+        return self._socket.fileno()
+
+    def wait_ready(self, deadline_s: float, wake_fd: int | None = None) -> bool:
+        """Wait until the imports are done; return False when `wake_fd` became readable first.
+
+        Raises:
+            WorkerExtraMissing: The libraries are not installed.
+            WorkerStartFailed, DeadlineExceeded: It ended, or took longer than `deadline_s`.
+        """
+        deadline = time.monotonic() + deadline_s
+        while self.ready is None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise DeadlineExceeded(f"the zygote was not ready after {deadline_s:g} s")
+            wanted = [self._socket.fileno(), self.log.fileno()] + ([wake_fd] if wake_fd is not None else [])
+            readable, _, _ = select.select([fd for fd in wanted if fd >= 0], [], [], min(left, 1.0))
+            if self.log.fileno() in readable:
+                self.log.collect()
+            if wake_fd in readable:
+                return False
+            if self._socket.fileno() in readable:
+                message = self._receive()
+                if isinstance(message, ZygoteReady):
+                    self.ready = message
+        return True
+
+    def spawn(self, message: SpawnWorker, descriptors: tuple[int, ...]) -> tuple[int, int]:
+        """Have one worker forked and confined; return (pid, pidfd). The pidfd belongs to the caller.
+
+        Raises:
+            SandboxEntryFailed: A layer could not be entered; nothing of the worker is left.
+            WorkerStartFailed: The fork itself failed; `details["code"]` tells why.
+        """
+        send_packet(self._socket, message, descriptors)
+        deadline = time.monotonic() + REPLY_TIMEOUT_S
+        while True:
+            readable, _, _ = select.select([self._socket], [], [], max(0.0, deadline - time.monotonic()))
+            if not readable:
+                raise WorkerStartFailed(f"the zygote did not fork a worker within {REPLY_TIMEOUT_S:g} s")
+            reply, received = self._receive_with_descriptors()
+            if isinstance(reply, WorkerSpawned) and reply.worker == message.worker and len(received) == 1:
+                return reply.pid, received[0]
+            for descriptor in received:
+                os.close(descriptor)
+            if isinstance(reply, SpawnFailed):
+                raise _spawn_error(reply)
+
+    def exit_status(self, worker: str, timeout_s: float) -> int | None:
+        """Return the wait status of an ended worker, waiting up to `timeout_s` for the zygote to tell it."""
+        deadline = time.monotonic() + timeout_s
+        while worker not in self._exits:
+            left = deadline - time.monotonic()
+            readable, _, _ = select.select([self._socket], [], [], max(0.0, left))
+            if not readable:
+                return None
+            try:
+                self._receive()
+            except WanCompatError:
+                return None
+        return self._exits.pop(worker)
+
+    def _receive(self) -> object:
+        message, descriptors = self._receive_with_descriptors()
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return message
+
+    def _receive_with_descriptors(self) -> tuple[object, tuple[int, ...]]:
+        packet = receive_packet(self._socket, "from")
+        if packet is None:
+            raise self._died()
+        message, descriptors = packet
+        if isinstance(message, WorkerExited):
+            self._exits[message.worker] = message.status
+        return message, descriptors
+
+    def _died(self) -> WanCompatError:
+        status = self._process.wait()
+        self.log.collect()
+        tail = self.log.tail()
+        if "No module named" in tail:
+            return WorkerExtraMissing(
+                f"the worker's libraries are not installed: {tail.strip().splitlines()[-1]}",
+                hint='install them with: pip install "wan-compat[worker]"',
+            )
+        if status == -signal.SIGKILL:
+            return MemoryExceeded("the zygote was killed while importing; most likely memory ran out")
+        return WorkerStartFailed(f"the zygote ended with status {status}: {tail[-1500:].strip()}")
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """End it and everything it forked: end of file first, so that it reaps its workers, then SIGKILL."""
+        self._socket.close()
+        try:
+            self._process.wait(timeout=2.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self.log.close()
+
+
+def _spawn_error(reply: SpawnFailed) -> WanCompatError:
+    if reply.layer is not None:
+        return SandboxEntryFailed(reply.message, fixes=reply.fixes, details={"layer": reply.layer})
+    return WorkerStartFailed(reply.message, fixes=reply.fixes, details={"code": reply.code})
