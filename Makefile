@@ -1,0 +1,60 @@
+# One command per habit. `make demo` and `make test` need nothing but Python 3.11+ and this folder.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# Exported options of pip's own (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...) decide where packages come from.
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
+PYTEST_ARGS ?=
+
+.PHONY: help demo test check suite bench clean
+
+help:
+	@echo 'make demo    install into $(VENV) and generate a clip with the demo model'
+	@echo 'make test    install, then every check and the whole test suite'
+	@echo 'make check   format, lint, types, import contracts, README in step with --help'
+	@echo 'make bench   measure against the budget'
+	@echo 'make clean   remove $(VENV) and everything that was built'
+	@echo 'Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  PYTEST_ARGS='
+
+demo: $(VENV)/.worker
+	$(BIN)/wan-compat demo
+
+test: check suite
+
+suite: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_package.py -k readme
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+# Stamps: an installation is repeated when what it was made from has changed, and not otherwise.
+$(VENV)/.base:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'wan-compat needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11'; exit 3; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo '$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv'; exit 3; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch first and alone: it is pinned, and no later resolution may trade it for another build.
+$(VENV)/.worker: $(VENV)/.base pyproject.toml constraints.txt
+	@echo 'Installing into $(VENV): a few minutes the first time ...'
+	$(PIP) torch
+	$(PIP) -e '.[worker]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.worker pyproject.toml constraints.txt
+	$(PIP) -e '.[worker,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	find wan_compat tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,80 @@
+"""`wan-compat demo`: from nothing to a clip, with the small models that come along."""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+import typer
+
+from wan_compat.protocol.errors import InvalidRequest
+from wan_compat.supervisor.cli.options import Json, Quiet, Verbose
+from wan_compat.supervisor.cli.session import Session
+
+
+class Variant(enum.StrEnum):
+    T2V = "t2v"
+    I2V = "i2v"
+    TI2V = "ti2v"
+    A14B = "a14b"
+    VACE = "vace"
+
+
+NEED_AN_IMAGE = (Variant.I2V, Variant.VACE)
+
+
+def demo(
+    context: typer.Context,
+    output: Annotated[
+        str | None, typer.Option("--output", metavar="FILE", help="Default: wan-compat-demo.mp4, or the next free name.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output if it exists.")] = False,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", metavar="TEXT", help="A colour, a shape, a motion and a background.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Same seed, same clip.")] = 0,
+    variant: Annotated[
+        Variant | None,
+        typer.Option("--variant", help="A tiny model of that kind with random weights: shows the path, draws noise."),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Generate a clip with the small demo model that comes along, in a sandboxed worker, and say where it is."""
+    session: Session = context.obj.louder(json=json, quiet=quiet, verbose=verbose)
+    if variant in NEED_AN_IMAGE:
+        raise InvalidRequest(
+            f"the {variant} variant needs an image, and generation from images is not part of this version",
+            hint="try --variant t2v, a14b or ti2v",
+        )
+
+    from wan_compat.supervisor.cli.runner import build_request, describe_result, free_name, run_request
+    from wan_compat.supervisor.demo import DEMO_CLIP, TINY_CLIP, demo_model, tiny_model
+
+    if variant is None:
+        model, clip = demo_model(), DEMO_CLIP
+    else:
+        model, clip = tiny_model(variant.value, announce=session.note), TINY_CLIP
+    session.model = model
+    request = build_request(
+        model=model,
+        prompt=prompt if prompt is not None else clip.prompt,
+        output=output if output is not None else free_name("wan-compat-demo"),
+        overwrite=overwrite,
+        seed=seed,
+        width=clip.width,
+        height=clip.height,
+        num_frames=clip.num_frames,
+        num_inference_steps=clip.num_inference_steps,
+        guidance_scale=clip.guidance_scale,
+        fps=clip.fps,
+    )
+    session.note(f'Prompt: "{request.prompt}"')
+    result = run_request(session, request, min_tier="B")
+    if session.json:
+        session.document(result.to_json())
+    else:
+        session.say(describe_result(session, result))
+        session.note(clip.remark)
+    return 0

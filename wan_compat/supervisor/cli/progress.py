@@ -1,0 +1,147 @@
+"""A job's events as a person sees them, on stderr: bars on a terminal, plain lines elsewhere, nothing when quiet."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from wan_compat.protocol.errors import clean_text
+from wan_compat.supervisor.cli.session import Session, has_color
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from wan_compat.supervisor.events import Event
+
+PHASES = {
+    "start_worker": "Starting worker",
+    "load": "Loading model",
+    "text_encode": "Reading prompt",
+    "denoise": "Denoising",
+    "decode": "Decoding",
+    "encode": "Encoding",
+}
+
+# Without a terminal a line per step would drown a log; this many seconds pass between two lines of one phase.
+LINE_INTERVAL_S = 5.0
+
+
+def progress_view(session: Session) -> ProgressView:
+    """Return the view that fits the session and its stderr."""
+    if session.quiet:
+        return ProgressView()
+    return BarProgress(session) if sys.stderr.isatty() else LineProgress(session)
+
+
+class ProgressView:
+    """Shows nothing; the base of those that do. Use as a context manager around the events of one job."""
+
+    def show(self, event: Event) -> None:
+        """Take in one event."""
+
+    def __enter__(self) -> ProgressView:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        pass
+
+
+class LineProgress(ProgressView):
+    """One line when a phase starts, then at most one every LINE_INTERVAL_S."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._phase = ""
+        self._last_line = 0.0
+
+    def show(self, event: Event) -> None:
+        from wan_compat.supervisor import events
+
+        match event:
+            case events.PhaseStarted(phase=phase):
+                self._start(phase)
+            case events.Progress(phase=phase, step=step, total=total):
+                self._start(phase)
+                if time.monotonic() - self._last_line >= LINE_INTERVAL_S:
+                    self._line(f"{PHASES[phase]}: {step}/{total}")
+            case events.Started(tier=tier, layers=layers):
+                self._line(describe_sandbox(self._session, tier, layers))
+            case events.Warned(message=message):
+                self._line(f"Warning: {message}")
+            case _:
+                pass
+
+    def _start(self, phase: str) -> None:
+        if phase != self._phase:
+            self._phase = phase
+            self._line(f"{PHASES[phase]} ...")
+
+    def _line(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        self._session.note(text)
+
+
+class BarProgress(ProgressView):
+    """One bar per phase, redrawn in place."""
+
+    def __init__(self, session: Session) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._session = session
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True, no_color=not has_color(sys.stderr), highlight=False),
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def show(self, event: Event) -> None:
+        from wan_compat.supervisor import events
+
+        match event:
+            case events.PhaseStarted(phase=phase):
+                self._task(phase)
+            case events.Progress(phase=phase, step=step, total=total):
+                self._progress.update(self._task(phase), completed=step, total=total)
+            case events.Started(tier=tier, layers=layers):
+                self._remark(describe_sandbox(self._session, tier, layers))
+            case events.Warned(message=message):
+                self._remark(f"Warning: {message}")
+            case events.Finished():
+                self._finish_all()
+            case _:
+                pass
+
+    def __enter__(self) -> BarProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def _task(self, phase: str) -> TaskID:
+        """Return the phase's bar; the first event of a phase makes it. Phases may overlap, decode and encode do."""
+        if phase not in self._tasks:
+            if phase not in ("decode", "encode"):
+                self._finish_all()
+            self._tasks[phase] = self._progress.add_task(PHASES[phase], total=None)
+        return self._tasks[phase]
+
+    def _finish_all(self) -> None:
+        for task in self._progress.tasks:
+            total = task.total or 1
+            self._progress.update(task.id, completed=total, total=total)
+            self._progress.stop_task(task.id)
+
+    def _remark(self, text: str) -> None:
+        self._progress.console.print(clean_text(text), markup=False, highlight=False)
+
+
+def describe_sandbox(session: Session, tier: str, layers: tuple[str, ...]) -> str:
+    """Return the one line on the confinement in force; --verbose names every layer."""
+    return f"Sandbox: tier {tier}, {len(layers)} layers" + (f" ({', '.join(layers)})" if session.verbose else "")

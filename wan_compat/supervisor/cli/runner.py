@@ -1,0 +1,84 @@
+"""Runs one request and follows it to its end: what `generate` and `demo` share."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wan_compat.protocol.errors import InvalidRequest, JobCancelled
+from wan_compat.supervisor.cli.progress import progress_view
+from wan_compat.supervisor.cli.quantities import show_bytes
+from wan_compat.supervisor.cli.session import Session
+
+if TYPE_CHECKING:
+    from wan_compat.protocol.results import VideoGenerationResult
+    from wan_compat.protocol.values import GenerationRequest
+
+
+def run_request(session: Session, request: GenerationRequest, *, min_tier: str) -> VideoGenerationResult:
+    """Run one request in a supervisor of its own.
+
+    The first Ctrl-C cancels the job and waits for its orderly end, a second one ends it at once; leaving the
+    supervisor kills and reaps whatever is still there, in both cases and on any error.
+    """
+    from wan_compat.supervisor.client import Supervisor
+
+    with Supervisor(mode=request.mode, min_tier=min_tier, memory_limit_bytes=request.memory_limit_bytes) as supervisor:
+        job = supervisor.submit(request)
+        try:
+            with progress_view(session) as view:
+                for event in job.events():
+                    view.show(event)
+        except KeyboardInterrupt:
+            session.note("Cancelling ... (Ctrl-C again to kill)")
+            job.cancel()
+        try:
+            return job.result()
+        except KeyboardInterrupt:
+            raise JobCancelled("interrupted; the worker was killed") from None
+
+
+def build_request(**fields: Any) -> GenerationRequest:
+    """Return the request, or say which option is out of bounds in the words of the command line."""
+    from pydantic import ValidationError
+
+    from wan_compat.protocol.values import GenerationRequest
+
+    try:
+        return GenerationRequest(**fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        option = str(first["loc"][0]).removesuffix("_s").removesuffix("_bytes").replace("_", "-")
+        name = "MODEL" if option == "model" else f"--{option}"
+        raise InvalidRequest(f"{name}: {first['msg']}") from error
+
+
+def describe_result(session: Session, result: VideoGenerationResult) -> str:
+    """Return what a person wants to know: the file first, how it was made with --verbose."""
+    output = result.output
+    assert output is not None
+    lines = [
+        f"Wrote {output.path}: {output.num_frames} frames, {output.width}x{output.height}, {output.fps:g} fps, "
+        f"{show_bytes(output.bytes)}, in {result.timings.total_s:.1f} s "
+        f"(seed {result.metadata.generation_params.get('seed')}, sandbox tier {result.sandbox.tier})"
+    ]
+    lines += [f"Warning: {warning}" for warning in result.warnings]
+    if session.verbose:
+        timings = result.to_json()["timings"]
+        lines += [f"  {name.removesuffix('_s'):<14} {seconds:8.2f} s" for name, seconds in timings.items()]
+        lines.append(f"  {'worker memory':<14} {show_bytes(result.memory_used):>10}")
+    return "\n".join(lines)
+
+
+def free_name(stem: str, suffix: str = ".mp4") -> str:
+    """Return `stem.mp4` in the working folder, or `stem-2.mp4` and so on: nothing is overwritten without --overwrite."""
+    path, number = Path(stem + suffix), 2
+    while path.exists() or path.is_symlink():
+        path, number = Path(f"{stem}-{number}{suffix}"), number + 1
+    return str(path)
+
+
+def name_for_prompt(prompt: str) -> str:
+    """Return a file stem from a prompt: lower-case ASCII words, never empty, never hidden, never a path."""
+    return "-".join(re.findall(r"[a-z0-9]+", prompt.lower()))[:60].rstrip("-") or "video"

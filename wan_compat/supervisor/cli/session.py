@@ -1,0 +1,78 @@
+"""One run of the command line: where its words go, and how loud it is.
+
+stdout carries data, stderr carries progress and problems. With --json stdout gets exactly one JSON document.
+Text that came from a model, a path or a worker is cleaned here, at the last moment before it reaches a terminal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from wan_compat.protocol.errors import WanCompatError, clean_text
+
+
+@dataclasses.dataclass
+class Session:
+    """What the options that every verb shares amount to. `model` is named in error messages once a verb knows it."""
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    model: str | None = None
+
+    def louder(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> Session:
+        """Take a verb's own flags in addition to those before the verb; returns self."""
+        self.json |= json
+        self.quiet |= quiet
+        self.verbose |= verbose
+        return self
+
+    def say(self, text: str) -> None:
+        """Write a result for a person to stdout; silent with --json, whose document says it all."""
+        if not self.json:
+            print(clean_text(text), file=sys.stdout)
+
+    def note(self, text: str) -> None:
+        """Write a remark to stderr; silent with --quiet."""
+        if not self.quiet:
+            print(clean_text(text), file=sys.stderr)
+
+    def document(self, document: Mapping[str, Any]) -> None:
+        """Write the JSON document to stdout. Non-ASCII is escaped, so no terminal control can survive in it."""
+        json.dump(document, sys.stdout, indent=2, ensure_ascii=True, allow_nan=False)
+        sys.stdout.write("\n")
+
+    def failure(self, error: WanCompatError) -> int:
+        """Tell an error in the form that was asked for, and return its exit code."""
+        if self.json:
+            document = error.to_json()
+            document["error"]["details"] = {"model": self.model, **error.details}
+            self.document(document)
+        else:
+            sys.stderr.write(describe_error(error, model=self.model, bold=has_color(sys.stderr)))
+        return error.exit_code
+
+
+def describe_error(error: WanCompatError, *, model: str | None, bold: bool = False) -> str:
+    """Return title, Model, Issue, numbered quick fixes and Diagnostic, those that exist, one block for a terminal."""
+    title = clean_text(error.title, 200)
+    lines = [f"\x1b[1;31m{title}\x1b[0m" if bold else title]
+    if model:
+        lines.append(f"Model: {clean_text(model, 1000)}")
+    lines.append(f"Issue: {clean_text(error.message)}")
+    if error.fixes:
+        lines += ["", "Quick fixes:"]
+        lines += [f"  {number}. {clean_text(fix, 500)}" for number, fix in enumerate(error.fixes, 1)]
+    if error.diagnostic:
+        lines += ["", f"Diagnostic: {clean_text(error.diagnostic, 1000)}"]
+    return "\n".join(lines) + "\n"
+
+
+def has_color(stream: TextIO) -> bool:
+    """A terminal that can, and a person who did not say no (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

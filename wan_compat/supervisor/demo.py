@@ -1,0 +1,133 @@
+"""The models that come along: one trained for the demo, and tiny ones with random weights that are built once.
+
+The trained one is package data (docs/demo_model/README.md tells what it can draw and how it was made). The random ones
+are written by the workers' room in a process of its own, since this one imports no torch, into the user's cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from wan_compat._version import __version__
+from wan_compat.protocol.errors import EnvironmentLacks, WorkerExtraMissing, clean_text
+
+BUILD_TIMEOUT_S = 300.0
+TINY_KINDS = ("t2v", "ti2v", "a14b")
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """What to ask of a demo model, and what to tell a person about the outcome."""
+
+    prompt: str
+    width: int
+    height: int
+    num_frames: int
+    num_inference_steps: int
+    guidance_scale: float
+    fps: float
+    remark: str
+
+
+# The only size and length that the model was trained for.
+DEMO_CLIP = Clip(
+    prompt="a white ball growing over a dark blue background",
+    width=96,
+    height=64,
+    num_frames=17,
+    num_inference_steps=16,
+    guidance_scale=4.0,
+    fps=8.0,
+    remark="The demo model is a toy of 1.8 million parameters: small pictures, soft edges, shapes that are blobs. "
+    'Try --prompt "a yellow ball standing still on a dark red background".',
+)
+TINY_CLIP = Clip(
+    prompt="a red ball bounces to the right on a blue background",
+    width=96,
+    height=64,
+    num_frames=17,
+    num_inference_steps=4,
+    guidance_scale=4.0,
+    fps=8.0,
+    remark="The weights of this model are random: coloured noise is the right picture. It shows that the path works.",
+)
+
+
+def demo_model() -> str:
+    """Return the folder of the trained demo model.
+
+    Raises:
+        EnvironmentLacks: The installation has no package data.
+    """
+    folder = Path(__file__).parent.parent / "data" / "demo_model"
+    if not (folder / "model_index.json").is_file():
+        raise EnvironmentLacks(f"the demo model is missing from {folder}", hint="install wan-compat again")
+    return str(folder)
+
+
+def tiny_model(kind: str, *, announce: Callable[[str], None]) -> str:
+    """Return the folder of the tiny random-weight model of `kind`, building it on the first call of this version.
+
+    Raises:
+        WorkerExtraMissing: torch or diffusers are not installed.
+        EnvironmentLacks: The build failed, or the cache folder cannot be written.
+    """
+    if kind not in TINY_KINDS:
+        raise ValueError(f"unknown kind {kind!r}")
+    import filelock
+    import platformdirs
+
+    cache = platformdirs.user_cache_path("wan-compat", appauthor=False) / "tiny_models"
+    folder = cache / f"{kind}-{__version__}"
+    try:
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Two demos at once build it once. The folder appears whole, by a rename, or not at all.
+        with filelock.FileLock(cache / f"{kind}.lock", timeout=BUILD_TIMEOUT_S):
+            if not folder.is_dir():
+                announce(f"Building the tiny {kind} model (once, about ten seconds) ...")
+                with tempfile.TemporaryDirectory(prefix=f"{kind}-", dir=cache) as scratch:
+                    _build(kind, Path(scratch) / "model")
+                    os.rename(Path(scratch) / "model", folder)
+    except filelock.Timeout as error:
+        raise EnvironmentLacks(f"another process has been building the {kind} model for too long") from error
+    except OSError as error:
+        raise EnvironmentLacks(
+            f"the cache folder {cache} cannot be written: {error.strerror or error}",
+            hint="set XDG_CACHE_HOME to a folder that can",
+        ) from error
+    return str(folder)
+
+
+def _build(kind: str, folder: Path) -> None:
+    # -I: neither the working folder nor the user's environment may decide which modules are imported.
+    command = [sys.executable, "-I", "-m", "wan_compat.workers.tiny_models", kind, str(folder)]
+    environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    try:
+        done = subprocess.run(
+            command,
+            env=environment | {"HF_HUB_OFFLINE": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=BUILD_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EnvironmentLacks(f"building the {kind} model took longer than {BUILD_TIMEOUT_S:.0f} s") from error
+    if done.returncode != 0:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
+        last_line = clean_text(done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2], 500)
+        if "ModuleNotFoundError" in last_line:
+            raise WorkerExtraMissing(
+                f"building the {kind} model failed: {last_line}", hint='pip install "wan-compat[worker]"'
+            )
+        raise EnvironmentLacks(f"building the {kind} model failed (exit {done.returncode}): {last_line}")
