@@ -80,14 +80,25 @@ class StaticFile:
 
 
 @dataclasses.dataclass(frozen=True)
+class Link:
+    """A symbolic link made in the view, for instance /lib -> usr/lib."""
+
+    target: str
+    points_to: str
+
+
+@dataclasses.dataclass(frozen=True)
 class View:
     """The whole file system that the worker will see. What is not named here does not exist for it."""
 
     binds: tuple[Bind, ...] = ()
     files: tuple[StaticFile, ...] = ()
+    links: tuple[Link, ...] = ()
     control_dir: str | None = None  # host folder, bound at CONTROL_TARGET: holds the control socket and nothing else
     scratch_bytes: int = 256 << 20
     scratch_inodes: int = 4096
+    # Only without a mount namespace (tier C), where nothing can be moved: the host folder that serves as scratch.
+    host_scratch_dir: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,419 @@
+"""Starting one confined process by forking the one that calls, with everything it has imported.
+
+    launcher                        A                                B (the worker, pid 1 of its namespace)
+       | fork ----------------------> |
+       |                              | join the cgroups: every later page is charged there
+       |                              | unshare the namespaces
+       | <------------- "unshared" -- |
+       | write id maps -- "mapped" -> |
+       |                              | fork ------------------------> |
+       | <------ "forked", B's pid -- | exit                           | wait
+       | reap A                                                        |
+       | ------------------------------------------------- "go" -----> | enter every layer
+       | <----------------------------------------------- "entered" -- | body(report)
+
+Two forks, because a process that unshares the pid namespace stays in the old one itself: only its children are in the new.
+B waits until A has been reaped, because the parent-death signal is tied to the parent of the moment: set earlier, it would
+fire when A exits. The launcher is a subreaper, so that B becomes its child and not init's.
+
+What a fork inherits: B's memory is a copy of the launcher's, so the launcher must never have held a secret, a model or a
+prompt, its environment must have been scrubbed, and it must have one thread (a lock held by another would be held for
+ever). Descriptors, signal handlers, the signal mask, buffered output and the working folder are inherited too, and are
+undone here. Address layout is inherited and stays: workers of one launcher share it, so restart it now and then. Random
+generators of libraries are inherited in their state; whoever writes `body` reseeds them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+from wan_compat.protocol.errors import SandboxEntryFailed
+from wan_compat.sandbox import credentials, descriptors, landlock, libc, namespaces, rlimits, seccomp, view
+from wan_compat.sandbox.failure import entering, failed
+from wan_compat.sandbox.libc import become_subreaper
+from wan_compat.sandbox.report import EntryReport
+from wan_compat.sandbox.spec import NAMESPACE_LAYERS, ConfinementSpec, Layer, to_wire
+
+__all__ = ["EntryReport", "Launched", "become_subreaper", "launch"]
+
+# When memory runs out on the machine, the worker goes first and not the user's editor.
+_OOM_SCORE = b"500"
+_MAX_MESSAGE_BYTES = 64 << 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Launched:
+    """A worker that has entered. The caller owns `pidfd`, closes it, and reaps `pid`, which is its child."""
+
+    pid: int
+    pidfd: int
+    report: EntryReport
+
+
+def launch(
+    spec: ConfinementSpec,
+    body: Callable[[EntryReport], None],
+    *,
+    keep_fds: Sequence[int],
+    output_fd: int,
+    timeout_s: float = 10.0,
+) -> Launched:
+    """Fork a process, confine it by `spec`, and run `body` in it.
+
+    Runs in a process with one thread that is a subreaper (the zygote). Returns when the new process has entered every
+    layer and is about to call `body`; when that returns the process exits with 0, when it raises, with 1 and a traceback
+    on `output_fd`.
+
+    Args:
+        spec: What to enter. Layers it does not name are not entered, and the report says so.
+        body: Called inside. Its memory is a copy of the caller's.
+        keep_fds: Descriptors that stay open inside, under the same numbers (3 or more).
+        output_fd: Becomes the stdout and stderr of the new process.
+        timeout_s: How long entering may take.
+
+    Raises:
+        SandboxEntryFailed: A layer could not be entered. The process is then dead and reaped, and nothing is left of it.
+    """
+    _check(spec)
+    for stream in (sys.stdout, sys.stderr):  # or the child would print once more what waits in the buffers
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    started = time.perf_counter()
+    status_read, status_write = os.pipe()
+    go_read, go_write = os.pipe()
+    try:
+        a = os.fork()
+        if a == 0:
+            _run_a(spec, body, tuple(keep_fds), output_fd, status_write, go_read, (status_read, go_write), started)
+        os.close(status_write)
+        status_write = -1
+        os.close(go_read)
+        go_read = -1
+        return _see_it_in(spec, a, status_read, go_write, time.monotonic() + timeout_s)
+    finally:
+        for descriptor in (status_read, status_write, go_read, go_write):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+# ---- the launcher's side ----------------------------------------------------------------------------------------------
+
+
+def _see_it_in(spec: ConfinementSpec, a: int, status_read: int, go_write: int, deadline: float) -> Launched:
+    b = -1
+    pidfd = -1
+    a_lives = True
+    messages = _messages(status_read, deadline)
+    try:
+        for message in messages:
+            event = message.get("event")
+            if event == "unshared":
+                if Layer.USER_NAMESPACE in spec.layers:
+                    namespaces.write_id_maps(a, spec.identity)
+                os.write(go_write, b"m")
+            elif event == "forked":
+                b = int(message["pid"])
+                os.waitpid(a, 0)
+                a_lives = False
+                pidfd = os.pidfd_open(b)  # our child by now: its pid cannot be reused before we reap it
+                os.write(go_write, b"g")
+            elif event == "entered":
+                return Launched(b, pidfd, EntryReport.from_wire(message["report"]))
+            else:
+                raise failed(message["layer"], message["message"], message["hint"], message["errno"])
+        raise failed("launch", "the process died while it entered the sandbox", "look at its output for the cause")
+    except BaseException:
+        _clear_away(a if a_lives else -1, a, b)
+        if pidfd >= 0:
+            os.close(pidfd)
+        raise
+
+
+def _messages(descriptor: int, deadline: float) -> Iterator[dict[str, Any]]:
+    buffer = b""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    while True:
+        while b"\n" in buffer:
+            line, buffer = buffer.split(b"\n", 1)
+            yield json.loads(line)
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or not poll.poll(left_s * 1000):
+            raise failed(
+                "launch", "entering the sandbox took too long", "look at the load of the machine, or try again"
+            )
+        chunk = os.read(descriptor, 8192)
+        if not chunk:
+            return
+        buffer += chunk
+        if len(buffer) > _MAX_MESSAGE_BYTES:
+            raise failed("launch", "the process reported nonsense", "report this as a bug")
+
+
+def _clear_away(a: int, group: int, b: int) -> None:
+    """Kill and reap A and B, whatever state they are in.
+
+    A leads a process group that B is in until it is let go, so B is found even when A died before it could say its pid.
+    """
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+    for pid in (a, b):
+        if pid > 0:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-group, 0)
+
+
+def _check(spec: ConfinementSpec) -> None:
+    """Refuse a spec or a caller for which the layers could not keep their promise."""
+    layers = spec.layers
+    if Layer.VIEW in layers and Layer.MOUNT_NAMESPACE not in layers:
+        raise failed(Layer.VIEW, "a view needs a mount namespace of its own", "add the layer mount_namespace")
+    if (Layer.CGROUP in layers) != bool(spec.cgroup_dirs):
+        raise failed(
+            Layer.CGROUP,
+            f"the spec has {len(spec.cgroup_dirs)} cgroup folders and layer cgroup is {Layer.CGROUP in layers}",
+            "name both or neither",
+        )
+    if layers & {Layer.LANDLOCK, Layer.SECCOMP} and Layer.NO_NEW_PRIVS not in layers:
+        raise failed(Layer.NO_NEW_PRIVS, "Landlock and seccomp need no_new_privs", "add the layer no_new_privs")
+    if layers and layers.isdisjoint({Layer.CREDENTIALS}):
+        raise failed(Layer.CREDENTIALS, "no confinement holds while privileges are kept", "add the layer credentials")
+    if os.geteuid() == 0 and spec.identity is None:
+        raise failed(Layer.CREDENTIALS, "root's worker has no identity", "give the spec an Identity")
+    if os.geteuid() != 0 and spec.identity is not None:
+        raise failed(Layer.CREDENTIALS, "only root can give the worker an identity", "leave identity out of the spec")
+    if os.geteuid() != 0 and layers & (NAMESPACE_LAYERS - {Layer.USER_NAMESPACE}):
+        if Layer.USER_NAMESPACE not in layers:
+            raise failed(
+                Layer.USER_NAMESPACE, "an ordinary user needs a user namespace for the others", "add user_namespace"
+            )
+    targets = [bind.target for bind in spec.view.binds] + [file.target for file in spec.view.files]
+    if len(set(targets)) != len(targets):
+        raise failed(Layer.VIEW, "two things of the view have the same target", "remove one of them")
+    threads = os.listdir("/proc/self/task")
+    if len(threads) != 1:
+        raise failed("launch", f"the launcher has {len(threads)} threads; a fork copies only one", "launch earlier")
+    if not libc.is_subreaper():
+        raise failed("launch", "the launcher is not a subreaper", "call become_subreaper() once, first")
+
+
+# ---- inside A and B: nothing below returns ----------------------------------------------------------------------------
+
+
+def _run_a(
+    spec: ConfinementSpec,
+    body: Callable[[EntryReport], None],
+    keep_fds: tuple[int, ...],
+    output_fd: int,
+    status_write: int,
+    go_read: int,
+    not_ours: tuple[int, ...],
+    started: float,
+) -> NoReturn:
+    clock = _Clock(started)
+    b = -1
+    try:
+        os.setpgid(0, 0)
+        for descriptor in not_ours:
+            os.close(descriptor)
+        _reset_signals()
+        clock.note("fork")
+        _join_cgroups(spec)
+        clock.note("cgroup")
+        picked = view.pick_up_private_files(spec) if Layer.VIEW in spec.layers else view.PickedUp()
+        clock.note("pick_up")
+        namespaces.unshare(spec.layers)
+        clock.note("unshare")
+        _tell(status_write, {"event": "unshared"})
+        if os.read(go_read, 1) != b"m":
+            os._exit(1)
+        clock.note("id_maps")
+        b = os.fork()
+        if b > 0:
+            _tell(status_write, {"event": "forked", "pid": b})
+            os._exit(0)
+        _run_b(spec, body, keep_fds, output_fd, status_write, go_read, picked, clock)
+    except BaseException as error:  # noqa: BLE001 - whatever it was, this process must end here and say so
+        _tell_failure(status_write, error)
+    finally:
+        os._exit(1)
+
+
+def _run_b(
+    spec: ConfinementSpec,
+    body: Callable[[EntryReport], None],
+    keep_fds: tuple[int, ...],
+    output_fd: int,
+    status_write: int,
+    go_read: int,
+    picked: view.PickedUp,
+    clock: _Clock,
+) -> NoReturn:
+    try:
+        if os.read(go_read, 1) != b"g":
+            os._exit(1)
+        clock.note("reparented")
+        report = _enter(spec, keep_fds, output_fd, status_write, go_read, picked, clock)
+        _tell(status_write, {"event": "entered", "report": to_wire(report)})
+        os.close(status_write)
+        os.close(go_read)
+    except BaseException as error:  # noqa: BLE001 - as above: fail closed
+        _tell_failure(status_write, error)
+        os._exit(1)
+    code = 1
+    try:
+        body(report)
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    except BaseException:  # noqa: BLE001 - the last frame of this process
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+
+def _enter(
+    spec: ConfinementSpec,
+    keep_fds: tuple[int, ...],
+    output_fd: int,
+    status_write: int,
+    go_read: int,
+    picked: view.PickedUp,
+    clock: _Clock,
+) -> EntryReport:
+    """Enter the layers in the order of `Layer`. Each raises SandboxEntryFailed if it cannot be had."""
+    layers = spec.layers
+    entered: list[Layer] = []
+    abi = 0
+
+    def done(layer: Layer) -> None:
+        entered.append(layer)
+        clock.note(layer.value)
+
+    entered.extend(layer for layer in Layer if layer in layers & (NAMESPACE_LAYERS | {Layer.CGROUP}))
+    os.setsid()
+    namespaces.name_host(spec)
+    _replace_streams(output_fd)
+    if Layer.DESCRIPTORS in layers:
+        descriptors.close_all_but((*keep_fds, status_write, go_read, *picked.mounts.values()))
+        done(Layer.DESCRIPTORS)
+    if Layer.VIEW in layers:
+        view.build(spec, picked)
+        done(Layer.VIEW)
+    os.umask(0o077)
+    if Layer.RLIMITS in layers:
+        rlimits.apply(spec)
+        done(Layer.RLIMITS)
+    if Layer.CREDENTIALS in layers:
+        credentials.drop(spec.identity)
+        done(Layer.CREDENTIALS)
+    if Layer.NO_NEW_PRIVS in layers:
+        credentials.forbid_new_privileges()
+        done(Layer.NO_NEW_PRIVS)
+    credentials.die_with_parent()
+    _leave_if_alone(go_read)
+    if layers:
+        view.check_readable(spec)
+    if Layer.LANDLOCK in layers:
+        abi = landlock.restrict(view.access_rules(spec))
+        done(Layer.LANDLOCK)
+    if Layer.SECCOMP in layers:
+        seccomp.install_entry_filter(allow_gpu=spec.allow_gpu)
+        done(Layer.SECCOMP)
+    return EntryReport(
+        layers=tuple(layer.value for layer in entered),
+        timings_s=clock.finish(),
+        landlock_abi=abi,
+        no_new_privs=libc.prctl(libc.PR_GET_NO_NEW_PRIVS) == 1,
+        uid=os.geteuid(),
+        gid=os.getegid(),
+        pid_inside=os.getpid(),
+    )
+
+
+def _join_cgroups(spec: ConfinementSpec) -> None:
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb") as file:
+        file.write(_OOM_SCORE)
+    for folder in spec.cgroup_dirs:
+        with entering(Layer.CGROUP, f"joining {folder}"), open(f"{folder}/cgroup.procs", "wb") as file:
+            file.write(b"0")
+
+
+def _leave_if_alone(go_read: int) -> None:
+    """The launcher may have died before the parent-death signal was set, which then never comes."""
+    poll = select.poll()
+    poll.register(go_read, select.POLLIN)
+    if poll.poll(0):  # nothing is ever written after "go", so this is its end
+        os._exit(1)
+
+
+def _reset_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        # SIGPIPE stays ignored, as Python has it: a closed log must raise, not kill.
+        if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE):
+            with contextlib.suppress(OSError, ValueError):
+                if signal.getsignal(number) not in (signal.SIG_DFL, None):
+                    signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _replace_streams(output_fd: int) -> None:
+    """Also Python's own objects: the launcher's may be wrapped, captured or closed."""
+    descriptors.replace_standard(output_fd)
+    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.FileIO(0, closefd=False))  # type: ignore[misc]
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        raw = io.BufferedWriter(io.FileIO(number, "w", closefd=False))
+        stream = io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def _tell(descriptor: int, message: dict[str, Any]) -> None:
+    os.write(descriptor, json.dumps(message).encode() + b"\n")
+
+
+def _tell_failure(descriptor: int, error: BaseException) -> None:
+    if isinstance(error, SandboxEntryFailed):
+        layer, number = error.details.get("layer", "launch"), error.details.get("errno")
+        message, hint = error.message, error.hint or ""
+    else:
+        layer, number = "launch", getattr(error, "errno", None)
+        message, hint = f"{type(error).__name__}: {error}", "report this as a bug"
+    with contextlib.suppress(OSError):
+        _tell(descriptor, {"event": "failed", "layer": layer, "message": message, "hint": hint, "errno": number})
+
+
+class _Clock:
+    """How long each part of the entry took, from the launcher's fork on (perf_counter is machine-wide on Linux)."""
+
+    def __init__(self, started: float) -> None:
+        self._first = self._last = started
+        self._timings_s: dict[str, float] = {}
+
+    def note(self, name: str) -> None:
+        now = time.perf_counter()
+        self._timings_s[name] = now - self._last
+        self._last = now
+
+    def finish(self) -> dict[str, float]:
+        return {**self._timings_s, "total": time.perf_counter() - self._first}
