@@ -44,6 +44,11 @@ def plan_layers(host: HostFacts, *, has_cgroup: bool) -> frozenset[Layer]:
     return layers
 
 
+def plan_limits(*, memory_limit_bytes: int, threads: int) -> Limits:
+    """Return what one worker may use; the cgroup and the rlimits are made from the same numbers."""
+    return Limits(memory_bytes=memory_limit_bytes, threads=THREADS_BASE + 4 * threads)
+
+
 def plan_confinement(
     *,
     layers: frozenset[Layer],
@@ -51,8 +56,7 @@ def plan_confinement(
     runtime_files: Iterable[StaticFile],
     admitted: Iterable[FileFact],
     control_dir: str,
-    memory_limit_bytes: int,
-    threads: int,
+    limits: Limits,
     identity: Identity | None,
     cgroup_dirs: tuple[str, ...],
 ) -> ConfinementSpec:
@@ -73,7 +77,7 @@ def plan_confinement(
             control_dir=control_dir,
             scratch_bytes=SCRATCH_BYTES,
         ),
-        limits=Limits(memory_bytes=memory_limit_bytes, threads=THREADS_BASE + 4 * threads),
+        limits=limits,
         identity=identity,
         cgroup_dirs=cgroup_dirs,
     )

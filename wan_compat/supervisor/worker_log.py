@@ -18,10 +18,22 @@ MAX_FILE_BYTES = 16 << 20
 MAX_LINE_CHARS = 4000
 
 
+def open_log_file(path: str) -> TextIO:
+    """Open a file for `BoundedLog.tee`, created 0600 or appended to. Raises OutputNotWritable."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise OutputNotWritable(
+            f"the worker's log {path!r} cannot be written: {error.strerror}",
+            hint="give --worker-log a file in a folder that you may write to",
+        ) from error
+    return os.fdopen(descriptor, "w", encoding="utf-8")
+
+
 class BoundedLog:
     """Owns the reading end (non-blocking) of one process' output pipe."""
 
-    def __init__(self, descriptor: int, path: str | None = None) -> None:
+    def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._tail = bytearray()
         self._partial = b""
@@ -29,21 +41,12 @@ class BoundedLog:
         self._refilled = time.monotonic()
         self._written = 0
         self._file: TextIO | None = None
-        if path is not None:
-            self.tee(path)
 
-    def tee(self, path: str | None) -> None:
-        """Copy what follows, cleaned, to a file that is created or appended to; None ends that."""
+    def tee(self, file: TextIO | None) -> None:
+        """Copy what follows, cleaned, to `file`, which is closed by the next `tee` or `close`; None ends that."""
         if self._file is not None:
             self._file.close()
-            self._file = None
-        if path is None:
-            return
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            self._file = os.fdopen(descriptor, "w", encoding="utf-8")
-        except OSError as error:
-            raise OutputNotWritable(f"--worker-log {path!r} cannot be written: {error.strerror}") from error
+        self._file = file
 
     def fileno(self) -> int:
         """Descriptor to poll, or -1 when the writer is gone or the allowance is used up (do not poll then)."""

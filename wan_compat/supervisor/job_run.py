@@ -1,0 +1,395 @@
+"""The life of one job, from a request to a verified file. Runs in the supervisor's runner thread.
+
+    inspect -> decide -> prepare output -> worker -> load -> generate | encode -> verify -> commit
+
+Everything that can refuse comes before the worker, everything that costs comes after. Whatever happens, the output is
+whole or absent, and the worker is either fit for the next job or gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import platform
+import secrets
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from wan_compat._version import __version__
+from wan_compat.policies.encoding import EncodingConfig, plan_encoding
+from wan_compat.policies.limits import Deadlines, deadlines, memory_limit
+from wan_compat.policies.models import ModelDecision, decide_model
+from wan_compat.policies.requests import ResolvedRequest, resolve_request
+from wan_compat.protocol import messages as m
+from wan_compat.protocol.errors import (
+    CorruptFrame,
+    DeadlineExceeded,
+    EncodingFailed,
+    GenerationFailed,
+    JobCancelled,
+    ProtocolViolation,
+    RefusedByPolicy,
+    WanCompatError,
+    from_worker,
+)
+from wan_compat.protocol.results import (
+    GenerationMetadata,
+    OutputReport,
+    ProcessedFrames,
+    SandboxReport,
+    Timings,
+    VideoGenerationResult,
+)
+from wan_compat.protocol.states import WorkerState
+from wan_compat.protocol.values import GenerationRequest, Isolation, Mode
+from wan_compat.sandbox.spec import Tier
+from wan_compat.supervisor import events as ev
+from wan_compat.supervisor.host import read_host
+from wan_compat.supervisor.inspection import read_model
+from wan_compat.supervisor.worker import Heard, Worker, WorkerOrder
+from wan_compat.supervisor.worker_log import open_log_file
+from wan_compat.supervisor.worker_pool import WorkerPool
+
+if TYPE_CHECKING:
+    from wan_compat.supervisor.outputs import OutputTarget
+
+# No byte taken by the encoder for this long, with frames waiting, means it hangs.
+ENCODER_STALL_S = 120.0
+
+
+@dataclasses.dataclass(frozen=True)
+class JobContext:
+    """What the runner gives to a run: where events go, how cancellation shows, and the pool."""
+
+    pool: WorkerPool
+    emit: Callable[[ev.Event], None]
+    cancelled: Callable[[], bool]
+    wake_fd: int
+    min_tier: Tier
+    memory_limit_bytes: int | None
+
+
+class FrameSink(Protocol):
+    """Takes the frames of a job in order."""
+
+    def write_some(self, view: memoryview) -> int:
+        """Take as many bytes as possible without blocking; 0 when full."""
+
+    def fileno(self) -> int:
+        """Descriptor to poll for writing, -1 when there is nothing to wait for."""
+
+
+class FramesInMemory:
+    """Collects frames into one buffer, for `output=None`."""
+
+    def __init__(self, size: int) -> None:
+        self._buffer = bytearray(size)
+        self._filled = 0
+
+    def write_some(self, view: memoryview) -> int:
+        self._buffer[self._filled : self._filled + len(view)] = view
+        self._filled += len(view)
+        return len(view)
+
+    def fileno(self) -> int:
+        return -1
+
+    def frames(self, resolved: ResolvedRequest) -> ProcessedFrames:
+        import numpy as np
+
+        spec = resolved.params.frames
+        pixels = np.frombuffer(self._buffer, dtype=np.uint8).reshape(spec.num_frames, spec.height, spec.width, 3)
+        return ProcessedFrames(frames=pixels, fps=resolved.fps, duration=spec.num_frames / resolved.fps)
+
+
+class JobRun:
+    """One job. `execute` returns the result or raises the error with its code."""
+
+    def __init__(self, request: GenerationRequest, context: JobContext) -> None:
+        self._request = request
+        self._context = context
+        self._started = time.monotonic()
+        self._phase = "prepare"
+        self._timings = Timings()
+        self._generated: m.Generated | None = None
+
+    def execute(self) -> VideoGenerationResult:
+        request, context = self._request, self._context
+        if request.mode is Mode.TRUST:
+            raise RefusedByPolicy(
+                f"trust mode was asked for {request.model!r}, but no code of it was approved",
+                hint="run it in safe mode, which needs no code from the repository",
+            )
+        host = read_host()
+        limit = memory_limit(_narrower(request.memory_limit_bytes, context.memory_limit_bytes), host)
+        model = decide_model(read_model(request.model), threads=host.cpu_count, memory_limit_bytes=limit)
+        resolved = resolve_request(request, model, seed=secrets.randbelow(1 << 31))
+        limits = deadlines(weight_bytes=model.weight_bytes, timeout_s=request.timeout_s)
+        with contextlib.ExitStack() as stack:
+            target, encoding = self._prepare_output(stack, resolved)
+            log_file = open_log_file(request.worker_log) if request.worker_log is not None else None
+            order = context.pool.order(host, model.admitted, limit, context.min_tier)
+            worker = self._acquire(order, limits)
+            keep = False
+            try:
+                worker.log.tee(log_file)
+                self._load(worker, model, limits)
+                frames, output = self._generate(worker, resolved, limits, target, encoding)
+                keep = True
+                result = self._result(worker, model, resolved, frames, output)
+            except (JobCancelled, EncodingFailed, DeadlineExceeded, OSError):
+                keep = self._quiet(worker, limits)
+                raise
+            except WanCompatError as error:
+                # A failure that the worker reported itself leaves it fit for the next job.
+                keep = worker.alive and worker.state is WorkerState.LOADED and not isinstance(error, ProtocolViolation)
+                raise
+            finally:
+                keep = keep and request.isolation is Isolation.MODEL
+                if keep:
+                    worker.log.tee(None)
+                context.pool.release(worker, keep=keep)
+            return result
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def _prepare_output(
+        self, stack: contextlib.ExitStack, resolved: ResolvedRequest
+    ) -> tuple[OutputTarget | None, EncodingConfig | None]:
+        if self._request.output is None:
+            return None, None
+        from wan_compat.supervisor.ffmpeg import find_ffmpeg
+        from wan_compat.supervisor.outputs import prepare_output
+
+        target = prepare_output(self._request.output, overwrite=self._request.overwrite)
+        stack.enter_context(target)
+        find_ffmpeg()
+        spec = resolved.params.frames
+        return target, plan_encoding(spec.width, spec.height, resolved.fps, target.suffix)
+
+    def _acquire(self, order: WorkerOrder, limits: Deadlines) -> Worker:
+        self._enter("start_worker")
+        began = time.monotonic()
+        worker = self._context.pool.acquire(
+            order,
+            limits,
+            fresh=self._request.isolation is Isolation.JOB,
+            cancelled=self._interrupted,
+        )
+        self._timings = dataclasses.replace(self._timings, worker_start_s=time.monotonic() - began)
+        assert worker.tier is not None
+        self._context.emit(ev.Started(worker.tier.tier.value, worker.layers))
+        return worker
+
+    def _load(self, worker: Worker, model: ModelDecision, limits: Deadlines) -> None:
+        if worker.loaded() is not None:
+            return
+        self._enter("load")
+        began = time.monotonic()
+        worker.send(m.LoadModel(pipeline=model.pipeline))
+        while (loaded := worker.loaded()) is None:
+            for message in self._pump(worker, limits, began + limits.load_s).messages:
+                self._hear(message)
+        self._timings = dataclasses.replace(self._timings, load_s=time.monotonic() - began)
+        if not loaded.streaming:
+            self._context.emit(
+                ev.Warned(f"the video is decoded as a whole, which needs more memory: {loaded.streaming_reason}")
+            )
+
+    def _generate(
+        self,
+        worker: Worker,
+        resolved: ResolvedRequest,
+        limits: Deadlines,
+        target: OutputTarget | None,
+        encoding: EncodingConfig | None,
+    ) -> tuple[ProcessedFrames | None, OutputReport | None]:
+        spec = resolved.params.frames
+        if target is None or encoding is None:
+            sink = FramesInMemory(spec.frame_bytes * spec.num_frames)
+            self._stream(worker, resolved, limits, sink)
+            return sink.frames(resolved), None
+        from wan_compat.supervisor.encoder import EncoderProcess, verify_video
+
+        with EncoderProcess(encoding, target) as encoder:
+            first = self._stream(worker, resolved, limits, encoder)
+            self._enter("encode")
+            encoder.finish(limits.encode_tail_s)
+        seen = verify_video(target.part_path, encoding, spec.num_frames)
+        committed = target.commit()
+        self._timings = dataclasses.replace(self._timings, encode_s=time.monotonic() - first)
+        self._context.emit(ev.Encoded(target.path))
+        return None, OutputReport(
+            path=target.path,
+            codec=seen.codec,
+            width=seen.width,
+            height=seen.height,
+            fps=seen.fps,
+            num_frames=seen.num_frames,
+            sha256=committed.sha256,
+            bytes=committed.bytes,
+        )
+
+    def _stream(self, worker: Worker, resolved: ResolvedRequest, limits: Deadlines, sink: FrameSink) -> float:
+        """Generate, and move each frame from the ring to the sink as it comes; return the first frame's moment."""
+        spec = resolved.params.frames
+        worker.jobs_started += 1
+        job = worker.jobs_started
+        ring = worker.ring
+        ring.begin(job, spec)
+        self._generated = None
+        began = moved_at = time.monotonic()
+        first: float | None = None
+        offset = 0
+        self._enter("text_encode")
+        worker.send(m.Generate(job=job, params=resolved.params))
+        while not (self._generated and ring.complete):
+            waiting = ring.published > ring.consumed
+            write = [sink.fileno()] if waiting and sink.fileno() >= 0 else []
+            heard = self._pump(worker, limits, began + limits.generate_s, write=write)
+            for message in heard.messages:
+                self._hear(message)
+            while ring.published > ring.consumed:
+                frame = ring.front()
+                taken = sink.write_some(frame[offset:])
+                if taken == 0:
+                    break
+                moved_at = time.monotonic()
+                offset += taken
+                if offset == spec.frame_bytes:
+                    offset = 0
+                    if first is None:
+                        first = moved_at
+                        self._context.emit(ev.FirstFrame(first - began))
+                    ring.release()
+                    ring.collect()
+            if self._generated and ring.published < spec.num_frames:
+                raise CorruptFrame(f"the worker finished after {ring.published} of {spec.num_frames} frames")
+            if ring.published > ring.consumed and time.monotonic() - moved_at > ENCODER_STALL_S:
+                raise EncodingFailed(
+                    f"ffmpeg took no data for {ENCODER_STALL_S:g} s", hint="try again, or another disk"
+                )
+            if ring.published == ring.consumed:
+                moved_at = time.monotonic()
+        ring.end()
+        assert first is not None and self._generated is not None
+        self._timings = dataclasses.replace(
+            self._timings,
+            text_encode_s=self._generated.text_encode_s,
+            denoise_s=self._generated.denoise_s,
+            decode_s=self._generated.decode_s,
+            first_frame_s=first - began,
+        )
+        return first
+
+    def _result(
+        self,
+        worker: Worker,
+        model: ModelDecision,
+        resolved: ResolvedRequest,
+        frames: ProcessedFrames | None,
+        output: OutputReport | None,
+    ) -> VideoGenerationResult:
+        loaded = worker.loaded()
+        assert worker.tier is not None and loaded is not None and self._generated is not None
+        total = time.monotonic() - self._started
+        self._timings = dataclasses.replace(self._timings, total_s=total)
+        params = resolved.params
+        peak = worker.peak_bytes()
+        decoding = "streaming" if loaded.streaming else "whole"
+        dtypes = sorted({component.dtype for component in model.pipeline.components if component.dtype})
+        return VideoGenerationResult(
+            success=True,
+            output_path=output.path if output else None,
+            frames=frames,
+            generation_time=total,
+            memory_used=peak,
+            metadata=GenerationMetadata(
+                model_path=self._request.model,
+                pipeline_class=model.pipeline.pipeline_class,
+                optimizations_applied=[*dtypes, f"conv3d:{model.pipeline.conv3d}", f"decode:{decoding}"],
+                generation_params=params.model_dump(exclude={"frames"})
+                | params.frames.model_dump()
+                | {"fps": resolved.fps},
+                system_info={
+                    "wan_compat": __version__,
+                    "python": platform.python_version(),
+                    "machine": platform.machine(),
+                    "kernel": platform.release(),
+                    **worker.versions,
+                },
+            ),
+            errors=[],
+            warnings=[] if loaded.streaming else [loaded.streaming_reason],
+            timings=self._timings,
+            sandbox=SandboxReport(
+                tier=worker.tier.tier.value,
+                layers=list(worker.layers),
+                memory_limit_bytes=worker.order.memory_limit_bytes,
+                self_test=dict(worker.self_test),
+            ),
+            peak={"worker_rss_bytes": peak, "vram_bytes": self._generated.peak_vram_bytes},
+            recovery=[],
+            output=output,
+        )
+
+    # -- waiting -------------------------------------------------------------------------------------------------
+
+    def _pump(self, worker: Worker, limits: Deadlines, until: float, write: list[int] | None = None) -> Heard:
+        """Wait for the worker for a moment, under the deadlines of the phase and of the job."""
+        heard = worker.pump(0.5, limits.silence_s, read=[self._context.wake_fd], write=write or [])
+        if self._interrupted():
+            raise JobCancelled(f"cancelled during {self._phase}")
+        if time.monotonic() > until:
+            raise DeadlineExceeded(
+                f"{self._phase} took longer than allowed", hint="allow more with --timeout, or ask for fewer frames"
+            )
+        return heard
+
+    def _interrupted(self) -> bool:
+        """Return whether the job was cancelled; raise DeadlineExceeded when its whole time is over."""
+        total = self._request.timeout_s
+        if total is not None and time.monotonic() - self._started > total:
+            raise DeadlineExceeded(
+                f"the job took longer than {total:g} s (during {self._phase})",
+                hint="allow more with --timeout, or ask for fewer frames or steps",
+            )
+        return self._context.cancelled()
+
+    def _hear(self, message: object) -> None:
+        if isinstance(message, m.Progress):
+            if message.phase != self._phase:
+                self._enter(message.phase)
+            self._context.emit(ev.Progress(message.phase, message.step, message.total))
+        elif isinstance(message, m.Failed):
+            raise from_worker(message.code, message.message, message.fixes)
+        elif isinstance(message, m.Generated):
+            self._generated = message
+        elif isinstance(message, m.Cancelled):
+            raise GenerationFailed("the worker stopped by itself")
+
+    def _enter(self, phase: ev.PhaseName) -> None:
+        self._phase = phase
+        self._context.emit(ev.PhaseStarted(phase))
+
+    def _quiet(self, worker: Worker, limits: Deadlines) -> bool:
+        """Ask a busy worker to stop; return whether it came to rest and can be kept."""
+        if not worker.alive or worker.loaded() is None:
+            return False
+        with contextlib.suppress(WanCompatError):
+            if worker.state is WorkerState.GENERATING:
+                worker.send(m.Cancel(job=worker.jobs_started))
+            deadline = time.monotonic() + limits.cancel_grace_s
+            while worker.state is WorkerState.GENERATING and time.monotonic() < deadline:
+                worker.pump(0.1)
+                while worker.ring.published > worker.ring.consumed:
+                    worker.ring.release()
+            worker.ring.end()
+            return worker.state is WorkerState.LOADED
+        return False
+
+
+def _narrower(first: int | None, second: int | None) -> int | None:
+    present = [value for value in (first, second) if value is not None]
+    return min(present) if present else None

@@ -1,0 +1,346 @@
+"""One confined worker as the supervisor holds it: everything that belongs to it, and how it is ended.
+
+Owns the control channel, frame ring, log pipe, pidfd, cgroup and socket folder of one worker. `pump` is the only place
+that waits: it hears the worker, judges each message by the state machine, and watches memory, silence and death.
+
+Ending: `close` asks first (so that the log's tail is there to quote), then SIGKILL through the pidfd, and cgroup.kill
+for whatever else is in the cgroup. In a pid namespace of its own the death of the first process takes all others along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import select
+import signal
+import time
+from collections.abc import Sequence
+from typing import TypeVar
+
+from wan_compat.policies.confinement import TierDecision, accept_self_test, plan_confinement, plan_limits
+from wan_compat.policies.facts import FileFact
+from wan_compat.policies.limits import Deadlines
+from wan_compat.protocol import messages as m
+from wan_compat.protocol.channel import Channel
+from wan_compat.protocol.codec import from_worker_codec, to_worker_codec
+from wan_compat.protocol.errors import (
+    DeadlineExceeded,
+    MemoryExceeded,
+    ProtocolViolation,
+    WanCompatError,
+    WorkerDied,
+    WorkerSilent,
+)
+from wan_compat.protocol.launch import SpawnWorker
+from wan_compat.protocol.states import Conversation, WorkerState
+from wan_compat.protocol.values import Value
+from wan_compat.sandbox import cgroup as cgroups
+from wan_compat.sandbox import runtime_view, selftest
+from wan_compat.sandbox.spec import CONTROL_TARGET, Identity, Layer, Tier, to_wire
+from wan_compat.supervisor.frame_ring import FrameRing
+from wan_compat.supervisor.memory_watch import POLL_S, MemoryWatch
+from wan_compat.supervisor.runtime import RuntimeFolder
+from wan_compat.supervisor.worker_log import BoundedLog
+from wan_compat.supervisor.zygote import Zygote
+
+V = TypeVar("V", bound=Value)
+
+SOCKET_NAME = "c"
+PING_S = 1.0
+
+# Per-worker user ids for a supervisor that is root: the range that systemd keeps for its DynamicUser= services
+# (61184..65519), so that no account of the machine has one. https://systemd.io/UIDS-GIDS/
+_FIRST_UID, _LAST_UID = 61184, 65519
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerOrder:
+    """What a worker is started for. Two jobs with equal orders can share one."""
+
+    layers: frozenset[Layer]
+    admitted: tuple[FileFact, ...]
+    memory_limit_bytes: int
+    threads: int
+    min_tier: Tier
+
+
+@dataclasses.dataclass
+class Heard:
+    """What one `pump` brought: messages in order, frames ready in the ring, and which extra descriptors are ready."""
+
+    messages: list[Value]
+    frames_ready: int
+    readable: frozenset[int]
+    writable: frozenset[int]
+
+
+class Worker:
+    """A running worker. Belongs to the runner thread. Use `start`, then `close` in every case."""
+
+    def __init__(self, name: str, order: WorkerOrder, runtime: RuntimeFolder) -> None:
+        self.name = name
+        self.order = order
+        self.pid = 0
+        self.tier: TierDecision | None = None
+        self.layers: tuple[str, ...] = ()
+        self.self_test: dict[str, bool] = {}
+        self.versions: dict[str, str] = {}
+        self._loaded: m.ModelLoaded | None = None
+        self.jobs_started = 0
+        self._runtime = runtime
+        self._conversation = Conversation()
+        self._pidfd = -1
+        self._dead = False
+        self._answered = self._pinged = self._polled = time.monotonic()
+        self._nonce = 0
+        self._zygote: Zygote | None = None
+        self._watch: MemoryWatch | None = None
+        self._cgroup: cgroups.Cgroup | None = None
+        with contextlib.ExitStack() as undo:
+            identity = None
+            if os.geteuid() == 0:
+                uid = _FIRST_UID + secrets.randbelow(_LAST_UID - _FIRST_UID + 1)
+                identity = Identity(uid, uid)
+            self._folder = runtime.make_worker_folder(name, identity)
+            undo.callback(runtime.remove_worker_folder, name)
+            socket_path = os.path.join(self._folder, SOCKET_NAME)
+            self._channel = undo.enter_context(
+                Channel(f"ipc://{socket_path}", bind=True, outgoing=to_worker_codec(), incoming=from_worker_codec())
+            )
+            if identity is not None:
+                os.chown(socket_path, identity.uid, identity.gid)
+            self.ring = FrameRing()
+            undo.callback(self.ring.close)
+            reader, self._log_writer = os.pipe2(os.O_CLOEXEC)
+            undo.callback(self._close_log_writer)
+            os.set_blocking(reader, False)
+            self.log = BoundedLog(reader)
+            undo.callback(self.log.close)
+            limits = plan_limits(memory_limit_bytes=order.memory_limit_bytes, threads=order.threads)
+            if Layer.CGROUP in order.layers:
+                self._cgroup = cgroups.create(f"wan-compat-{os.getpid()}-{name}", limits)
+                undo.callback(self._cgroup.remove)
+            self._spec = plan_confinement(
+                layers=order.layers,
+                runtime_binds=runtime_view.runtime_binds(),
+                runtime_files=runtime_view.runtime_files(),
+                admitted=order.admitted,
+                control_dir=self._folder,
+                limits=limits,
+                identity=identity,
+                cgroup_dirs=self._cgroup.dirs if self._cgroup is not None else (),
+            )
+            self._undo = undo.pop_all()
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def start(self, zygote: Zygote, deadlines: Deadlines, wake_fd: int | None = None) -> None:
+        """Fork, confine, and accept the worker; afterwards it is READY and has not seen a model byte.
+
+        Raises:
+            SandboxEntryFailed, SandboxUnavailable: A layer failed, the self-test failed, or the tier is too low.
+            WorkerStartFailed, WorkerDied, DeadlineExceeded: It did not come up.
+        """
+        self._zygote = zygote
+        self.pid, self._pidfd = zygote.spawn(
+            SpawnWorker(
+                worker=self.name,
+                endpoint=f"ipc://{CONTROL_TARGET}/{SOCKET_NAME}",
+                spec=to_wire(self._spec),
+                seed=secrets.token_bytes(32),
+            ),
+            (*self.ring.worker_descriptors, self._log_writer),
+        )
+        self.ring.close_worker_ends()
+        self._close_log_writer()
+        self._watch = MemoryWatch(self.pid)
+        self._answered = time.monotonic()
+        hello = self._expect(m.Hello, deadlines.start_worker_s)
+        if hello.protocol_version != m.PROTOCOL_VERSION:
+            raise ProtocolViolation(f"the worker speaks protocol {hello.protocol_version}, not {m.PROTOCOL_VERSION}")
+        self.self_test = {probe.name: probe.denied for probe in hello.probes}
+        self.layers = tuple(hello.layers)
+        self.versions = dict(hello.versions)
+        self.tier = accept_self_test(
+            self.self_test, selftest.expected_denied(self.order.layers), hello.layers, self.order.min_tier
+        )
+        self.send(m.Welcome())
+        ready = self._expect(m.Ready, deadlines.start_worker_s)
+        sealed = {probe.name: probe.denied for probe in ready.probes}
+        accept_self_test(sealed, selftest.expected_sealed(self.order.layers), hello.layers, self.order.min_tier)
+        self.self_test |= sealed
+
+    @property
+    def state(self) -> WorkerState:
+        return self._conversation.state
+
+    def loaded(self) -> m.ModelLoaded | None:
+        """Return what the worker said about its model, None while it has none."""
+        return self._loaded
+
+    @property
+    def alive(self) -> bool:
+        return self._pidfd >= 0 and not self._dead
+
+    def close(self, grace_s: float = 0.0) -> None:
+        """End the worker and remove everything that belonged to it. `grace_s` > 0 asks first."""
+        if self.alive and grace_s > 0 and self.state not in (WorkerState.CONNECTING, WorkerState.GREETED):
+            with contextlib.suppress(WanCompatError):
+                self.send(m.Shutdown())
+                self._wait_death(grace_s)
+        self._kill()
+        if self._pidfd >= 0:
+            if self._zygote is not None and self._zygote.alive():
+                self._zygote.exit_status(self.name, 1.0)
+            os.close(self._pidfd)
+            self._pidfd = -1
+        self.log.collect()
+        self._undo.close()
+
+    def _kill(self) -> None:
+        if self._pidfd >= 0 and not self._dead:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        if self._cgroup is not None:
+            self._cgroup.kill()
+        if self._pidfd >= 0 and not self._dead:
+            self._wait_death(5.0)
+
+    def _wait_death(self, timeout_s: float) -> None:
+        readable, _, _ = select.select([self._pidfd], [], [], timeout_s)
+        self._dead = bool(readable)
+
+    def _close_log_writer(self) -> None:
+        if self._log_writer >= 0:
+            os.close(self._log_writer)
+            self._log_writer = -1
+
+    # -- conversation --------------------------------------------------------------------------------------------
+
+    def send(self, message: Value) -> None:
+        """Send one message. Raises ProtocolViolation when it may not be sent now, DeadlineExceeded when not read."""
+        self._channel.send(message, self._conversation.sending(message))
+
+    def pump(
+        self, timeout_s: float, silence_s: float = 60.0, read: Sequence[int] = (), write: Sequence[int] = ()
+    ) -> Heard:
+        """Wait up to `timeout_s` for the worker or one of the extra descriptors, and return what came.
+
+        Raises:
+            ProtocolViolation, CorruptFrame: A message or frame out of order; the caller must `close` the worker.
+            MemoryExceeded, WorkerDied, WorkerSilent: It is dead, or must be ended.
+        """
+        heard = Heard(self._drain(), 0, frozenset(), frozenset())
+        frames = self.ring.collect()
+        # The edge-triggered ZeroMQ descriptor stays silent about what was already drained: look before waiting.
+        wait_s = 0.0 if heard.messages else min(timeout_s, POLL_S if self._cgroup is None else 5 * POLL_S)
+        poller = select.poll()
+        for descriptor in {self._channel.fileno(), self.ring.fileno(), self.log.fileno(), *read} - {-1}:
+            poller.register(descriptor, select.POLLIN)
+        for descriptor in write:
+            poller.register(descriptor, select.POLLOUT)
+        if not self._dead:
+            poller.register(self._pidfd, select.POLLIN)
+        if frames and write:
+            wait_s = min(wait_s, POLL_S)
+        events = dict(poller.poll(max(0, wait_s * 1000)))
+        heard.readable = frozenset(fd for fd in read if fd in events)
+        heard.writable = frozenset(fd for fd in write if fd in events)
+        self._dead = self._dead or self._pidfd in events
+        self.log.collect()
+        heard.messages += self._drain()
+        heard.frames_ready = self.ring.collect()
+        if self._dead and not heard.messages:
+            raise self._death()
+        self._watch_memory()
+        if not self._dead:
+            self._watch_silence(silence_s)
+        return heard
+
+    def _drain(self) -> list[Value]:
+        drained: list[Value] = []
+        while (item := self._channel.receive_nowait()) is not None:
+            seq, message = item
+            self._conversation.received(seq, message)
+            self._answered = time.monotonic()
+            if isinstance(message, m.ModelLoaded):
+                self._loaded = message
+            if not isinstance(message, m.Pong):
+                drained.append(message)
+        return drained
+
+    def _expect(self, kind: type[V], timeout_s: float) -> V:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            for message in self.pump(max(0.0, deadline - time.monotonic())).messages:
+                if isinstance(message, kind):
+                    return message
+                raise ProtocolViolation(f"{kind.__name__} expected, {type(message).__name__} received")
+            if time.monotonic() >= deadline:
+                raise DeadlineExceeded(f"the worker sent no {kind.__name__} within {timeout_s:g} s")
+
+    # -- watching ------------------------------------------------------------------------------------------------
+
+    def _watch_memory(self) -> None:
+        now = time.monotonic()
+        if self._watch is None or now - self._polled < POLL_S:
+            return
+        self._polled = now
+        used = self._watch.poll()
+        if self._cgroup is None and used > self.order.memory_limit_bytes:
+            self._kill()
+            raise self._memory_exceeded(used)
+
+    def _watch_silence(self, silence_s: float) -> None:
+        now = time.monotonic()
+        if self.state in (WorkerState.CONNECTING, WorkerState.GREETED):
+            return
+        silent = now - self._answered
+        if silent > silence_s:
+            raise WorkerSilent(
+                f"the worker has not answered for {silent:.0f} s while {self.state.value}",
+                hint="see the worker's log (--worker-log FILE); a stopped or hanging worker is ended",
+                details={"log_tail": self.log.tail()[-2000:]},
+            )
+        if now - self._pinged >= PING_S:
+            self._pinged = now
+            self._nonce += 1
+            with contextlib.suppress(DeadlineExceeded):
+                self.send(m.Ping(nonce=self._nonce))
+
+    def peak_bytes(self) -> int:
+        """Return the most memory the worker was seen to use: the cgroup's own record where there is one."""
+        peak = self._watch.peak_bytes if self._watch is not None else 0
+        if self._cgroup is not None:
+            peak = self._cgroup.usage().peak_bytes or peak
+        return peak
+
+    def _death(self) -> WanCompatError:
+        self.log.collect()
+        status = self._zygote.exit_status(self.name, 1.0) if self._zygote is not None else None
+        if self._cgroup is not None and self._cgroup.usage().oom_kills:
+            return self._memory_exceeded(self._cgroup.usage().peak_bytes)
+        tail = self.log.tail()[-2000:].strip()
+        if status is None:
+            how = "ended without a status"
+        else:
+            code = os.waitstatus_to_exitcode(status)
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+        return WorkerDied(
+            f"the worker {how} while {self.state.value}" + (f"; its last words: {tail[-600:]}" if tail else ""),
+            hint="see what it printed with --worker-log FILE",
+            details={"log_tail": tail},
+        )
+
+    def _memory_exceeded(self, used: int) -> MemoryExceeded:
+        limit = self.order.memory_limit_bytes
+        return MemoryExceeded(
+            f"the worker used {used / 1e9:.2f} GB of the {limit / 1e9:.2f} GB allowed while {self.state.value}",
+            fixes=[
+                "allow more with --memory-limit",
+                "ask for fewer frames or a smaller size",
+            ],
+            details={"used_bytes": used, "memory_limit_bytes": limit},
+        )

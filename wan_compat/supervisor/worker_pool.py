@@ -1,0 +1,137 @@
+"""Keeps the zygote and the workers of one supervisor: one warm worker per order, the oldest goes when another is needed.
+
+Belongs to the runner thread. The full zygote is started when the first worker is needed, so that a refused job costs
+nothing; the light one only when the full one cannot fork.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from wan_compat.policies.confinement import missing_for, plan_layers, tier_unavailable
+from wan_compat.policies.facts import FileFact, HostFacts
+from wan_compat.policies.limits import Deadlines
+from wan_compat.protocol.errors import JobCancelled, SandboxEntryFailed, SandboxUnavailable, WorkerStartFailed
+from wan_compat.sandbox import cgroup as cgroups
+from wan_compat.sandbox.spec import Layer, Tier
+from wan_compat.supervisor.runtime import RuntimeFolder
+from wan_compat.supervisor.worker import Worker, WorkerOrder
+from wan_compat.supervisor.zygote import Zygote
+
+MAX_WARM = 1
+
+
+class WorkerPool:
+    def __init__(self, *, min_tier: Tier, spawn_only: bool, wake_fd: int, python: str = sys.executable) -> None:
+        self._min_tier = min_tier
+        self._python = python
+        self._wake_fd = wake_fd
+        self._runtime: RuntimeFolder | None = None
+        self._zygotes: dict[bool, Zygote] = {}
+        self._spawn_only = spawn_only
+        self._warm: list[Worker] = []
+        self._count = 0
+        self._cgroup: cgroups.CgroupSupport | None = None
+
+    def order(
+        self, host: HostFacts, admitted: tuple[FileFact, ...], memory_limit_bytes: int, min_tier: Tier
+    ) -> WorkerOrder:
+        """Compose what a job needs. Raises SandboxUnavailable when the tier is out of reach before anything is tried."""
+        minimum = min_tier if min_tier.satisfies(self._min_tier) else self._min_tier
+        if self._cgroup is None:
+            self._cgroup = cgroups.detect()
+        layers = plan_layers(host, has_cgroup=self._cgroup.available)
+        missing = missing_for(minimum, layers)
+        if missing:
+            remedies = [self._cgroup.remedy] if Layer.CGROUP in missing and self._cgroup.remedy else []
+            raise tier_unavailable(Tier.B, minimum, remedies)
+        return WorkerOrder(
+            layers=layers,
+            admitted=admitted,
+            memory_limit_bytes=memory_limit_bytes,
+            threads=host.cpu_count,
+            min_tier=minimum,
+        )
+
+    def acquire(
+        self, order: WorkerOrder, deadlines: Deadlines, *, fresh: bool, cancelled: Callable[[], bool]
+    ) -> Worker:
+        """Return a READY or LOADED worker for `order`; give it back with `release`.
+
+        Raises:
+            JobCancelled: `cancelled` became true while the zygote was importing.
+            SandboxUnavailable, WorkerStartFailed, ...: As `Worker.start`.
+        """
+        for worker in [worker for worker in self._warm if not fresh and worker.order == order]:
+            self._warm.remove(worker)
+            if worker.alive:
+                return worker
+            worker.close()
+        while len(self._warm) >= MAX_WARM:
+            self._warm.pop(0).close(grace_s=deadlines.stop_grace_s)
+        if self._runtime is None:
+            cgroups.sweep_stale()
+            self._runtime = RuntimeFolder()
+        try:
+            return self._start(order, deadlines, self._spawn_only, cancelled)
+        except WorkerStartFailed as error:
+            if self._spawn_only or error.details.get("code") != "zygote_threads":
+                raise
+            return self._start(order, deadlines, True, cancelled)
+
+    def release(self, worker: Worker, *, keep: bool) -> None:
+        """Take a worker back: keep it warm for the next job of the same model, or end it."""
+        if keep and worker.alive:
+            self._warm.append(worker)
+        else:
+            worker.close()
+
+    def close(self) -> None:
+        """End all workers and zygotes and remove the runtime folder."""
+        for worker in self._warm:
+            worker.close(grace_s=0.5)
+        self._warm.clear()
+        for zygote in self._zygotes.values():
+            zygote.close()
+        self._zygotes.clear()
+        if self._runtime is not None:
+            self._runtime.close()
+            self._runtime = None
+
+    def _start(self, order: WorkerOrder, deadlines: Deadlines, light: bool, cancelled: Callable[[], bool]) -> Worker:
+        zygote = self._zygote(light, deadlines, cancelled)
+        self._count += 1
+        assert self._runtime is not None
+        worker = Worker(f"w{self._count}", order, self._runtime)
+        try:
+            worker.start(zygote, deadlines)
+        except SandboxEntryFailed as error:
+            worker.close()
+            raise SandboxUnavailable(
+                f"tier {order.min_tier.value} is required, but {error.message}",
+                fixes=[*error.fixes, "run `wan-compat doctor` to see what is missing and how to get it"],
+                details=error.details,
+            ) from error
+        except BaseException:
+            worker.close()
+            raise
+        return worker
+
+    def _zygote(self, light: bool, deadlines: Deadlines, cancelled: Callable[[], bool]) -> Zygote:
+        zygote = self._zygotes.get(light)
+        if zygote is not None and not zygote.alive():
+            self._zygotes.pop(light).close()
+            zygote = None
+        if zygote is None:
+            zygote = self._zygotes[light] = Zygote(light=light, python=self._python)
+        try:
+            while not zygote.wait_ready(deadlines.zygote_s, self._wake_fd):
+                if cancelled():
+                    raise JobCancelled("cancelled while the worker's libraries were being imported")
+        except JobCancelled:
+            raise
+        except BaseException:
+            self._zygotes.pop(light).close()
+            raise
+        return zygote
