@@ -57,14 +57,14 @@ def give(answer: int) -> bytes:
 
 
 def when_call(number: int, rule: Sequence[bytes]) -> Program:
-    """Run `rule` (which must end in a return) for call `number`; the number stays loaded for the next block otherwise."""
+    """Run `rule`, which must end in a return, for call `number`; otherwise the number stays loaded for the next."""
     if len(rule) > 255:
         raise ValueError(f"a rule of {len(rule)} instructions cannot be jumped over")
     return [instruction(JUMP_EQUAL, number, 0, len(rule)), *rule]
 
 
 def one_of(argument: int, values: Sequence[int], then: int, otherwise: int) -> Program:
-    """A rule: `then` if the low half of the argument is one of `values` (for arguments that the kernel reads as int)."""
+    """A rule: `then` if the argument is one of `values`. Low half only: for arguments that the kernel reads as int."""
     tests = [
         instruction(JUMP_EQUAL, value, len(values) - index)  # to the last instruction, past `otherwise`
         for index, value in enumerate(values)

@@ -3,13 +3,14 @@
     v2   one folder below our own: memory.max, memory.swap.max, memory.oom.group, pids.max, cpu.max, cgroup.kill
     v1   one folder in each hierarchy: memory (and memsw), pids, cpu
 
-Which of the two there is, and whether we may use it, is found by making a group and setting its limits: a mount that can
-be read says nothing about being allowed to write. New groups lie below the supervisor's own, so that whatever bounds it
-(a container, a systemd unit) bounds its workers too.
+Which of the two there is, and whether we may use it, is found by making a group and setting its limits: a mount that
+can be read says nothing about being allowed to write. New groups lie below the supervisor's own, so that whatever
+bounds it (a container, a systemd unit) bounds its workers too.
 
-In v2, a group that gives controllers to its children may hold no process itself (Documentation/admin-guide/cgroup-v2.rst,
-"No Internal Process Constraint"). So a supervisor to which a group was delegated first moves itself into a leaf of it.
-An ordinary user gets such a group by `systemd-run --user --scope -p Delegate=yes`.
+In v2, a group that gives controllers to its children may hold no process itself
+(Documentation/admin-guide/cgroup-v2.rst, "No Internal Process Constraint"). So a supervisor to which a group was
+delegated first moves itself into a leaf of it. An ordinary user gets such a group by `systemd-run --user --scope -p
+Delegate=yes`.
 
 Groups are named `wan-compat-<supervisor pid>-<its start time>-<name>`, so that `sweep_stale` can tell those of a dead
 supervisor from those of a living one, also when the pid has been used again.
@@ -182,7 +183,7 @@ def sweep_stale() -> tuple[str, ...]:
     return tuple(removed)
 
 
-# ---- version 2 --------------------------------------------------------------------------------------------------------
+# ---- version 2 ------------------------------------------------------------------------------------------------------
 
 
 def _create_v2(name: str, limits: Limits) -> Cgroup:
@@ -255,7 +256,7 @@ def _v2_parents() -> list[str]:
     return [] if own is None else [own, os.path.dirname(own)]
 
 
-# ---- version 1 --------------------------------------------------------------------------------------------------------
+# ---- version 1 ------------------------------------------------------------------------------------------------------
 
 
 def _create_v1(name: str, limits: Limits) -> Cgroup:
@@ -302,7 +303,7 @@ def _v1_parents(controllers: tuple[str, ...]) -> list[str]:
     return found
 
 
-# ---- both -------------------------------------------------------------------------------------------------------------
+# ---- both -----------------------------------------------------------------------------------------------------------
 
 
 def _mounts() -> list[tuple[str, str, str, list[str]]]:

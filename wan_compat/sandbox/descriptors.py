@@ -1,7 +1,7 @@
-"""Which files are open: stdin from nowhere, both outputs to the log, the descriptors that were handed over, nothing else.
+"""Which files are open: stdin from nowhere, both outputs to the log, what was handed over, nothing else.
 
-A forked process has every descriptor of its parent: listening sockets, other workers' rings, the user's terminal. Closing
-by range needs no list of what is open, so nothing can be forgotten, and it works without /proc.
+A forked process has every descriptor of its parent: listening sockets, other workers' rings, the user's terminal.
+Closing by range needs no list of what is open, so nothing can be forgotten, and it works without /proc.
 """
 
 from __future__ import annotations

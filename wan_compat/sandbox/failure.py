@@ -61,8 +61,8 @@ def _namespace_remedy(layer: Layer, number: int | None) -> str:
         return "user namespaces are off for ordinary users: sysctl kernel.unprivileged_userns_clone=1"
     if _setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
         return (
-            "AppArmor refuses user namespaces to this program (Ubuntu 23.10 and later): install a profile for this Python "
-            "with `userns,`, or sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+            "AppArmor refuses user namespaces to this program (Ubuntu 23.10 and later): install a profile for this "
+            "Python with `userns,`, or sysctl kernel.apparmor_restrict_unprivileged_userns=0"
         )
     if layer is Layer.USER_NAMESPACE:
         return (

@@ -1,8 +1,8 @@
 """Id-mapped mounts: a file that only its owner may read, shown to the worker as its own, without touching the file.
 
-diffusers writes weights with mode 0600, and root's worker runs as an uid of its own, so it could not read them. Changing
-the user's files is out of the question and a copy of 28 GB is no answer. Since Linux 5.12 a *mount* can translate ids:
-through it the file belongs to the worker, on disk nothing changes (mount_setattr(2), MOUNT_ATTR_IDMAP).
+diffusers writes weights with mode 0600, and root's worker runs as an uid of its own, so it could not read them.
+Changing the user's files is out of the question and a copy of 28 GB is no answer. Since Linux 5.12 a *mount* can
+translate ids: through it the file belongs to the worker, on disk nothing changes (mount_setattr(2), MOUNT_ATTR_IDMAP).
 
 The translation is given as a user namespace that maps the owner's id to the worker's. A namespace needs a process to be
 made in, so one is cloned that shares our memory and does nothing but `pause` in C: no page is copied and no Python runs

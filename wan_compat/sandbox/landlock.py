@@ -1,9 +1,10 @@
 """Landlock: the second wall around files where there is a view, the first where there are no namespaces.
 
-Access is denied by default for every right that the running kernel knows, then granted path by path: reading what is in
-the view, writing below scratch, nothing else; execute is granted nowhere. TCP is denied altogether, and abstract sockets
-and signals reach only processes of the same domain. Source: the kernel's Documentation/userspace-api/landlock.rst and
-include/uapi/linux/landlock.h; each ABI adds rights, and a right the kernel does not know must not be named to it.
+Access is denied by default for every right that the running kernel knows, then granted path by path: reading what is
+in the view, writing below scratch, nothing else; execute is granted nowhere. TCP is denied altogether, and abstract
+sockets and signals reach only processes of the same domain. Source: the kernel's
+Documentation/userspace-api/landlock.rst and include/uapi/linux/landlock.h; each ABI adds rights, and a right the
+kernel does not know must not be named to it.
 
     ABI 1 (5.13)  files     2 (5.19)  refer     3 (6.2)  truncate     4 (6.7)  TCP     5 (6.10)  device ioctl
     ABI 6 (6.12)  scopes    7 (6.15)  audit flags, which add no denial

@@ -12,15 +12,15 @@
        | ------------------------------------------------- "go" -----> | enter every layer
        | <----------------------------------------------- "entered" -- | body(report)
 
-Two forks, because a process that unshares the pid namespace stays in the old one itself: only its children are in the new.
-B waits until A has been reaped, because the parent-death signal is tied to the parent of the moment: set earlier, it would
-fire when A exits. The launcher is a subreaper, so that B becomes its child and not init's.
+Two forks, because a process that unshares the pid namespace stays in the old one itself: only its children are in the
+new. B waits until A has been reaped, because the parent-death signal is tied to the parent of the moment: set earlier,
+it would fire when A exits. The launcher is a subreaper, so that B becomes its child and not init's.
 
-What a fork inherits: B's memory is a copy of the launcher's, so the launcher must never have held a secret, a model or a
-prompt, its environment must have been scrubbed, and it must have one thread (a lock held by another would be held for
-ever). Descriptors, signal handlers, the signal mask, buffered output and the working folder are inherited too, and are
-undone here. Address layout is inherited and stays: workers of one launcher share it, so restart it now and then. Random
-generators of libraries are inherited in their state; whoever writes `body` reseeds them.
+What a fork inherits: B's memory is a copy of the launcher's, so the launcher must never have held a secret, a model or
+a prompt, its environment must have been scrubbed, and it must have one thread (a lock held by another would be held
+for ever). Descriptors, signal handlers, the signal mask, buffered output and the working folder are inherited too, and
+are undone here. Address layout is inherited and stays: workers of one launcher share it, so restart it now and then.
+Random generators of libraries are inherited in their state; whoever writes `body` reseeds them.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from wan_compat.sandbox.failure import entering, failed
 from wan_compat.sandbox.libc import become_subreaper
 from wan_compat.sandbox.report import EntryReport
 from wan_compat.sandbox.spec import NAMESPACE_LAYERS, ConfinementSpec, Layer, to_wire
+from wan_compat.sandbox.syscalls import architecture
 
 __all__ = ["EntryReport", "Launched", "become_subreaper", "launch"]
 
@@ -72,8 +73,8 @@ def launch(
     """Fork a process, confine it by `spec`, and run `body` in it.
 
     Runs in a process with one thread that is a subreaper (the zygote). Returns when the new process has entered every
-    layer and is about to call `body`; when that returns the process exits with 0, when it raises, with 1 and a traceback
-    on `output_fd`.
+    layer and is about to call `body`; when that returns the process exits with 0, when it raises, with 1 and a
+    traceback on `output_fd`.
 
     Args:
         spec: What to enter. Layers it does not name are not entered, and the report says so.
@@ -83,9 +84,11 @@ def launch(
         timeout_s: How long entering may take.
 
     Raises:
-        SandboxEntryFailed: A layer could not be entered. The process is then dead and reaped, and nothing is left of it.
+        SandboxEntryFailed: A layer could not be entered. The process is then dead and reaped, nothing is left of it.
     """
     _check(spec)
+    if Layer.SECCOMP in spec.layers and Layer.PID_NAMESPACE in spec.layers:
+        seccomp.entry_filter(architecture(), 1, allow_gpu=spec.allow_gpu)  # assembled once, here, and not in each child
     for stream in (sys.stdout, sys.stderr):  # or the child would print once more what waits in the buffers
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
@@ -107,7 +110,7 @@ def launch(
                 os.close(descriptor)
 
 
-# ---- the launcher's side ----------------------------------------------------------------------------------------------
+# ---- the launcher's side --------------------------------------------------------------------------------------------
 
 
 def _see_it_in(spec: ConfinementSpec, a: int, status_read: int, go_write: int, deadline: float) -> Launched:
@@ -198,11 +201,10 @@ def _check(spec: ConfinementSpec) -> None:
         raise failed(Layer.CREDENTIALS, "root's worker has no identity", "give the spec an Identity")
     if os.geteuid() != 0 and spec.identity is not None:
         raise failed(Layer.CREDENTIALS, "only root can give the worker an identity", "leave identity out of the spec")
-    if os.geteuid() != 0 and layers & (NAMESPACE_LAYERS - {Layer.USER_NAMESPACE}):
-        if Layer.USER_NAMESPACE not in layers:
-            raise failed(
-                Layer.USER_NAMESPACE, "an ordinary user needs a user namespace for the others", "add user_namespace"
-            )
+    if os.geteuid() != 0 and layers & NAMESPACE_LAYERS and Layer.USER_NAMESPACE not in layers:
+        raise failed(
+            Layer.USER_NAMESPACE, "an ordinary user needs a user namespace for the others", "add user_namespace"
+        )
     targets = [bind.target for bind in spec.view.binds] + [file.target for file in spec.view.files]
     if len(set(targets)) != len(targets):
         raise failed(Layer.VIEW, "two things of the view have the same target", "remove one of them")
@@ -213,7 +215,7 @@ def _check(spec: ConfinementSpec) -> None:
         raise failed("launch", "the launcher is not a subreaper", "call become_subreaper() once, first")
 
 
-# ---- inside A and B: nothing below returns ----------------------------------------------------------------------------
+# ---- inside A and B: nothing below returns --------------------------------------------------------------------------
 
 
 def _run_a(
@@ -227,9 +229,10 @@ def _run_a(
     started: float,
 ) -> NoReturn:
     clock = _Clock(started)
-    b = -1
     try:
         os.setpgid(0, 0)
+        # A launcher that is not dumpable itself hands that on, and then /proc/A/uid_map belongs to root (proc(5)).
+        libc.prctl(libc.PR_SET_DUMPABLE, 1)
         for descriptor in not_ours:
             os.close(descriptor)
         _reset_signals()

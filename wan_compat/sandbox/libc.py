@@ -1,10 +1,11 @@
 """The few doors to the kernel that Python's `os` does not have, through ctypes.
 
-Every function here raises OSError with the kernel's errno and the name of the call; the layers above translate that into
-a SandboxEntryFailed that names the layer and the remedy. Calls that glibc wraps late or not at all (Landlock, the mount
-calls of 5.2 and later) go by number, from `syscalls.py`.
+Every function here raises OSError with the kernel's errno and the name of the call; the layers above translate that
+into a SandboxEntryFailed that names the layer and the remedy. Calls that glibc wraps late or not at all (Landlock, the
+mount calls of 5.2 and later) go by number, from `syscalls.py`.
 
-`ctypes.CDLL(None)` looks up symbols in what is already loaded, so nothing is opened at run time: it works inside the view.
+`ctypes.CDLL(None)` looks up symbols in what is already loaded, so nothing is opened at run time: it works inside the
+view.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ PR_CAP_AMBIENT = 47
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
-_libc.syscall.argtypes = None
 _libc.prctl.restype = ctypes.c_int
 _libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 _libc.mount.restype = ctypes.c_int

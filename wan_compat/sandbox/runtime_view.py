@@ -13,7 +13,7 @@ import sysconfig
 from collections.abc import Iterator
 
 from wan_compat.sandbox.namespaces import INNER_ID
-from wan_compat.sandbox.spec import SCRATCH_TARGET, Bind, Identity, Link, StaticFile
+from wan_compat.sandbox.spec import SCRATCH_TARGET, Bind, Identity, StaticFile
 
 _SYSTEM_LIBRARIES = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib64")
 _LOADER_CACHE = "/etc/ld.so.cache"
@@ -41,11 +41,6 @@ def runtime_binds() -> tuple[Bind, ...]:
     return tuple(chosen)
 
 
-def runtime_links() -> tuple[Link, ...]:
-    """Return the system's own links between library folders (/lib -> usr/lib on a merged system)."""
-    return tuple(Link(path, os.readlink(path)) for path in _SYSTEM_LIBRARIES if os.path.islink(path))
-
-
 def runtime_files(identity: Identity | None = None) -> tuple[StaticFile, ...]:
     """Return the small files that libraries look for: processor facts, and a passwd with the worker alone in it.
 
@@ -65,8 +60,9 @@ def runtime_files(identity: Identity | None = None) -> tuple[StaticFile, ...]:
 
 
 def _system_folders() -> Iterator[str]:
+    # On a merged system /lib is a link to usr/lib. It is bound as well, under its own name: the loader's cache uses it.
     for path in _SYSTEM_LIBRARIES:
-        if os.path.isdir(path) and not os.path.islink(path):
+        if os.path.isdir(path):
             yield path
 
 
@@ -74,8 +70,8 @@ def _python_folders() -> Iterator[str]:
     for name in ("stdlib", "platstdlib", "purelib", "platlib"):
         yield from _both_names(sysconfig.get_path(name))
     for path in sys.path:
-        # Site folders beyond the environment's own (Debian's dist-packages, a user site). Folders that a .pth file of an
-        # editable install added are source trees of other projects, with whatever else lies in them: left out.
+        # Site folders beyond the environment's own (Debian's dist-packages, a user site). Folders that a .pth file of
+        # an editable install added are source trees of other projects, with whatever else lies in them: left out.
         if os.path.basename(path) in ("site-packages", "dist-packages"):
             yield from _both_names(path)
     # libpython and what it is linked with. A system Python has them in /usr/lib, which is there already.

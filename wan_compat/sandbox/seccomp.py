@@ -1,15 +1,15 @@
 """Which system calls the worker may make: an allow-list at entry, and a narrower one before the first model byte.
 
-    install_entry_filter   everything torch, Python and ZeroMQ need; threads but no processes; AF_UNIX but no other family
+    install_entry_filter   what torch, Python and ZeroMQ need; threads but no processes; AF_UNIX but no other family
     seal                   stacked on top once the worker's channel stands: no new connection of any kind
 
-A full Wan run needs 47 calls; about 150 are allowed, so that another libc or torch does not fail on a harmless one. What
-is not listed answers EPERM, which libraries handle; a call that only an attacker makes kills the process, so that the
-supervisor can report an incident with the call's name (the kernel logs it as type=1326 with its number).
+A full Wan run needs 47 calls; about 150 are allowed, so that another libc or torch does not fail on a harmless one.
+What is not listed answers EPERM, which libraries handle; a call that only an attacker makes kills the process, so that
+the supervisor can report an incident with the call's name (the kernel logs it as type=1326 with its number).
 
-    ENOSYS    clone3, openat2   their arguments are behind a pointer that a filter cannot read; glibc then uses clone, openat
+    ENOSYS    clone3, openat2   their arguments are behind a pointer, which a filter cannot follow; glibc uses clone
     ENOSYS    io_uring_setup    libraries probe for it and go on without
-    allowed   sched_setscheduler   libzmq aborts when it is denied, although it changes nothing here (no RT priority left)
+    allowed   sched_setscheduler   libzmq aborts when it is denied; RLIMIT_RTPRIO leaves nothing to gain by it
 
 Notes that cost time to find:
 
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import struct
 
@@ -35,41 +36,53 @@ from wan_compat.sandbox.syscalls import Architecture, architecture
 _SET_MODE_FILTER = 1
 _FLAG_TSYNC = 1  # to all threads at once, or not at all
 
-ALLOWED: frozenset[str] = frozenset(
-    # files
-    "read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close close_range fstat newfstatat"
-    " stat lstat statx fstatfs statfs access faccessat faccessat2 openat open readlink readlinkat getdents64 getcwd chdir"
-    " fchdir mkdir mkdirat unlink unlinkat rmdir rename renameat renameat2 symlink symlinkat ftruncate truncate fallocate"
-    " fsync fdatasync fadvise64 umask fchmod chmod fchmodat utimensat flock dup dup2 dup3 pipe pipe2 copy_file_range"
-    " sendfile"
-    # waiting
-    " poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd eventfd2"
-    # memory
-    " munmap mprotect mremap madvise brk msync mincore membarrier set_mempolicy get_mempolicy mbind mseal"
-    # threads and scheduling of oneself
-    " futex futex_waitv set_robust_list get_robust_list rseq sched_yield sched_getaffinity sched_setaffinity sched_getattr"
-    " sched_setscheduler sched_getparam sched_getscheduler sched_get_priority_max sched_get_priority_min getcpu"
-    " set_tid_address arch_prctl exit exit_group"
-    # time
-    " clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time getitimer setitimer timer_create timer_settime"
-    " timer_gettime timer_getoverrun timer_delete timerfd_create timerfd_settime timerfd_gettime times getrusage"
-    # signals to oneself
-    " rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait rt_sigpending rt_sigsuspend sigaltstack restart_syscall"
-    " pause"
-    # who am I
-    " getpid gettid getppid getuid geteuid getgid getegid getgroups getresuid getresgid getpgrp getpgid getsid uname"
-    " sysinfo getrlimit getrandom getpriority capget"
-    # sockets that are already open; `socket` itself has a rule
-    " connect sendto recvfrom sendmsg recvmsg getsockname getpeername getsockopt setsockopt shutdown bind listen accept"
-    " accept4".split()
-)
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# By purpose: files; waiting; memory; threads and one's own scheduling; time; signals to oneself; who am I; sockets that
+# are already open (making one has a rule of its own).
+ALLOWED: frozenset[str] = _names("""
+    read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close close_range fstat newfstatat
+    stat lstat statx fstatfs statfs access faccessat faccessat2 openat open readlink readlinkat getdents64 getcwd
+    chdir fchdir mkdir mkdirat unlink unlinkat rmdir rename renameat renameat2 symlink symlinkat ftruncate truncate
+    fallocate fsync fdatasync fadvise64 umask fchmod chmod fchmodat utimensat flock dup dup2 dup3 pipe pipe2
+    copy_file_range sendfile
+
+    poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd eventfd2
+
+    munmap mprotect mremap madvise brk msync mincore membarrier set_mempolicy get_mempolicy mbind mseal
+
+    futex futex_waitv set_robust_list get_robust_list rseq sched_yield sched_getaffinity sched_setaffinity
+    sched_getattr sched_setscheduler sched_getparam sched_getscheduler sched_get_priority_max sched_get_priority_min
+    getcpu set_tid_address arch_prctl exit exit_group
+
+    clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time getitimer setitimer timer_create
+    timer_settime timer_gettime timer_getoverrun timer_delete timerfd_create timerfd_settime timerfd_gettime times
+    getrusage
+
+    rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait rt_sigpending rt_sigsuspend sigaltstack restart_syscall
+    pause
+
+    getpid gettid getppid getuid geteuid getgid getegid getgroups getresuid getresgid getpgrp getpgid getsid uname
+    sysinfo getrlimit getrandom getpriority capget
+
+    connect sendto recvfrom sendmsg recvmsg getsockname getpeername getsockopt setsockopt shutdown bind listen accept
+    accept4
+""")
 
 ABSENT: frozenset[str] = frozenset({"clone3", "openat2", "io_uring_setup"})
 
 # Never made by a library that was asked to run a model, not even as a probe.
-FLAGRANT: frozenset[str] = frozenset(
-    ["ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd", "process_madvise", "process_mrelease", "perf_event_open", "userfaultfd", "io_uring_enter", "io_uring_register", "add_key", "keyctl", "request_key", "pivot_root", "chroot", "umount2", "unshare", "setns", "open_tree", "open_tree_attr", "move_mount", "mount_setattr", "fsopen", "fsconfig", "fsmount", "fspick", "init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load", "reboot", "swapon", "swapoff", "acct", "quotactl", "quotactl_fd", "syslog", "vhangup", "open_by_handle_at", "name_to_handle_at", "memfd_secret", "iopl", "ioperm", "modify_ldt", "uselib", "ustat", "settimeofday", "clock_settime", "adjtimex", "clock_adjtime", "sethostname", "setdomainname"]
-)
+FLAGRANT: frozenset[str] = _names("""
+    ptrace process_vm_readv process_vm_writev kcmp pidfd_getfd process_madvise process_mrelease perf_event_open
+    userfaultfd io_uring_enter io_uring_register add_key keyctl request_key pivot_root chroot umount2 unshare setns
+    open_tree open_tree_attr move_mount mount_setattr fsopen fsconfig fsmount fspick init_module finit_module
+    delete_module kexec_load kexec_file_load reboot swapon swapoff acct quotactl quotactl_fd syslog vhangup
+    open_by_handle_at name_to_handle_at memfd_secret iopl ioperm modify_ldt uselib ustat settimeofday clock_settime
+    adjtimex clock_adjtime sethostname setdomainname
+""")
 
 # And `seccomp` itself, which has then done its work.
 SEALED: frozenset[str] = frozenset(
@@ -133,8 +146,12 @@ def seal() -> None:
             raise OSError(errno.EBUSY, f"thread {result} could not be brought under the seal")
 
 
+@functools.cache
 def entry_filter(machine: Architecture, own_pid: int, *, allow_gpu: bool = False) -> bytes:
-    """Assemble the filter of the entry; plain bytes, so that a test can read it on any machine."""
+    """Assemble the filter of the entry; plain bytes, so that a test can read it on any machine.
+
+    Cached, so that a launcher that asks for it once does not pay for it again in each of its children.
+    """
     allow, refuse = bpf.ALLOW, bpf.answer_errno(errno.EPERM)
     no_family = bpf.answer_errno(errno.EAFNOSUPPORT)
     rules: dict[str, bpf.Program] = {

@@ -53,7 +53,7 @@ class Layer(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class FileIdentity:
-    """What the supervisor saw when it admitted a file; compared again after the bind (size and time in stat's units)."""
+    """What the supervisor saw when it admitted a file; compared again on the mounted one (in stat's units)."""
 
     device: int
     inode: int
@@ -80,20 +80,11 @@ class StaticFile:
 
 
 @dataclasses.dataclass(frozen=True)
-class Link:
-    """A symbolic link made in the view, for instance /lib -> usr/lib."""
-
-    target: str
-    points_to: str
-
-
-@dataclasses.dataclass(frozen=True)
 class View:
     """The whole file system that the worker will see. What is not named here does not exist for it."""
 
     binds: tuple[Bind, ...] = ()
     files: tuple[StaticFile, ...] = ()
-    links: tuple[Link, ...] = ()
     control_dir: str | None = None  # host folder, bound at CONTROL_TARGET: holds the control socket and nothing else
     scratch_bytes: int = 256 << 20
     scratch_inodes: int = 4096
@@ -114,7 +105,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """Whom the worker runs as: host ids when the supervisor is root; None keeps the caller's (mapped in a user namespace)."""
+    """Whom root's worker runs as, in host ids. None, for an ordinary user, keeps the caller's."""
 
     uid: int
     gid: int

@@ -1,8 +1,9 @@
 """The numbers of the system calls, for x86-64 and aarch64.
 
-Written here and not read from headers, since a machine that runs wan-compat need not have a compiler's headers, and since
-a filter must not change with what happens to be installed. Sources: Linux `arch/x86/entry/syscalls/syscall_64.tbl`, and
-`include/uapi/asm-generic/unistd.h` for aarch64. Numbers never change once given, so the tables only ever grow.
+Written here and not read from headers, since a machine that runs wan-compat need not have a compiler's headers, and
+since a filter must not change with what happens to be installed. Sources: Linux
+`arch/x86/entry/syscalls/syscall_64.tbl`, and `include/uapi/asm-generic/unistd.h` for aarch64. Numbers never change
+once given, so the tables only ever grow.
 
 A name that an architecture does not have (aarch64 has no `open`, `fork`, `poll`...) is simply absent from its table.
 """
@@ -118,7 +119,7 @@ getxattrat=464 listxattrat=465 removexattrat=466 open_tree_attr=467 file_getattr
 """)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Architecture:
     """One machine architecture as seccomp sees it. `audit` is the AUDIT_ARCH_ value of `linux/audit.h`."""
 

@@ -1,6 +1,6 @@
 """The worker's file system: built from nothing out of what the spec names, then made the only one there is.
 
-    /                    tmpfs, read-only once built; holds mount points, links and the spec's small files
+    /                    tmpfs, read-only once built; holds mount points and the spec's small files
     <bind.target>        read-only, nosuid, nodev (noexec unless asked for), of exactly the file that was admitted
     /dev/{null,urandom}  the two devices that libraries open
     /ctl                 the control folder, when the spec has one
@@ -9,10 +9,10 @@
 There is no /proc, /sys, /dev/shm or /dev/zero. The last, because mapping it shared is memory that no limit of tier B
 counts. Admission is construction: a path is not forbidden here, it does not exist.
 
-Every source is picked up (open_tree) before anything is mounted, and placed (move_mount) after. So a model below /tmp is
-not hidden by the new root that is put together on /tmp; and the file that is compared with what the supervisor admitted
-is the mounted one itself, with no moment between the check and the use. All of it happens in a private mount namespace,
-of which nothing reaches the host.
+Every source is picked up (open_tree) before anything is mounted, and placed (move_mount) after. So a model below /tmp
+is not hidden by the new root that is put together on /tmp; and the file that is compared with what the supervisor
+admitted is the mounted one itself, with no moment between the check and the use. All of it happens in a private mount
+namespace, of which nothing reaches the host.
 """
 
 from __future__ import annotations
@@ -269,11 +269,6 @@ def _make_small_things(spec: ConfinementSpec) -> None:
     for file in spec.view.files:
         with entering(Layer.VIEW, f"writing {file.target}"):
             _write_file(_below_root(file.target), file.content)
-    for link in spec.view.links:
-        with entering(Layer.VIEW, f"linking {link.target}"):
-            target = _below_root(link.target)
-            _make_folder_of(target)
-            os.symlink(link.points_to, target)
     with entering(Layer.VIEW, "linking /tmp"):
         if not os.path.lexists("tmp"):  # an installation or checkout below /tmp made it a folder
             os.symlink(SCRATCH_TARGET, "tmp")
