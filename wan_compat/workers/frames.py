@@ -1,0 +1,133 @@
+"""The worker's end of the frame ring (drawn in protocol/ring.py): from decoded floats straight into a slot.
+
+The rule for a pixel is that of diffusers' `export_to_video` on its default output, byte for byte: the decoder gives
+x in [-1, 1], diffusers computes `(x * 0.5 + 0.5) * 255` and truncates. Halving is exact in binary, so this equals
+`(x + 1) * 127.5` truncated: both round the same two real numbers. The addition happens in the VAE's own type, as
+diffusers does it; the product in fp32. (Its PIL output rounds instead, and differs by one in a third of the bytes.)
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import socket
+
+import torch
+
+from wan_compat.protocol.errors import GenerationFailed, ProtocolViolation, UnusableFrames
+from wan_compat.protocol.ring import DOORBELL_BYTES, SLOTS, RingLayout, pack_doorbell, unpack_doorbell
+from wan_compat.protocol.values import FrameSpec
+from wan_compat.workers.cancellation import Cancellation
+
+
+class FrameRing:
+    """The mapped memory and the doorbell of one worker. Takes both descriptors over."""
+
+    def __init__(self, ring_fd: int, doorbell_fd: int, cancellation: Cancellation) -> None:
+        self._memory = mmap.mmap(ring_fd, os.fstat(ring_fd).st_size)
+        os.close(ring_fd)
+        self._doorbell = socket.socket(fileno=doorbell_fd)
+        self._doorbell.setblocking(True)
+        self._cancellation = cancellation
+        self._wait = select.poll()
+        self._wait.register(self._doorbell, select.POLLIN)
+        self._wait.register(cancellation.fileno(), select.POLLIN)
+
+    def writer(self, job: int, frames: FrameSpec) -> FrameWriter:
+        """Begin the frames of one job."""
+        return FrameWriter(self, job, RingLayout(frames))
+
+    def doorbell_fileno(self) -> int:
+        return self._doorbell.fileno()
+
+    def slot(self, layout: RingLayout, frame_index: int) -> torch.Tensor:
+        """Return the slot of a frame as a tensor (height, width, 3) uint8 that lies in the ring."""
+        if layout.ring_bytes > len(self._memory):
+            raise GenerationFailed(f"a ring of {len(self._memory)} bytes is too small for {layout.ring_bytes}")
+        frame = layout.frame
+        flat = torch.frombuffer(
+            self._memory, dtype=torch.uint8, count=frame.frame_bytes, offset=layout.offset(frame_index)
+        )
+        return flat.view(frame.height, frame.width, 3)
+
+    def announce(self, job: int, frame_index: int) -> None:
+        self._doorbell.send(pack_doorbell(job, frame_index))
+
+    def wait_for_credit(self, job: int) -> int:
+        """Wait for the next CREDIT of `job`; return its number of consumed frames. Raises JobCancelled."""
+        while True:
+            ready = {descriptor for descriptor, _ in self._wait.poll()}
+            self._cancellation.check()
+            if self._doorbell.fileno() not in ready:
+                continue
+            data = self._doorbell.recv(DOORBELL_BYTES + 1)
+            if not data:
+                raise ProtocolViolation("the supervisor closed the doorbell")
+            credited_job, consumed = unpack_doorbell(data)
+            # A job that was cancelled with frames on their way is credited late; that is not this job's credit.
+            if credited_job == job:
+                return consumed
+
+
+class FrameWriter:
+    """Publishes the frames of one job, in order, each exactly once."""
+
+    def __init__(self, ring: FrameRing, job: int, layout: RingLayout) -> None:
+        self._ring, self._job, self._layout = ring, job, layout
+        self.published = 0
+        self._consumed = 0
+
+    def publish(self, pixels: torch.Tensor) -> None:
+        """Convert and publish a run of frames.
+
+        Args:
+            pixels: (3, frames, height, width), floating point, nominally in [-1, 1]; clamped here.
+
+        Raises:
+            UnusableFrames: NaN or infinite values, before any frame of this run is published.
+            GenerationFailed: Another shape, or more frames, than agreed at Generate.
+            JobCancelled: While waiting for credit.
+        """
+        frame = self._layout.frame
+        channels, count, height, width = pixels.shape
+        if (channels, height, width) != (3, frame.height, frame.width):
+            raise GenerationFailed(
+                f"the model decoded frames of {width}x{height} with {channels} channels"
+                f" instead of {frame.width}x{frame.height} RGB"
+            )
+        if self.published + count > frame.num_frames:
+            raise GenerationFailed(f"the model decoded more than the agreed {frame.num_frames} frames")
+        lowest, highest = (float(bound) for bound in torch.aminmax(pixels))
+        # Inverted, so that NaN, which compares false with everything and which aminmax passes on, fails too.
+        if not (lowest > -float("inf") and highest < float("inf")):
+            raise UnusableFrames(
+                f"decoded frames {self.published + 1} to {self.published + count} contain NaN or infinite values",
+                fixes=("decode in float32 instead of half precision", "try another seed or fewer steps"),
+            )
+        for index in range(count):
+            image = pixels[:, index]
+            if lowest < -1.0 or highest > 1.0:
+                image = image.clamp(-1.0, 1.0)
+            self._publish_frame(image.add(1.0).float().mul_(127.5))
+
+    def finish(self) -> None:
+        """Check that every agreed frame was published. Raises UnusableFrames."""
+        if self.published != self._layout.frame.num_frames:
+            raise UnusableFrames(
+                f"the model decoded {self.published} frames instead of {self._layout.frame.num_frames}"
+            )
+
+    def _publish_frame(self, scaled: torch.Tensor) -> None:
+        while self.published - self._consumed >= SLOTS:
+            consumed = self._ring.wait_for_credit(self._job)
+            if not self._consumed <= consumed <= self.published:
+                raise ProtocolViolation(f"credit for {consumed} frames, of {self.published} published")
+            self._consumed = consumed
+        slot = self._ring.slot(self._layout, self.published)
+        if scaled.device.type != "cpu":
+            # Three bytes a pixel cross the bus instead of twelve.
+            scaled = scaled.to(torch.uint8).cpu()
+        slot.copy_(scaled.permute(1, 2, 0))  # float to uint8 truncates
+        self._ring.announce(self._job, self.published)
+        self.published += 1

@@ -1,0 +1,121 @@
+"""The libraries of a worker: imported once, in the zygote, or after entry when the zygote is light.
+
+Importing costs seconds and a fork milliseconds, so everything that loading or running a pipeline would import later is
+imported here. Nothing here computes: one parallel operation in the zygote starts a thread pool that does not survive
+a fork, and every child that uses it hangs forever.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import importlib.metadata
+import os
+import time
+
+from wan_compat.protocol.errors import WorkerExtraMissing
+
+REPORTED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "tokenizers", "numpy", "pyzmq")
+
+# Packages first, then what their lazy loaders would import at the first from_pretrained or the first generation.
+_MODULES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "safetensors.torch",
+    "ftfy",
+    "PIL.Image",
+    "sentencepiece",
+    "accelerate.hooks",
+    "diffusers.hooks",
+    "diffusers.loaders",
+    "diffusers.models.model_loading_utils",
+    "diffusers.models.autoencoders.autoencoder_kl_wan",
+    "diffusers.models.transformers.transformer_wan",
+    "diffusers.models.transformers.transformer_wan_vace",
+    "diffusers.pipelines.wan.pipeline_wan",
+    "diffusers.pipelines.wan.pipeline_wan_i2v",
+    "diffusers.pipelines.wan.pipeline_wan_vace",
+    "diffusers.schedulers.scheduling_dpmsolver_multistep",
+    "diffusers.schedulers.scheduling_flow_match_euler_discrete",
+    "diffusers.schedulers.scheduling_unipc_multistep",
+    "transformers.models.clip.image_processing_pil_clip",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.t5.tokenization_t5",
+    "transformers.models.umt5.modeling_umt5",
+    "transformers.integrations.accelerate",
+    "wan_compat.workers.loader",
+    "wan_compat.workers.generation",
+)
+
+
+# What a folder layout of some release may lack without harm: a missing one only makes the first use slower.
+_OPTIONAL = frozenset(
+    {
+        "sentencepiece",
+        "accelerate.hooks",
+        "diffusers.models.model_loading_utils",
+        "diffusers.models.transformers.transformer_wan_vace",
+        "diffusers.pipelines.wan.pipeline_wan_vace",
+        "transformers.models.clip.image_processing_pil_clip",
+        "transformers.integrations.accelerate",
+    }
+)
+
+
+def import_libraries() -> float:
+    """Import all of it; return the seconds it took.
+
+    Raises:
+        WorkerExtraMissing: A package is not installed.
+    """
+    # A worker reads /model and nothing else; without these, the hub's client would try the network first.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    # Tokenizers' own pool would be one more set of threads; one prompt is not worth it.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    started = time.perf_counter()
+    # Imports make a million objects and no garbage: without the collector they are a quarter faster (measured).
+    gc.disable()
+    try:
+        for name in _MODULES:
+            try:
+                importlib.import_module(name)
+            except ImportError as error:
+                if name not in _OPTIONAL:
+                    raise WorkerExtraMissing(
+                        f"{name} cannot be imported: {error}", hint="pip install 'wan-compat[worker]'"
+                    ) from error
+        _warm()
+    finally:
+        gc.enable()
+    return time.perf_counter() - started
+
+
+def freeze() -> None:
+    """Move everything imported out of the collector's sight: a collection in a child would copy every shared page."""
+    gc.collect()
+    gc.freeze()
+
+
+def versions() -> dict[str, str]:
+    """Return the installed versions of what decides a clip's pixels, from package metadata, without importing."""
+    found = {}
+    for name in REPORTED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _warm() -> None:
+    import torch
+    import transformers
+
+    # NNPACK reads /proc and /sys once, on first use. In a worker's view these do not exist, it would be found unusable,
+    # and other kernels with other rounding would be taken: the same seed would give other pixels than outside.
+    torch._nnpack_available()
+    for name in ("UMT5EncoderModel", "T5TokenizerFast", "PreTrainedTokenizerFast"):
+        getattr(transformers, name)  # resolves the lazy module

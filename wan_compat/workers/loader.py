@@ -1,0 +1,252 @@
+"""From a PipelineSpec to a pipeline: every part by the class that the supervisor named, every tensor accounted for.
+
+Nothing is guessed and nothing is fetched. The libraries' own `DiffusionPipeline.from_pretrained` would read class
+names, code references and custom pipelines from the model's files; here the classes come from the spec, through the
+lists below, and the files give configs and tensors only.
+
+A tensor that is missing, left over or of another shape is an error. The libraries warn and go on with random
+weights, which shows as noise an hour later.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from wan_compat.protocol.errors import ModelCorrupt, ModelNotCompatible
+from wan_compat.protocol.messages import Progress
+from wan_compat.protocol.values import ComponentSpec, PipelineSpec
+from wan_compat.sandbox.spec import MODEL_TARGET
+from wan_compat.workers.cancellation import Cancellation
+from wan_compat.workers.conv import send_conv3d_to_onednn
+from wan_compat.workers.failures import translate
+from wan_compat.workers.streaming import FrameExit
+
+_NAMED_TENSORS = 5
+
+PIPELINES = {
+    "WanPipeline": "diffusers.pipelines.wan.pipeline_wan",
+    "WanImageToVideoPipeline": "diffusers.pipelines.wan.pipeline_wan_i2v",
+    "WanVACEPipeline": "diffusers.pipelines.wan.pipeline_wan_vace",
+    "WanVideoToVideoPipeline": "diffusers.pipelines.wan.pipeline_wan_video2video",
+}
+
+# Class -> module. Three ways to load: diffusers models, transformers models, and parts without tensors.
+_DIFFUSERS_MODELS = {
+    "AutoencoderKLWan": "diffusers.models.autoencoders.autoencoder_kl_wan",
+    "WanTransformer3DModel": "diffusers.models.transformers.transformer_wan",
+    "WanVACETransformer3DModel": "diffusers.models.transformers.transformer_wan_vace",
+}
+_TRANSFORMERS_MODELS = {
+    "UMT5EncoderModel": "transformers",
+    "T5EncoderModel": "transformers",
+    "CLIPVisionModel": "transformers",
+    "CLIPVisionModelWithProjection": "transformers",
+}
+_WITHOUT_TENSORS = {
+    "UniPCMultistepScheduler": "diffusers",
+    "FlowMatchEulerDiscreteScheduler": "diffusers",
+    "FlowMatchHeunDiscreteScheduler": "diffusers",
+    "FlowMatchLCMScheduler": "diffusers",
+    "DPMSolverMultistepScheduler": "diffusers",
+    "EulerDiscreteScheduler": "diffusers",
+    "T5Tokenizer": "transformers",
+    "T5TokenizerFast": "transformers",
+    "TokenizersBackend": "transformers",
+    "PreTrainedTokenizerFast": "transformers",
+    "CLIPImageProcessor": "transformers",
+    "CLIPImageProcessorFast": "transformers",
+    "CLIPImageProcessorPil": "transformers",
+}
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A pipeline on its device, ready for any number of generations."""
+
+    pipeline: Any
+    spec: PipelineSpec
+    frame_exit: FrameExit
+    parameters: dict[str, int]
+    call_arguments: frozenset[str]  # what this pipeline's __call__ takes
+    load_s: float
+
+
+def load_model(
+    spec: PipelineSpec,
+    cancellation: Cancellation,
+    report: Callable[[Progress], None],
+    folder: str = MODEL_TARGET,
+) -> LoadedModel:
+    """Build the pipeline of `spec` from the admitted files.
+
+    Args:
+        spec: What to build; final.
+        cancellation: Checked before each part; later, at every block of every model.
+        report: Receives one Progress per loaded part.
+        folder: The model's files, as the worker sees them.
+
+    Raises:
+        ModelCorrupt: Files are missing, malformed, or do not fit the classes.
+        ModelNotCompatible: A class that this worker does not know or whose library is too old.
+        MemoryExceeded, WorkerExtraMissing, ModelUnreadable: See failures.py.
+        JobCancelled: A stop was requested.
+    """
+    started = time.perf_counter()
+    pipeline_class = _class(spec.pipeline_class, PIPELINES)
+    components: dict[str, Any] = {}
+    for done, component in enumerate(spec.components):
+        cancellation.check()
+        try:
+            components[component.name] = _load_component(component, folder)
+        except Exception as error:
+            raise translate(error, loading=True, component=component.name) from error
+        report(Progress(job=0, phase="load", step=done + 1, total=len(spec.components)))
+    cancellation.check()
+    try:
+        pipeline = pipeline_class(**components, **_settings(spec, pipeline_class, components))
+    except TypeError as error:
+        raise ModelCorrupt(f"the parts do not make a {spec.pipeline_class}: {error}") from error
+    pipeline.set_progress_bar_config(disable=True)  # a bar redraws itself into the log a hundred times
+    if spec.device != "cpu":
+        pipeline.to(spec.device)
+    modules = {name: part for name, part in components.items() if isinstance(part, torch.nn.Module)}
+    if spec.conv3d == "onednn" and spec.device == "cpu":
+        send_conv3d_to_onednn(pipeline.vae)
+    for module in modules.values():
+        module.eval()
+        _check_at_every_block(module, cancellation)
+    return LoadedModel(
+        pipeline=pipeline,
+        spec=spec,
+        frame_exit=FrameExit(pipeline.vae, spec.streaming),
+        parameters={name: sum(tensor.numel() for tensor in part.parameters()) for name, part in modules.items()},
+        call_arguments=frozenset(inspect.signature(pipeline_class.__call__).parameters),
+        load_s=time.perf_counter() - started,
+    )
+
+
+def _load_component(component: ComponentSpec, folder: str) -> Any:
+    name = component.class_name
+    path = os.path.join(folder, component.subfolder)
+    if not os.path.isdir(path):
+        raise ModelCorrupt(f"the folder {component.subfolder!r} is missing")
+    if component.library == "diffusers" and name in _DIFFUSERS_MODELS:
+        model, info = _class(name, _DIFFUSERS_MODELS).from_pretrained(
+            path,
+            torch_dtype=_dtype(component),
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=True,
+            output_loading_info=True,
+        )
+    elif component.library == "transformers" and name in _TRANSFORMERS_MODELS:
+        model, info = _class(name, _TRANSFORMERS_MODELS).from_pretrained(
+            path,
+            dtype=_dtype(component),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        _check_embeddings(model)
+    else:
+        return _class(name, _WITHOUT_TENSORS, component.library).from_pretrained(path, local_files_only=True)
+    _check_tensors(name, info)
+    return model
+
+
+def _class(name: str, known: dict[str, str], library: str | None = None) -> Any:
+    module = known.get(name)
+    if module is None or (library is not None and module != library):
+        raise ModelNotCompatible(f"this worker does not know the class {name!r}")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ModelNotCompatible(
+            f"the installed {module.partition('.')[0]} has no {name}", hint="pip install -U 'wan-compat[worker]'"
+        ) from error
+
+
+def _dtype(component: ComponentSpec) -> torch.dtype:
+    if component.dtype is None:
+        raise ModelNotCompatible(f"{component.name} has tensors, but its spec names no dtype")
+    return _DTYPES[component.dtype]
+
+
+def _check_tensors(class_name: str, info: dict[str, Any]) -> None:
+    """Refuse anything but a perfect fit. `info` is the loading info of either library."""
+    problems = []
+    for key, words in (
+        ("missing_keys", "the files lack"),
+        ("unexpected_keys", "the config has no place for"),
+        ("mismatched_keys", "of another shape than the config says:"),
+    ):
+        # A mismatch is a tuple of the name and both shapes.
+        names = sorted(str(item[0]) if isinstance(item, tuple | list) else str(item) for item in info.get(key) or ())
+        if names:
+            problems.append(f"{words} {_some(names)}")
+    for text in info.get("error_msgs") or ():
+        problems.append(str(text))
+    if problems:
+        raise ModelCorrupt(
+            f"weights and config of {class_name} do not fit: {'; '.join(problems)}",
+            hint="check that config.json and the weights come from the same repository",
+        )
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    rest = f" and {len(names) - _NAMED_TENSORS} more" if len(names) > _NAMED_TENSORS else ""
+    return ", ".join(names[:_NAMED_TENSORS]) + rest
+
+
+def _check_embeddings(model: Any) -> None:
+    """Refuse a text encoder whose token embeddings were left random.
+
+    T5 files name their one embedding `shared.weight`, `encoder.embed_tokens.weight`, or both. The library drops the
+    absent one from its list of missing tensors because it means to tie them; check that it did.
+    """
+    shared = getattr(model, "shared", None)
+    if shared is None:
+        return
+    embedded = model.encoder.embed_tokens.weight
+    if embedded.data_ptr() != shared.weight.data_ptr() and not torch.equal(embedded, shared.weight):
+        raise ModelCorrupt("shared.weight and encoder.embed_tokens.weight differ; one of them was not in the file")
+
+
+def _settings(spec: PipelineSpec, pipeline_class: Any, components: dict[str, Any]) -> dict[str, Any]:
+    """Return the pipeline's own settings, and None for the optional parts that this model does not have."""
+    accepted = inspect.signature(pipeline_class.__init__).parameters
+    settings: dict[str, Any] = {"boundary_ratio": spec.boundary_ratio}
+    if spec.expand_timesteps:
+        settings["expand_timesteps"] = True
+    for name in settings:
+        if name not in accepted and settings[name] is not None:
+            raise ModelNotCompatible(f"{spec.pipeline_class} takes no {name}", hint="pip install -U diffusers")
+    settings = {name: value for name, value in settings.items() if name in accepted}
+    for name in ("transformer", "transformer_2", "image_encoder", "image_processor"):
+        if name in accepted and name not in components:
+            settings[name] = None
+    return settings
+
+
+def _check_at_every_block(model: torch.nn.Module, cancellation: Cancellation) -> None:
+    """Look for a requested stop before each block: a step of a 14B model on CPU takes minutes."""
+
+    def check(*_: Any) -> None:
+        cancellation.check()
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList):
+            for block in module:
+                block.register_forward_pre_hook(check)

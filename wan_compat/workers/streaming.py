@@ -1,0 +1,139 @@
+"""Where decoded frames leave the VAE: one latent frame at a time where that is proved equal, else the whole clip.
+
+Wan's VAE decodes latent frame by latent frame already, carrying causal features along, and then joins everything into
+one tensor. Taking each piece as it is made shows the first frame after one hundredth of the decode and holds a quarter
+of the memory at 161 frames; the total time hardly changes.
+
+The seam is one method on the instance, for the time of one generation:
+
+    streaming   vae._decode   below the offload hook of vae.decode, in place of diffusers' loop
+    whole       vae.decode    public; runs diffusers' own decode and takes its result
+
+The pipeline runs on around it with output_type="pt": denormalising latents, dropping VACE's reference frames and moving
+modules stay its own. It gets a sample of one pixel back. output_type="latent" with a decode of our own would be the
+wrong seam: WanVACEPipeline drops the reference latents only when it decodes (pipeline_wan_vace.py).
+
+`_decode` and what it calls are private to diffusers. So nothing is assumed: at load a small random clip is decoded both
+ways, and unless every bit is equal the whole decode is used, with the reason in ModelLoaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+
+from wan_compat.protocol.errors import clean_text
+
+Publish = Callable[[torch.Tensor], None]
+
+_PROOF_LATENT_FRAMES = 3
+_PROOF_LATENT_SIDE = 8
+_PRIVATE_NAMES = ("_decode", "clear_cache", "post_quant_conv", "decoder")
+
+
+class FrameExit:
+    """How the frames of one loaded VAE leave it.
+
+    Args:
+        vae: The pipeline's VAE, on its device, in its type.
+        mode: "auto" proves and uses streaming; "never" takes the whole decode.
+    """
+
+    def __init__(self, vae: Any, mode: Literal["auto", "never"]) -> None:
+        self._vae = vae
+        self.streaming, self.reason = (False, "the plan asked for whole decode") if mode == "never" else prove(vae)
+
+    @contextlib.contextmanager
+    def publishing(self, publish: Publish) -> Iterator[None]:
+        """Send every decoded piece, (3, frames, height, width) in [-1, 1], to `publish` instead of to the pipeline."""
+        vae = self._vae
+        name = "_decode" if self.streaming else "decode"
+        original = getattr(vae, name)
+
+        def decode(z: torch.Tensor, return_dict: bool = True) -> Any:
+            if self.streaming and not _would_tile(vae, z):
+                # Not clamped: the clamp would turn an infinite value into white, and nobody would know.
+                for piece in decode_pieces(vae, z):
+                    publish(piece[0])
+            else:
+                publish(original(z, return_dict=False)[0][0])
+            return _nothing(z, return_dict)
+
+        setattr(vae, name, decode)
+        try:
+            yield
+        finally:
+            delattr(vae, name)
+            clear_feature_cache(vae)
+
+
+def prove(vae: Any) -> tuple[bool, str]:
+    """Decode a small random clip both ways; return whether they are equal, and why streaming is used or not."""
+    missing = [name for name in _PRIVATE_NAMES if not hasattr(vae, name)]
+    if missing:
+        return False, f"{type(vae).__name__} has no {missing[0]}"
+    if "first_chunk" not in inspect.signature(vae.decoder.forward).parameters:
+        return False, "this diffusers decodes without first_chunk"
+    shape = (1, vae.config.z_dim, _PROOF_LATENT_FRAMES, _PROOF_LATENT_SIDE, _PROOF_LATENT_SIDE)
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(vae.device, vae.dtype)
+    try:
+        with torch.no_grad():
+            whole = vae._decode(z, return_dict=False)[0]
+            streamed = torch.cat([piece.clamp(-1.0, 1.0) for piece in decode_pieces(vae, z)], dim=2)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        return False, clean_text(f"{type(error).__name__} while streaming: {error}", 200)
+    finally:
+        clear_feature_cache(vae)
+    if not torch.equal(whole, streamed):
+        return False, "streamed and whole decode differ on a random clip"
+    return True, f"streamed and whole decode are equal on a random clip of {whole.shape[2]} frames"
+
+
+def decode_pieces(vae: Any, z: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield (1, 3, frames, height, width), not clamped: 1 frame for the first latent frame, 4 for each other.
+
+    This is the loop of diffusers' AutoencoderKLWan._decode without its growing concatenation.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+    vae.clear_cache()
+    try:
+        x = vae.post_quant_conv(z)
+        for index in range(z.shape[2]):
+            vae._conv_idx = [0]
+            piece = vae.decoder(
+                x[:, :, index : index + 1],
+                feat_cache=vae._feat_map,
+                feat_idx=vae._conv_idx,
+                first_chunk=index == 0,
+            )
+            if vae.config.patch_size is not None:
+                piece = unpatchify(piece, patch_size=vae.config.patch_size)
+            yield piece
+    finally:
+        vae.clear_cache()
+
+
+def clear_feature_cache(vae: Any) -> None:
+    """Drop the causal features of an interrupted decode: at 720p they are hundreds of megabytes."""
+    if hasattr(vae, "clear_cache"):
+        vae.clear_cache()
+
+
+def _would_tile(vae: Any, z: torch.Tensor) -> bool:
+    # Pieces of tiles need blending, and one feature cache per tile: left to diffusers' own tiled decode.
+    if not vae.use_tiling:
+        return False
+    ratio = vae.spatial_compression_ratio
+    return bool(z.shape[-2] > vae.tile_sample_min_height // ratio or z.shape[-1] > vae.tile_sample_min_width // ratio)
+
+
+def _nothing(z: torch.Tensor, return_dict: bool) -> Any:
+    from diffusers.models.autoencoders.vae import DecoderOutput
+
+    sample = z.new_zeros(1, 3, 1, 1, 1)
+    return DecoderOutput(sample=sample) if return_dict else (sample,)
