@@ -313,7 +313,6 @@ def confinement(
     view = View(
         binds=(*runtime_view.runtime_binds(), *binds),
         files=runtime_view.runtime_files(identity),
-        links=runtime_view.runtime_links(),
         control_dir=str(control),
     )
     return ConfinementSpec(layers, view, Limits(memory_bytes), identity)
