@@ -8,6 +8,9 @@ The seam is `nn.Conv3d._conv_forward`, which torch calls with the input already 
 replaced on instances, not on the class: nothing else in the process changes.
 """
 
+# mypy: allow-untyped-calls
+# The libraries declare themselves typed, and are so in part.
+
 from __future__ import annotations
 
 import functools
@@ -44,6 +47,7 @@ def _convolve(
     if not (_plain(value) and _plain(weight)):
         return torch.nn.Conv3d._conv_forward(layer, value, weight, bias)
     padding: Any = layer.padding
-    return torch.mkldnn_convolution(
+    result: torch.Tensor = torch.mkldnn_convolution(
         value, weight, bias, list(padding), list(layer.stride), list(layer.dilation), layer.groups
     )
+    return result

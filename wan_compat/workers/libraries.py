@@ -5,6 +5,9 @@ imported here. Nothing here computes: one parallel operation in the zygote start
 a fork, and every child that uses it hangs forever.
 """
 
+# mypy: allow-untyped-calls
+# The libraries declare themselves typed, and are so in part.
+
 from __future__ import annotations
 
 import gc
@@ -111,6 +114,8 @@ def versions() -> dict[str, str]:
 
 
 def _warm() -> None:
+    """Reach the rest that imports itself on first use, and switch off what would write into a worker's log."""
+    import diffusers
     import torch
     import transformers
 
@@ -119,3 +124,9 @@ def _warm() -> None:
     torch._nnpack_available()
     for name in ("UMT5EncoderModel", "T5TokenizerFast", "PreTrainedTokenizerFast"):
         getattr(transformers, name)  # resolves the lazy module
+    # Loading a scheduler asks for every class that its config would also fit.
+    for name in diffusers.UniPCMultistepScheduler._compatibles:
+        getattr(diffusers, name, None)
+    # A bar redraws itself into the log, which is bounded: what matters would be pushed out.
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()

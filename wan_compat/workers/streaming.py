@@ -17,6 +17,9 @@ wrong seam: WanVACEPipeline drops the reference latents only when it decodes (pi
 ways, and unless every bit is equal the whole decode is used, with the reason in ModelLoaded.
 """
 
+# mypy: allow-untyped-calls
+# The libraries declare themselves typed, and are so in part.
+
 from __future__ import annotations
 
 import contextlib

@@ -13,6 +13,9 @@ The same kind always gives the same bytes: weights from a fixed seed, and a voca
 arguments are repeated: this file is read beside a model's config.json.
 """
 
+# mypy: allow-untyped-calls
+# The libraries declare themselves typed, and are so in part.
+
 from __future__ import annotations
 
 import sys
@@ -107,8 +110,8 @@ def _pipeline(kind: str) -> Any:
         experts = {"transformer": _transformer(in_channels=36), "transformer_2": _transformer(in_channels=36)}
         no_clip = {"image_encoder": None, "image_processor": None}
         return diffusers.WanImageToVideoPipeline(**_common(), **no_clip, **experts, boundary_ratio=0.9)
-    sizes = {**_TRANSFORMER, "num_layers": 3, "vace_layers": [0, 2], "vace_in_channels": 96}
-    return diffusers.WanVACEPipeline(**_common(), transformer=diffusers.WanVACETransformer3DModel(**sizes))
+    vace: dict[str, Any] = {**_TRANSFORMER, "num_layers": 3, "vace_layers": [0, 2], "vace_in_channels": 96}
+    return diffusers.WanVACEPipeline(**_common(), transformer=diffusers.WanVACETransformer3DModel(**vace))
 
 
 def _common(vae: dict[str, Any] = _VAE, text_encoder: dict[str, Any] = _TEXT_ENCODER) -> dict[str, Any]:
@@ -123,8 +126,7 @@ def _common(vae: dict[str, Any] = _VAE, text_encoder: dict[str, Any] = _TEXT_ENC
         feed_forward_proj="gated-gelu",
         is_encoder_decoder=False,
         use_cache=False,
-        tie_word_embeddings=False,
-        **text_encoder,
+        **{"tie_word_embeddings": False, **text_encoder},
     )
     return {
         "tokenizer": tokenizer,
