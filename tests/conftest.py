@@ -1,0 +1,100 @@
+"""What every test relies on, and the guard that no test leaves anything behind on the machine."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from wan_compat.supervisor.runtime import runtime_base
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PR_SET_CHILD_SUBREAPER = 36
+SETTLE_S = 5.0
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Fail the session if a process, mount, cgroup or runtime folder outlives its tests.
+
+    As a subreaper this process inherits what its descendants abandon, so that an orphan is found here and not with
+    init, and what other sessions on this machine do is not mistaken for ours.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    before = (_mounts(), _cgroups(), _runtime_folders())
+    known = {process.pid for process in psutil.Process().children(recursive=True)}
+    yield
+    deadline = time.monotonic() + SETTLE_S
+    while leaks := _processes(known) + _new(before):
+        if time.monotonic() > deadline:
+            pytest.fail("left behind: " + "; ".join(leaks), pytrace=False)
+        time.sleep(0.1)
+
+
+def _new(before: tuple[set[str], set[str], set[str]]) -> list[str]:
+    now = (_mounts(), _cgroups(), _runtime_folders())
+    kinds = ("mount", "cgroup", "runtime folder")
+    return [
+        f"{kind} {name}" for kind, then, found in zip(kinds, before, now, strict=True) for name in sorted(found - then)
+    ]
+
+
+def _processes(known: set[int]) -> list[str]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.pid in known:
+                continue
+            if process.status() == psutil.STATUS_ZOMBIE:
+                # Ours only by adoption: nobody else can reap it any more.
+                os.waitpid(process.pid, os.WNOHANG)
+                continue
+            command = process.cmdline()
+        except (psutil.NoSuchProcess, ChildProcessError):
+            continue
+        if not any("resource_tracker" in word for word in command):
+            found.append(f"process {process.pid} {' '.join(command)[:200]}")
+    return found
+
+
+def _mounts() -> set[str]:
+    return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+
+
+def _cgroups() -> set[str]:
+    """Our cgroups whose supervisor is dead or is this process: others belong to sessions that are still at work."""
+    found = set()
+    for folder, names, _ in os.walk("/sys/fs/cgroup"):
+        for name in names:
+            if name.startswith("wan-compat-"):
+                owner = name.removeprefix("wan-compat-").split("-")[0]
+                if not owner.isdigit() or int(owner) == os.getpid() or not psutil.pid_exists(int(owner)):
+                    found.add(os.path.join(folder, name))
+    return found
+
+
+def _runtime_folders() -> set[str]:
+    """Folders of supervisors whose lock nobody holds: their owner is gone and did not clean up."""
+    found = set()
+    base = Path(runtime_base())
+    for folder in base.iterdir():
+        try:
+            with (folder / "lock").open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # being made or removed right now
+        found.add(str(folder))
+    return found

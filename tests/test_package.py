@@ -1,0 +1,262 @@
+"""The package as a whole: its public names, what importing it costs, what its documents say, what a wheel contains."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import typing
+import zipfile
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import wan_compat
+from wan_compat.protocol import launch, messages
+from wan_compat.protocol.values import Value
+from wan_compat.supervisor.cli.main import app
+
+HEAVY = {"torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy"}
+IMPORT_BUDGET_S = 0.25
+IMPORT_BUDGET_MB = 40
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def measure(code: str) -> tuple[float, float, set[str]]:
+    """Return seconds, peak megabytes of the whole process, and top-level modules, after running `code` afresh."""
+    report = run_python(
+        "import time; start = time.perf_counter()\n"
+        f"{code}\n"
+        "seconds = time.perf_counter() - start\n"
+        "import json, re, sys\n"
+        # Not ru_maxrss: it survives exec, so a large test runner would be charged to its child.
+        "peak = int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1024\n"
+        "print(json.dumps([seconds, peak, sorted({name.partition('.')[0] for name in sys.modules})]))"
+    )
+    seconds, megabytes, modules = json.loads(report.splitlines()[-1])
+    return seconds, megabytes, set(modules)
+
+
+# -- public names ------------------------------------------------------------------------------------------------------
+
+
+def test_public_names_exist_and_are_listed() -> None:
+    for name in wan_compat.__all__:
+        assert getattr(wan_compat, name) is not None, name
+    assert dir(wan_compat) == sorted(wan_compat.__all__)
+    with pytest.raises(AttributeError, match="nothing_of_ours"):
+        wan_compat.nothing_of_ours  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["Supervisor", "Job", "GenerationRequest", "VideoGenerationResult"])
+def test_the_documented_interface_is_public(name: str) -> None:
+    assert name in wan_compat.__all__
+
+
+# -- what importing costs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "budget_mb"),
+    [
+        ("import wan_compat", 20),
+        ("import wan_compat.supervisor.cli.main", IMPORT_BUDGET_MB),
+        (
+            "import contextlib, io; from wan_compat.supervisor.cli.main import main\n"
+            "with contextlib.redirect_stdout(io.StringIO()): assert main(['--version']) == 0",
+            IMPORT_BUDGET_MB,
+        ),
+        ("from wan_compat import Supervisor\nwith Supervisor(): pass", IMPORT_BUDGET_MB),
+    ],
+    ids=["package", "cli", "version", "supervisor"],
+)
+def test_importing_stays_in_its_budget(
+    code: str, budget_mb: float, record_property: typing.Callable[[str, object], None]
+) -> None:
+    # The best of a few: the budget is about our code, not about the machine's other tenants.
+    seconds, megabytes, modules = min((measure(code) for _ in range(5)), key=lambda found: found[0])
+    record_property("seconds", seconds)
+    record_property("megabytes", megabytes)
+    assert not modules & HEAVY
+    assert megabytes <= budget_mb, f"{megabytes:.1f} MB"
+    assert seconds <= IMPORT_BUDGET_S, f"{seconds * 1000:.0f} ms"
+
+
+# -- what must not be in it --------------------------------------------------------------------------------------------
+
+
+def test_nothing_that_runs_code_from_data_is_called(repository: Path) -> None:
+    forbidden = re.compile(
+        r"^\s*(import|from) (pickle|cloudpickle|dill|marshal|shelve)\b"
+        r"|recv_pyobj|send_pyobj|allow_pickle=True|torch\.load\(",
+        re.MULTILINE,
+    )
+    found = [
+        f"{path.relative_to(repository)}: {match[0].strip()}"
+        for path in sorted((repository / "wan_compat").rglob("*.py"))
+        for match in forbidden.finditer(path.read_text())
+    ]
+    assert found == []
+
+
+def test_no_file_names_a_machine_or_a_folder_outside_the_repository(repository: Path) -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=repository, capture_output=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    outside = re.compile(rb"\.\./shared\b|/home/[a-z]+/|/root/[a-z.]+/")
+    found = [
+        name
+        for name in listed.stdout.decode().split("\0")
+        if name
+        and (repository / name).is_file()
+        and outside.search((repository / name).read_bytes())
+        and not name.startswith("tests/")
+    ]
+    assert found == []
+
+
+# -- documents ---------------------------------------------------------------------------------------------------------
+
+
+def protocol_messages() -> list[type[Value]]:
+    unions = (messages.FromWorker, messages.ToWorker, launch.FromZygote)
+    classes: list[type[Value]] = [launch.ToZygote]
+    for union in unions:
+        classes += typing.get_args(typing.get_args(union)[0])
+    return classes
+
+
+@pytest.mark.parametrize("message", protocol_messages(), ids=lambda message: message.__name__)
+def test_every_message_has_its_row_with_its_fields(message: type[Value], repository: Path) -> None:
+    page = (repository / "docs" / "protocol.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith(f"| `{message.__name__}` |")]
+    assert len(rows) == 1
+    missing = [name for name in message.model_fields if name != "type" and f"`{name}`" not in rows[0]]
+    assert missing == []
+
+
+def test_the_protocol_page_names_the_version_and_the_limits(repository: Path) -> None:
+    from wan_compat.protocol import channel, codec, ring
+
+    page = (repository / "docs" / "protocol.md").read_text()
+    assert f"**Protocol version: {messages.PROTOCOL_VERSION}.**" in page
+    for limit in (
+        f"| size of a message | {codec.MAX_MESSAGE_BYTES >> 10} KiB",
+        f"| nesting | {codec.MAX_DEPTH} ",
+        f"| items in one array or map | {codec.MAX_ITEMS} |",
+        f"| values in one message | {codec.MAX_NODES} |",
+        f"| a string | {codec.MAX_STRING_BYTES >> 10} KiB",
+        f"| unread messages | {channel.QUEUE_MESSAGES} ",
+        f"{ring.SLOTS} slots of 4096x4096x3 bytes, {ring.RING_BYTES >> 20} MiB",
+        f"at most {launch.MAX_PACKET_BYTES >> 10} KiB, with up to {launch.MAX_DESCRIPTORS} descriptors",
+    ):
+        assert limit in page, limit
+
+
+def code_blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+def readme_commands(repository: Path) -> list[list[str]]:
+    text = "\n".join(code_blocks((repository / "README.md").read_text(), "bash"))
+    lines = re.sub(r"\\\n", " ", text).splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+def test_readme_commands_exist(repository: Path) -> None:
+    """Every verb and option that the README shows is one that --help shows, and every make target exists."""
+    group = typer.main.get_command(app)
+    targets = set(re.findall(r"^([a-z]+):", (repository / "Makefile").read_text(), re.MULTILINE))
+    seen = 0
+    for words in readme_commands(repository):
+        while words and Path(words[0]).name != "wan-compat" and words[0] not in ("make", "pip"):
+            words = words[1:]  # echo ... |, systemd-run ...
+        assert words, "a command that is neither wan-compat, make nor pip"
+        if words[0] == "make":
+            assert set(words[1:]) <= targets, words
+            continue
+        if words[0] == "pip":
+            continue
+        seen += 1
+        verb = group.commands[words[1]]  # type: ignore[attr-defined]
+        known = {option for parameter in verb.params for option in parameter.opts}
+        used = {word for word in words[2:] if word.startswith("-") and word != "-"}
+        assert used <= known, f"{words[1]}: {sorted(used - known)}"
+    assert seen >= 6
+
+
+def test_readme_lists_every_verb_and_exit_code(repository: Path) -> None:
+    page = (repository / "README.md").read_text()
+    verbs = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    assert verbs == set(re.findall(r"^\| `([a-z-]+)(?: MODEL)?` \|", page, re.MULTILINE))
+
+    from wan_compat.protocol import errors
+    from wan_compat.supervisor.cli.main import EXIT_BROKEN_PIPE, EXIT_INTERNAL_ERROR
+
+    codes = {cls.exit_code for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, Exception)}
+    table = page.partition("| exit code | means |")[2].partition("\n\n")[0]
+    listed = {int(code) for cell in re.findall(r"^\| ([0-9, ]+) \|", table, re.MULTILINE) for code in cell.split(",")}
+    assert listed == codes | {0, EXIT_INTERNAL_ERROR, EXIT_BROKEN_PIPE}
+
+
+def test_readme_python_compiles(repository: Path) -> None:
+    for block in code_blocks((repository / "README.md").read_text(), "python"):
+        compile(block, "README.md", "exec")
+
+
+def test_documents_link_to_files_that_exist(repository: Path) -> None:
+    pages = [
+        *repository.glob("*.md"),
+        *(repository / "docs").rglob("*.md"),
+        repository / "wan_compat/data/demo_model/README.md",
+    ]
+    broken = [
+        f"{page.relative_to(repository)} -> {target}"
+        for page in pages
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text())
+        if "://" not in target and not (page.parent / target).exists()
+    ]
+    assert broken == []
+
+
+# -- the wheel ---------------------------------------------------------------------------------------------------------
+
+
+def test_wheel_has_the_demo_model_and_nothing_beside_the_package(repository: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    # A copy: setuptools builds inside the tree, and others may be at work in it.
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (source / name).write_bytes((repository / name).read_bytes())
+    subprocess.run(["cp", "-r", str(repository / "wan_compat"), str(source)], check=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+    ]
+    done = subprocess.run([*command, str(source)], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        names = wheel.namelist()
+    inside = {name.removeprefix("wan_compat/data/") for name in names if name.startswith("wan_compat/data/demo_model/")}
+    folder = repository / "wan_compat" / "data"
+    assert inside == {str(path.relative_to(folder)) for path in (folder / "demo_model").rglob("*") if path.is_file()}
+    assert "wan_compat/py.typed" in names
+    assert {name.partition("/")[0] for name in names} == {
+        "wan_compat",
+        f"wan_compat-{wan_compat.__version__}.dist-info",
+    }
