@@ -30,6 +30,7 @@ from wan_compat.sandbox.failure import entering, failed
 from wan_compat.sandbox.namespaces import INNER_ID
 from wan_compat.sandbox.spec import (
     CONTROL_TARGET,
+    MODEL_TARGET,
     SCRATCH_TARGET,
     Bind,
     ConfinementSpec,
@@ -185,6 +186,9 @@ def access_rules(spec: ConfinementSpec) -> Iterator[tuple[str, int]]:
     if inside:
         for file in spec.view.files:
             yield file.target, landlock.READ_FILE
+        # Libraries list the folder that they load from. It is ours, and holds admitted files alone.
+        if any(bind.target.startswith(f"{MODEL_TARGET}/") for bind in spec.view.binds):
+            yield MODEL_TARGET, landlock.READ_DIR
         yield SCRATCH_TARGET, landlock.WRITE
         if spec.view.control_dir is not None:
             yield CONTROL_TARGET, landlock.READ
