@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import os
 import re
 import select
@@ -237,6 +238,8 @@ class EncoderProcess:
             EncodingFailed, DiskExceeded, MemoryExceeded: It failed, or it was not given all frames.
         """
         if self.bytes_written != self.bytes_expected:
+            if self.poll():
+                raise self._death()
             # ffmpeg exits with 0 after a truncated input, and even after an empty one. Counting is up to us.
             self.kill()
             raise EncodingFailed(
@@ -470,5 +473,18 @@ def _confined(
     cpu_seconds: int,
     file_size_bytes: int,
 ) -> list[str]:
-    """Seam until the sandbox room has confined_exec."""
-    return list(argv)
+    """Wrap a command in the sandbox room's confinement for small helper programs."""
+    try:
+        # TODO: import at the top once the sandbox room has it; until then ffmpeg runs unconfined.
+        confinement = importlib.import_module("wan_compat.sandbox.confined_exec")
+    except ModuleNotFoundError:
+        return list(argv)
+    confined: list[str] = confinement.confined_argv(
+        argv,
+        read_paths=read_paths,
+        write_files=write_files,
+        memory_bytes=memory_bytes,
+        cpu_seconds=cpu_seconds,
+        file_size_bytes=file_size_bytes,
+    )
+    return confined

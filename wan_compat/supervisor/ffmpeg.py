@@ -75,7 +75,7 @@ def probe(path: str) -> Ffmpeg:
     text = finished.stdout.decode("utf-8", "replace")
     banner = finished.stderr.decode("utf-8", "replace")
     version = re.search(r"^ffmpeg version (\S{1,100})", banner, re.MULTILINE)
-    encoders = re.findall(r"^ [VAS][A-Z.]{5} (\S+)", text, re.MULTILINE)
+    encoders = re.findall(r"^ [VAS][A-Z.]{5} ([^\s=]+)", text, re.MULTILINE)
     if finished.returncode or version is None or not encoders:
         said = clean_text(banner.strip()[-500:]) or "nothing"
         raise FfmpegMissing(
