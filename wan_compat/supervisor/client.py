@@ -19,7 +19,7 @@ import os
 import queue
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -37,6 +37,7 @@ from wan_compat.sandbox.spec import Tier
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.job_run import JobContext, JobRun
 from wan_compat.supervisor.worker_pool import WorkerPool
+from wan_compat.supervisor.zygote import ZYGOTE_PROGRAM
 
 CLOSE_TIMEOUT_S = 15.0
 
@@ -132,6 +133,7 @@ class Supervisor:
         if start_method not in ("zygote", "spawn"):
             raise InvalidRequest(f"start_method is {start_method!r}; known are 'zygote' and 'spawn'")
         self._memory_limit_bytes = memory_limit_bytes
+        self._zygote_program: Sequence[str] = ZYGOTE_PROGRAM
         self._spawn_only = start_method == "spawn"
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -196,7 +198,12 @@ class Supervisor:
                 os.eventfd_write(self._wake_fd, 1)
 
     def _run(self) -> None:
-        pool = WorkerPool(min_tier=self.min_tier, spawn_only=self._spawn_only, wake_fd=self._wake_fd)
+        pool = WorkerPool(
+            min_tier=self.min_tier,
+            spawn_only=self._spawn_only,
+            wake_fd=self._wake_fd,
+            zygote_program=self._zygote_program,
+        )
         try:
             while (job := self._jobs.get()) is not None:
                 self._current = job
@@ -219,7 +226,6 @@ class Supervisor:
             emit=job.emit,
             cancelled=lambda: job.is_cancelled() or self._closing,
             wake_fd=self._wake_fd,
-            min_tier=self.min_tier,
             memory_limit_bytes=self._memory_limit_bytes,
         )
         try:

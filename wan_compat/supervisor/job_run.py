@@ -43,7 +43,6 @@ from wan_compat.protocol.results import (
 )
 from wan_compat.protocol.states import WorkerState
 from wan_compat.protocol.values import GenerationRequest, Isolation, Mode
-from wan_compat.sandbox.spec import Tier
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.inspection import read_model
@@ -66,7 +65,6 @@ class JobContext:
     emit: Callable[[ev.Event], None]
     cancelled: Callable[[], bool]
     wake_fd: int
-    min_tier: Tier
     memory_limit_bytes: int | None
 
 
@@ -112,7 +110,8 @@ class JobRun:
         self._started = time.monotonic()
         self._phase = "prepare"
         self._timings = Timings()
-        self._generated: m.Generated | None = None
+        # In a list, because a type checker takes an attribute set to None for None until the end of the function.
+        self._generated: list[m.Generated] = []
 
     def execute(self) -> VideoGenerationResult:
         request, context = self._request, self._context
@@ -122,14 +121,15 @@ class JobRun:
                 hint="run it in safe mode, which needs no code from the repository",
             )
         host = read_host()
-        limit = memory_limit(_narrower(request.memory_limit_bytes, context.memory_limit_bytes), host)
+        requested = _narrower(request.memory_limit_bytes, context.memory_limit_bytes)
+        limit = memory_limit(requested, host)
         model = decide_model(read_model(request.model), threads=host.cpu_count, memory_limit_bytes=limit)
         resolved = resolve_request(request, model, seed=secrets.randbelow(1 << 31))
         limits = deadlines(weight_bytes=model.weight_bytes, timeout_s=request.timeout_s)
         with contextlib.ExitStack() as stack:
             target, encoding = self._prepare_output(stack, resolved)
             log_file = open_log_file(request.worker_log) if request.worker_log is not None else None
-            order = context.pool.order(host, model.admitted, limit, context.min_tier)
+            order = context.pool.order(host, model, requested, limit)
             worker = self._acquire(order, limits)
             keep = False
             try:
@@ -210,9 +210,9 @@ class JobRun:
             sink = FramesInMemory(spec.frame_bytes * spec.num_frames)
             self._stream(worker, resolved, limits, sink)
             return sink.frames(resolved), None
-        from wan_compat.supervisor.encoder import EncoderProcess, verify_video
+        from wan_compat.supervisor.encoder import output_report, spawn_encoder, verify_video
 
-        with EncoderProcess(encoding, target) as encoder:
+        with spawn_encoder(encoding, spec.num_frames, target) as encoder:
             first = self._stream(worker, resolved, limits, encoder)
             self._enter("encode")
             encoder.finish(limits.encode_tail_s)
@@ -220,16 +220,7 @@ class JobRun:
         committed = target.commit()
         self._timings = dataclasses.replace(self._timings, encode_s=time.monotonic() - first)
         self._context.emit(ev.Encoded(target.path))
-        return None, OutputReport(
-            path=target.path,
-            codec=seen.codec,
-            width=seen.width,
-            height=seen.height,
-            fps=seen.fps,
-            num_frames=seen.num_frames,
-            sha256=committed.sha256,
-            bytes=committed.bytes,
-        )
+        return None, output_report(target.path, seen, committed)
 
     def _stream(self, worker: Worker, resolved: ResolvedRequest, limits: Deadlines, sink: FrameSink) -> float:
         """Generate, and move each frame from the ring to the sink as it comes; return the first frame's moment."""
@@ -238,7 +229,7 @@ class JobRun:
         job = worker.jobs_started
         ring = worker.ring
         ring.begin(job, spec)
-        self._generated = None
+        self._generated.clear()
         began = moved_at = time.monotonic()
         first: float | None = None
         offset = 0
@@ -273,12 +264,12 @@ class JobRun:
             if ring.published == ring.consumed:
                 moved_at = time.monotonic()
         ring.end()
-        assert first is not None and self._generated is not None
+        assert first is not None
         self._timings = dataclasses.replace(
             self._timings,
-            text_encode_s=self._generated.text_encode_s,
-            denoise_s=self._generated.denoise_s,
-            decode_s=self._generated.decode_s,
+            text_encode_s=self._generated[0].text_encode_s,
+            denoise_s=self._generated[0].denoise_s,
+            decode_s=self._generated[0].decode_s,
             first_frame_s=first - began,
         )
         return first
@@ -292,7 +283,7 @@ class JobRun:
         output: OutputReport | None,
     ) -> VideoGenerationResult:
         loaded = worker.loaded()
-        assert worker.tier is not None and loaded is not None and self._generated is not None
+        assert worker.tier is not None and loaded is not None
         total = time.monotonic() - self._started
         self._timings = dataclasses.replace(self._timings, total_s=total)
         params = resolved.params
@@ -329,7 +320,7 @@ class JobRun:
                 memory_limit_bytes=worker.order.memory_limit_bytes,
                 self_test=dict(worker.self_test),
             ),
-            peak={"worker_rss_bytes": peak, "vram_bytes": self._generated.peak_vram_bytes},
+            peak={"worker_rss_bytes": peak, "vram_bytes": self._generated[0].peak_vram_bytes},
             recovery=[],
             output=output,
         )
@@ -365,7 +356,7 @@ class JobRun:
         elif isinstance(message, m.Failed):
             raise from_worker(message.code, message.message, message.fixes)
         elif isinstance(message, m.Generated):
-            self._generated = message
+            self._generated.append(message)
         elif isinstance(message, m.Cancelled):
             raise GenerationFailed("the worker stopped by itself")
 

@@ -35,7 +35,7 @@ from wan_compat.protocol.errors import (
 )
 from wan_compat.protocol.launch import SpawnWorker
 from wan_compat.protocol.states import Conversation, WorkerState
-from wan_compat.protocol.values import Value
+from wan_compat.protocol.values import PipelineSpec, Value
 from wan_compat.sandbox import cgroup as cgroups
 from wan_compat.sandbox import runtime_view, selftest
 from wan_compat.sandbox.spec import CONTROL_TARGET, Identity, Layer, Tier, to_wire
@@ -57,12 +57,17 @@ _FIRST_UID, _LAST_UID = 61184, 65519
 
 @dataclasses.dataclass(frozen=True)
 class WorkerOrder:
-    """What a worker is started for. Two jobs with equal orders can share one."""
+    """What a worker is started for. Two jobs with equal orders can share one.
+
+    `requested_limit_bytes` takes part in the comparison, `memory_limit_bytes` does not: without a request it follows
+    from the memory that happens to be free, and a warm worker is as good as a new one.
+    """
 
     layers: frozenset[Layer]
     admitted: tuple[FileFact, ...]
-    memory_limit_bytes: int
-    threads: int
+    pipeline: PipelineSpec
+    requested_limit_bytes: int | None
+    memory_limit_bytes: int = dataclasses.field(compare=False)
     min_tier: Tier
 
 
@@ -118,14 +123,14 @@ class Worker:
             os.set_blocking(reader, False)
             self.log = BoundedLog(reader)
             undo.callback(self.log.close)
-            limits = plan_limits(memory_limit_bytes=order.memory_limit_bytes, threads=order.threads)
+            limits = plan_limits(memory_limit_bytes=order.memory_limit_bytes, threads=order.pipeline.threads)
             if Layer.CGROUP in order.layers:
                 self._cgroup = cgroups.create(f"wan-compat-{os.getpid()}-{name}", limits)
                 undo.callback(self._cgroup.remove)
             self._spec = plan_confinement(
                 layers=order.layers,
                 runtime_binds=runtime_view.runtime_binds(),
-                runtime_files=runtime_view.runtime_files(),
+                runtime_files=runtime_view.runtime_files(identity),
                 admitted=order.admitted,
                 control_dir=self._folder,
                 limits=limits,

@@ -1,4 +1,4 @@
-"""Keeps the zygote and the workers of one supervisor: one warm worker per order, the oldest goes when another is needed.
+"""Keeps the zygote and the workers of one supervisor: one worker stays warm, and goes when another is needed.
 
 Belongs to the runner thread. The full zygote is started when the first worker is needed, so that a refused job costs
 nothing; the light one only when the full one cannot fork.
@@ -6,26 +6,36 @@ nothing; the light one only when the full one cannot fork.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from wan_compat.policies.confinement import missing_for, plan_layers, tier_unavailable
-from wan_compat.policies.facts import FileFact, HostFacts
+from wan_compat.policies.facts import HostFacts
 from wan_compat.policies.limits import Deadlines
+from wan_compat.policies.models import ModelDecision
 from wan_compat.protocol.errors import JobCancelled, SandboxEntryFailed, SandboxUnavailable, WorkerStartFailed
 from wan_compat.sandbox import cgroup as cgroups
 from wan_compat.sandbox.spec import Layer, Tier
 from wan_compat.supervisor.runtime import RuntimeFolder
 from wan_compat.supervisor.worker import Worker, WorkerOrder
-from wan_compat.supervisor.zygote import Zygote
+from wan_compat.supervisor.zygote import ZYGOTE_PROGRAM, Zygote
 
 MAX_WARM = 1
 
 
 class WorkerPool:
-    def __init__(self, *, min_tier: Tier, spawn_only: bool, wake_fd: int, python: str = sys.executable) -> None:
+    """
+    Args:
+        min_tier: Weakest tier to accept.
+        spawn_only: Use the light zygote only.
+        wake_fd: Becomes readable when the runner shall look up (a job was cancelled).
+        zygote_program: What Python runs as the zygote; tests put programs here that misbehave.
+    """
+
+    def __init__(
+        self, *, min_tier: Tier, spawn_only: bool, wake_fd: int, zygote_program: Sequence[str] = ZYGOTE_PROGRAM
+    ) -> None:
         self._min_tier = min_tier
-        self._python = python
+        self._zygote_program = zygote_program
         self._wake_fd = wake_fd
         self._runtime: RuntimeFolder | None = None
         self._zygotes: dict[bool, Zygote] = {}
@@ -35,10 +45,10 @@ class WorkerPool:
         self._cgroup: cgroups.CgroupSupport | None = None
 
     def order(
-        self, host: HostFacts, admitted: tuple[FileFact, ...], memory_limit_bytes: int, min_tier: Tier
+        self, host: HostFacts, model: ModelDecision, requested_limit_bytes: int | None, memory_limit_bytes: int
     ) -> WorkerOrder:
-        """Compose what a job needs. Raises SandboxUnavailable when the tier is out of reach before anything is tried."""
-        minimum = min_tier if min_tier.satisfies(self._min_tier) else self._min_tier
+        """Compose what a job needs. Raises SandboxUnavailable when the tier is out of reach already by the facts."""
+        minimum = self._min_tier
         if self._cgroup is None:
             self._cgroup = cgroups.detect()
         layers = plan_layers(host, has_cgroup=self._cgroup.available)
@@ -48,9 +58,10 @@ class WorkerPool:
             raise tier_unavailable(Tier.B, minimum, remedies)
         return WorkerOrder(
             layers=layers,
-            admitted=admitted,
+            admitted=model.admitted,
+            pipeline=model.pipeline,
+            requested_limit_bytes=requested_limit_bytes,
             memory_limit_bytes=memory_limit_bytes,
-            threads=host.cpu_count,
             min_tier=minimum,
         )
 
@@ -124,7 +135,7 @@ class WorkerPool:
             self._zygotes.pop(light).close()
             zygote = None
         if zygote is None:
-            zygote = self._zygotes[light] = Zygote(light=light, python=self._python)
+            zygote = self._zygotes[light] = Zygote(light=light, program=self._zygote_program)
         try:
             while not zygote.wait_ready(deadlines.zygote_s, self._wake_fd):
                 if cancelled():
