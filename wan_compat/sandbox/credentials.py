@@ -48,12 +48,18 @@ def drop(identity: Identity | None) -> None:
             )
         if identity is not None and 0 in (identity.uid, identity.gid):
             raise failed(Layer.CREDENTIALS, f"{identity} is root", "give the worker an uid and gid other than 0")
-        _empty_bounding_set()
-        _prctl_if_known(libc.PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+        _empty_ceilings()
         if identity is not None:
             os.setgroups([])
             os.setresgid(identity.gid, identity.gid, identity.gid)
             os.setresuid(identity.uid, identity.uid, identity.uid)
+        _empty_capability_sets()
+
+
+def drop_capabilities() -> None:
+    """Give up every capability but keep the uid: for a helper program that writes its caller's file."""
+    with entering(Layer.CREDENTIALS, "dropping capabilities"):
+        _empty_ceilings()
         _empty_capability_sets()
 
 
@@ -77,6 +83,12 @@ def capabilities() -> tuple[int, int, int]:
     libc.call("capget", header, data)
     low = struct.unpack("=6I", data.raw)
     return (low[0] | low[3] << 32, low[1] | low[4] << 32, low[2] | low[5] << 32)
+
+
+def _empty_ceilings() -> None:
+    """Empty the bounding and ambient sets, from which an execve could fill the others again."""
+    _empty_bounding_set()
+    _prctl_if_known(libc.PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
 
 
 def _empty_bounding_set() -> None:

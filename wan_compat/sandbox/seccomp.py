@@ -183,6 +183,38 @@ def entry_filter(machine: Architecture, own_pid: int, *, allow_gpu: bool = False
     return bpf.assemble(program)
 
 
+def install_exec_filter(pointers: tuple[int, int, int]) -> None:
+    """Install the filter of a helper program (`confined_exec`): no sockets at all, and one execve.
+
+    Args:
+        pointers: The addresses of the path, arguments and environment that the one permitted execve will be given.
+
+    Raises:
+        SandboxEntryFailed: The kernel refused the filter.
+    """
+    with entering(Layer.SECCOMP, "installing the helper's system call filter"):
+        _install(exec_filter(architecture(), os.getpid(), pointers), 0)
+
+
+def exec_filter(machine: Architecture, own_pid: int, pointers: tuple[int, int, int]) -> bytes:
+    """Assemble the filter of a helper program.
+
+    A filter cannot count, so "once" is said by the three pointers: after the execve the address space is another one.
+    Code that has taken the helper over could map the same addresses again; what it could then execute is left to
+    Landlock, which permits the helper's own file only.
+    """
+    allow, refuse = bpf.ALLOW, bpf.answer_errno(errno.EPERM)
+    execve: bpf.Program = []
+    for argument, pointer in enumerate(pointers):
+        for load, half in ((bpf.load_low, pointer & 0xFFFFFFFF), (bpf.load_high, pointer >> 32)):
+            execve += [load(argument), bpf.instruction(bpf.JUMP_EQUAL, half, 1, 0), bpf.give(refuse)]
+    program = _preamble(machine)
+    program += bpf.when_call(machine.numbers["execve"], [*execve, bpf.give(allow)])
+    for number in sorted(machine.numbers[name] for name in SEALED if name in machine.numbers):
+        program += bpf.when_call(number, [bpf.give(refuse)])
+    return bpf.assemble(program) + entry_filter(machine, own_pid)
+
+
 def seal_filter(machine: Architecture) -> bytes:
     """Assemble the second filter. The kernel runs both and takes the stricter answer."""
     program = _preamble(machine)

@@ -1,7 +1,8 @@
 """Trying the sandbox on this machine, in a process made for it: what can be entered, does it hold, and if not, why not.
 
     supervisor, doctor:  run_trial() --exec--> python -I -m wan_compat.sandbox.trial --fork, twice--> a confined process
-                         TrialReport <--JSON--                                       <--JSON-- probes, seal, probes again
+                         TrialReport <--JSON--                                       <--JSON-- probes, seal, probes
+                         again
 
 Nothing is concluded from versions or settings: the full set of layers is entered for real. Where that fails, each layer
 is tried with what it needs and nothing else, so that the report names every missing one with its remedy; then whatever
@@ -237,9 +238,7 @@ def _try_layer(spec: ConfinementSpec, layer: Layer) -> LayerTrial:
 
 
 def _with_layers(spec: ConfinementSpec, layers: frozenset[Layer]) -> ConfinementSpec:
-    return dataclasses.replace(
-        spec, layers=layers, cgroup_dirs=spec.cgroup_dirs if Layer.CGROUP in layers else ()
-    )
+    return dataclasses.replace(spec, layers=layers, cgroup_dirs=spec.cgroup_dirs if Layer.CGROUP in layers else ())
 
 
 def _flagrant_calls_kill(spec: ConfinementSpec) -> bool:
