@@ -1,8 +1,9 @@
-"""Tiny checkpoints for tests, built once per machine: `tiny_model("t2v")`, or `python -m tests.assets.tiny_wan t2v DIR`.
+"""Tiny checkpoints for tests, built once per machine: `tiny_model("t2v")`.
 
-The builder is the package's own (`wan_compat.workers.tiny_models`), run in a process of its own: a test process that
-imported torch would be slow, and unfit for testing the parts that must not import it. The cache's name has the builder's
-hash in it; a lock makes it safe under pytest-xdist, and a rename makes a half-built checkpoint impossible.
+As a command, `python -m tests.assets.tiny_wan t2v DIR` builds one anywhere. The builder is the package's own
+(`wan_compat.workers.tiny_models`), run in a process of its own: a test process that imported torch would be slow, and
+unfit for testing the parts that must not import it. The cache's name has the builder's hash in it; a lock makes it safe
+under pytest-xdist, and a rename makes a half-built checkpoint impossible.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ BUILD_TIMEOUT_S = 100
 
 
 def tiny_model(kind: str) -> Path:
-    """Return the folder of a tiny checkpoint, building it if this machine has none. Read-only for tests: copy to change."""
+    """Return the folder of a tiny checkpoint, building it if this machine has none. Copy it to change it."""
     cache = _cache_folder()
     folder = cache / kind
     with filelock.FileLock(cache / f"{kind}.lock", timeout=BUILD_TIMEOUT_S):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import mmap
 import os
 import select
 import signal
@@ -48,6 +49,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
 }
 REPLY_S = 60.0
 
@@ -139,11 +141,10 @@ class WorkerProcess:
         folder = zygote.folder / name
         control = folder / "ctl"
         control.mkdir(parents=True)
-        folder.chmod(0o755)
         self.log = folder / "log"
         ring = os.memfd_create(f"ring-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(ring, RING_BYTES)
-        self.ring = np.memmap(os.dup(ring) and f"/proc/self/fd/{ring}", dtype=np.uint8, mode="r", shape=(RING_BYTES,))
+        self.ring = np.frombuffer(mmap.mmap(ring, RING_BYTES, prot=mmap.PROT_READ), np.uint8)
         self.doorbell, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.doorbell.setblocking(False)
         host_endpoint = f"ipc://{control}/s"

@@ -45,9 +45,10 @@ def _convolve(
 ) -> torch.Tensor:
     # Asked again at each call: offloading or casting may have moved the layer since it was replaced.
     if not (_plain(value) and _plain(weight)):
-        return torch.nn.Conv3d._conv_forward(layer, value, weight, bias)
+        result: torch.Tensor = torch.nn.Conv3d._conv_forward(layer, value, weight, bias)
+        return result
     padding: Any = layer.padding
-    result: torch.Tensor = torch.mkldnn_convolution(
+    result = torch.mkldnn_convolution(
         value, weight, bias, list(padding), list(layer.stride), list(layer.dilation), layer.groups
     )
     return result
