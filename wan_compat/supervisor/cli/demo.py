@@ -26,7 +26,8 @@ NEED_AN_IMAGE = (Variant.I2V, Variant.VACE)
 def demo(
     context: typer.Context,
     output: Annotated[
-        str | None, typer.Option("--output", metavar="FILE", help="Default: wan-compat-demo.mp4, or the next free name.")
+        str | None,
+        typer.Option("--output", metavar="FILE", help="Default: wan-compat-demo.mp4, or the next free name."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output if it exists.")] = False,
     prompt: Annotated[
@@ -41,7 +42,11 @@ def demo(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:
-    """Generate a clip with the small demo model that comes along, in a sandboxed worker, and say where it is."""
+    """Generate a clip with the built-in model.
+
+    It is small and real, trained for this demo, and runs in a sandboxed worker like any other model. The clip's prompt
+    should name a colour, a shape, a motion and a background.
+    """
     session: Session = context.obj.louder(json=json, quiet=quiet, verbose=verbose)
     if variant in NEED_AN_IMAGE:
         raise InvalidRequest(

@@ -14,10 +14,10 @@ def doctor(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:
-    """Say what this machine offers: sandbox layers and tier, memory caps, ffmpeg, GPUs, versions.
+    """Say what this machine offers.
 
-    Ends with 0 when `generate` can run here, with 10 when the sandbox is too weak, with 3 when something else is
-    missing.
+    Sandbox layers and tier, memory caps, ffmpeg, GPUs, versions; each lack with its reason and remedy. Ends with 0
+    when `generate` can run here, with 10 when the sandbox is too weak, with 3 when something else is missing.
     """
     session: Session = context.obj.louder(json=json, quiet=quiet, verbose=verbose)
 

@@ -28,11 +28,21 @@ def generate(
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", help="Same seed, same video. Default: drawn, and told.")
     ] = None,
-    width: Annotated[int | None, typer.Option("--width", metavar="PIXELS")] = None,
-    height: Annotated[int | None, typer.Option("--height", metavar="PIXELS")] = None,
-    num_frames: Annotated[int | None, typer.Option("--num-frames", metavar="N", help="4k + 1.")] = None,
-    num_inference_steps: Annotated[int | None, typer.Option("--num-inference-steps", metavar="N")] = None,
-    guidance_scale: Annotated[float | None, typer.Option("--guidance-scale", metavar="X")] = None,
+    width: Annotated[
+        int | None, typer.Option("--width", metavar="PIXELS", help="Of the video; must fit the model.")
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option("--height", metavar="PIXELS", help="Of the video; must fit the model.")
+    ] = None,
+    num_frames: Annotated[
+        int | None, typer.Option("--num-frames", metavar="N", help="Length of the video; 4k + 1.")
+    ] = None,
+    num_inference_steps: Annotated[
+        int | None, typer.Option("--num-inference-steps", metavar="N", help="Denoising steps: more is slower.")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option("--guidance-scale", metavar="X", help="How closely to follow the prompt.")
+    ] = None,
     fps: Annotated[
         float | None, typer.Option("--fps", metavar="X", help="Frames per second of the file. Default: the family's.")
     ] = None,

@@ -88,13 +88,13 @@ class BarProgress(ProgressView):
 
     def __init__(self, session: Session) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._session = session
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=32),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[steps]}", markup=False),
             TimeElapsedColumn(),
             console=Console(stderr=True, no_color=not has_color(sys.stderr), highlight=False),
         )
@@ -107,7 +107,7 @@ class BarProgress(ProgressView):
             case events.PhaseStarted(phase=phase):
                 self._task(phase)
             case events.Progress(phase=phase, step=step, total=total):
-                self._progress.update(self._task(phase), completed=step, total=total)
+                self._progress.update(self._task(phase), completed=step, total=total, steps=f"{step}/{total}")
             case events.Started(tier=tier, layers=layers):
                 self._remark(describe_sandbox(self._session, tier, layers))
             case events.Warned(message=message):
@@ -129,7 +129,7 @@ class BarProgress(ProgressView):
         if phase not in self._tasks:
             if phase not in ("decode", "encode"):
                 self._finish_all()
-            self._tasks[phase] = self._progress.add_task(PHASES[phase], total=None)
+            self._tasks[phase] = self._progress.add_task(PHASES[phase], total=None, steps="")
         return self._tasks[phase]
 
     def _finish_all(self) -> None:

@@ -51,7 +51,7 @@ def build_request(**fields: Any) -> GenerationRequest:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         option = str(first["loc"][0]).removesuffix("_s").removesuffix("_bytes").replace("_", "-")
         name = "MODEL" if option == "model" else f"--{option}"
-        raise InvalidRequest(f"{name}: {first['msg']}") from error
+        raise InvalidRequest(f"{name} {first['msg'].removeprefix('Input ')}") from error
 
 
 def describe_result(session: Session, result: VideoGenerationResult) -> str:
@@ -72,7 +72,7 @@ def describe_result(session: Session, result: VideoGenerationResult) -> str:
 
 
 def free_name(stem: str, suffix: str = ".mp4") -> str:
-    """Return `stem.mp4` in the working folder, or `stem-2.mp4` and so on: nothing is overwritten without --overwrite."""
+    """Return `stem.mp4` in the working folder, or `stem-2.mp4` and so on: nothing is overwritten unasked."""
     path, number = Path(stem + suffix), 2
     while path.exists() or path.is_symlink():
         path, number = Path(f"{stem}-{number}{suffix}"), number + 1

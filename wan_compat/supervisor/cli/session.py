@@ -35,7 +35,7 @@ class Session:
     def say(self, text: str) -> None:
         """Write a result for a person to stdout; silent with --json, whose document says it all."""
         if not self.json:
-            print(clean_text(text), file=sys.stdout)
+            print(clean_text(text), flush=True)  # in step with stderr, where both go to one place
 
     def note(self, text: str) -> None:
         """Write a remark to stderr; silent with --quiet."""
@@ -46,6 +46,7 @@ class Session:
         """Write the JSON document to stdout. Non-ASCII is escaped, so no terminal control can survive in it."""
         json.dump(document, sys.stdout, indent=2, ensure_ascii=True, allow_nan=False)
         sys.stdout.write("\n")
+        sys.stdout.flush()
 
     def failure(self, error: WanCompatError) -> int:
         """Tell an error in the form that was asked for, and return its exit code."""

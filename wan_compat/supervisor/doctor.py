@@ -1,0 +1,257 @@
+"""What this machine offers to wan-compat: found by trying, told with a reason and a remedy for every lack.
+
+The sandbox is entered for real in a process made for it (`sandbox/trial.py`), ffmpeg is run, a cgroup is made and
+removed. Versions come from package metadata: nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+from wan_compat.policies.confinement import decide_tier
+from wan_compat.protocol.errors import EnvironmentLacks, FfmpegMissing, SandboxUnavailable
+from wan_compat.sandbox import cgroup, trial
+from wan_compat.sandbox.spec import Layer, Tier
+from wan_compat.supervisor.ffmpeg import find_ffmpeg
+from wan_compat.supervisor.host import read_host
+
+REPORT_SCHEMA_VERSION = 1
+
+# What `generate` accepts unless told otherwise.
+DEFAULT_MIN_TIER = Tier.B
+
+WORKER_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "sentencepiece", "ftfy", "pillow")
+OWN_PACKAGES = ("wan-compat", "pydantic", "pyzmq", "msgpack", "psutil", "numpy", "imageio-ffmpeg")
+
+# The encoders that a video of ours could be made with; ffmpeg knows hundreds of others.
+VIDEO_ENCODERS = ("libx264", "libx265", "libsvtav1", "libaom-av1", "libvpx-vp9", "ffv1", "prores_ks", "gif", "libwebp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Why `generate` cannot run here as it stands. `exit_code` is that of the error it would raise."""
+
+    message: str
+    remedy: str
+    exit_code: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DoctorReport:
+    """The machine as found. `layers`: name to available, reason, remedy; `versions`: None where not installed."""
+
+    tier: str
+    layers: dict[str, dict[str, Any]]
+    sandbox: dict[str, Any]
+    memory_cap: dict[str, Any]
+    ffmpeg: dict[str, Any]
+    gpus: list[dict[str, Any]]
+    versions: dict[str, str | None]
+    problems: tuple[Problem, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the `doctor` document."""
+        return {"schema_version": REPORT_SCHEMA_VERSION, **dataclasses.asdict(self)}
+
+
+def examine() -> DoctorReport:
+    """Try everything and report. Takes about a second, most of it the trial; raises nothing for what is missing."""
+    tried = trial.run_trial()
+    tier = decide_tier(tried.entered).tier if tried.holds else Tier.E
+    versions = _versions()
+    ffmpeg = _examine_ffmpeg()
+    return DoctorReport(
+        tier=tier.value,
+        layers={name: dataclasses.asdict(layer) for name, layer in tried.layers.items()},
+        sandbox={
+            "holds": tried.holds,
+            "entered": list(tried.entered),
+            "probes": {probe.name: probe.denied for probe in tried.probes},
+            "not_denied": list(tried.not_denied),
+            "flagrant_calls_kill": tried.flagrant_calls_kill,
+            "landlock_abi": tried.landlock_abi,
+            "entry_s": tried.entry_s,
+            "error": tried.error,
+        },
+        memory_cap=_examine_memory_cap(),
+        ffmpeg=ffmpeg,
+        gpus=read_gpus(),
+        versions=versions,
+        problems=_problems(tried, tier, ffmpeg, versions),
+    )
+
+
+def exit_code(report: DoctorReport) -> int:
+    """Return 0 when `generate` can run here, else the code of the most important problem."""
+    return report.problems[0].exit_code if report.problems else 0
+
+
+def describe(report: DoctorReport, *, verbose: bool) -> str:
+    """Return the report for a person: the verdict first, then what was found; everything with `verbose`."""
+    lines = ["Ready." if not report.problems else "Not ready:"]
+    for number, problem in enumerate(report.problems, 1):
+        lines += [f"  {number}. {problem.message}", f"     -> {problem.remedy}"]
+    available = [name for name, layer in report.layers.items() if layer["available"]]
+    entry_ms = report.sandbox["entry_s"] * 1000
+    lines += [
+        "",
+        f"Sandbox       tier {report.tier}: {len(available)} of {len(report.layers)} layers, {entry_ms:.0f} ms",
+    ]
+    for name, layer in report.layers.items():
+        if not layer["available"]:
+            lines += [f"  no   {name}: {layer['reason']}", f"       -> {layer['remedy']}"]
+        elif verbose:
+            lines.append(f"  yes  {name}")
+    if verbose:
+        lines += [f"  {'denied' if denied else 'OPEN  '}  {name}" for name, denied in report.sandbox["probes"].items()]
+    cap = report.memory_cap
+    lines.append(
+        f"Memory cap    {cap['mechanism']}, enforced by {cap['enforced_by']}; "
+        f"{_gigabytes(cap['available_bytes'])} of {_gigabytes(cap['total_bytes'])} free"
+    )
+    if cap["remedy"]:
+        lines += [f"  why  {cap['reason']}", f"       -> {cap['remedy']}"]
+    ffmpeg = report.ffmpeg
+    lines.append(
+        f"ffmpeg        {ffmpeg['version']}: {', '.join(ffmpeg['encoders'])}"
+        if ffmpeg["available"]
+        else f"ffmpeg        none: {ffmpeg['reason']}"
+    )
+    lines += [
+        f"GPU           {gpu['name']}, {_gigabytes(gpu['memory_free_bytes'])} of "
+        f"{_gigabytes(gpu['memory_total_bytes'])} free"
+        for gpu in report.gpus
+    ] or ["GPU           none found: workers use the CPU"]
+    names = report.versions if verbose else ("wan-compat", "python", *WORKER_PACKAGES[:3])
+    lines.append("Versions      " + ", ".join(f"{name} {report.versions[name] or 'missing'}" for name in names))
+    return "\n".join(lines)
+
+
+def _problems(
+    tried: trial.TrialReport, tier: Tier, ffmpeg: dict[str, Any], versions: dict[str, str | None]
+) -> tuple[Problem, ...]:
+    problems = []
+    if not tier.satisfies(DEFAULT_MIN_TIER):
+        if tried.error:
+            message, remedy = f"the sandbox could not be tried: {tried.error}", "report this with the output of -v"
+        elif tried.not_denied:
+            message = f"the sandbox was entered but does not hold: {', '.join(tried.not_denied)} should be denied"
+            remedy = "report this with the output of -v; nothing will be run here"
+        else:
+            missing = [name for name, layer in tried.layers.items() if not layer.available and name != Layer.CGROUP]
+            message = (
+                f"tier {DEFAULT_MIN_TIER.value} is wanted, this machine reaches {tier.value}: no {', '.join(missing)}"
+            )
+            remedy = next((tried.layers[name].remedy for name in missing), "see the layers below")
+            if tier is Tier.C:
+                remedy += "; or accept less with --min-tier C"
+        problems.append(Problem(message, remedy, SandboxUnavailable.exit_code))
+    absent = [name for name in WORKER_PACKAGES if versions[name] is None]
+    if absent:
+        problems.append(
+            Problem(f"workers need {', '.join(absent)}", 'pip install "wan-compat[worker]"', EnvironmentLacks.exit_code)
+        )
+    if not ffmpeg["available"]:
+        problems.append(Problem(ffmpeg["reason"], ffmpeg["remedy"], FfmpegMissing.exit_code))
+    return tuple(problems)
+
+
+def _examine_memory_cap() -> dict[str, Any]:
+    host = read_host()
+    support = cgroup.detect()
+    return {
+        "mechanism": f"cgroup {support.version}" if support.available else "polling and RLIMIT_DATA",
+        "enforced_by": "the kernel" if support.available else "the supervisor, with a lag",
+        "reason": support.reason,
+        "remedy": support.remedy,
+        "available_bytes": host.memory_available_bytes,
+        "total_bytes": host.memory_total_bytes,
+    }
+
+
+def _examine_ffmpeg() -> dict[str, Any]:
+    try:
+        found = find_ffmpeg()
+    except FfmpegMissing as error:
+        return {
+            "available": False,
+            "path": None,
+            "version": None,
+            "encoders": [],
+            "reason": error.message,
+            "remedy": error.hint or "",
+        }
+    return {
+        "available": True,
+        "path": found.path,
+        "version": found.version,
+        "encoders": [name for name in VIDEO_ENCODERS if name in found.encoders],
+        "reason": "",
+        "remedy": "",
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "kernel": os.uname().release,
+        "machine": os.uname().machine,
+    }
+    for name in (*OWN_PACKAGES, *WORKER_PACKAGES):
+        versions[name] = None
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
+
+
+# ---- NVML, by ctypes: four calls of a stable interface are no reason for a dependency ---------------------------------
+
+_NVML_NAME_BYTES = 96  # NVML_DEVICE_NAME_V2_BUFFER_SIZE
+
+
+class _NvmlMemory(ctypes.Structure):
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+def read_gpus() -> list[dict[str, Any]]:
+    """Return the NVIDIA GPUs that the driver knows; an empty list without a driver. Touches no CUDA."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return []
+    if nvml.nvmlInit_v2() != 0:
+        return []
+    try:
+        count = ctypes.c_uint()
+        if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+            return []
+        found = (_read_gpu(nvml, index) for index in range(min(count.value, 64)))
+        return [gpu for gpu in found if gpu is not None]
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _read_gpu(nvml: ctypes.CDLL, index: int) -> dict[str, Any] | None:
+    device, memory, name = ctypes.c_void_p(), _NvmlMemory(), ctypes.create_string_buffer(_NVML_NAME_BYTES)
+    if (
+        nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(device)) != 0
+        or nvml.nvmlDeviceGetName(device, name, ctypes.c_uint(_NVML_NAME_BYTES)) != 0
+        or nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)) != 0
+    ):
+        return None
+    return {
+        "index": index,
+        "name": name.value.decode("utf-8", "replace"),
+        "memory_total_bytes": int(memory.total),
+        "memory_free_bytes": int(memory.free),
+    }
