@@ -26,6 +26,7 @@ from wan_compat.protocol.errors import (
     EnvironmentLacks,
     InvalidRequest,
     OutputExists,
+    SandboxEntryFailed,
 )
 from wan_compat.protocol.values import FrameSpec
 from wan_compat.supervisor import encoder as encoder_module
@@ -304,7 +305,7 @@ def test_hung_encoder_is_killed_at_the_end_of_its_time():
 
 def test_hung_encoder_ends_encode_file_in_time(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        encoder_module, "_confined", lambda *a, **k: [sys.executable, str(PROGRAMS / "encoder_hung.py")]
+        encoder_module, "confined_argv", lambda *a, **k: [sys.executable, str(PROGRAMS / "encoder_hung.py")]
     )
     spec = FrameSpec(width=1280, height=720, num_frames=2)
     with pytest.raises(DeadlineExceeded):
@@ -433,6 +434,55 @@ def test_encoder_has_its_own_session_and_an_empty_environment(monkeypatch):
         assert b"HF_TOKEN" not in Path(f"/proc/{encoder.pid}/environ").read_bytes()
 
 
+def test_ffmpeg_runs_confined(tmp_path):
+    config = plan_encoding(64, 48, 16, ".mp4")
+    with prepare_output(tmp_path / "fox.mp4") as target, spawn_encoder(config, 5, target) as encoder:
+        deadline = time.monotonic() + 20
+        while "ffmpeg" not in os.readlink(f"/proc/{encoder.pid}/exe"):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        status = dict(re.findall(r"^(\w+):\s+(.*)$", Path(f"/proc/{encoder.pid}/status").read_text(), re.MULTILINE))
+        assert (status["NoNewPrivs"], status["Seccomp"], int(status["CapEff"], 16)) == ("1", "2", 0)
+        limits = Path(f"/proc/{encoder.pid}/limits").read_text()
+        assert not re.search(r"^Max (cpu time|file size|data size) +unlimited", limits, re.MULTILINE)
+
+
+def test_ffmpeg_that_cannot_be_confined_does_not_run_unconfined(tmp_path):
+    script = tmp_path / "ffmpeg"
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    script.chmod(0o755)
+    fake = Ffmpeg(path=str(script), version="1.0", encoders=frozenset({"libx264"}))
+    config = plan_encoding(64, 48, 16, ".mp4")
+    with prepare_output(tmp_path / "fox.mp4") as target:
+        with spawn_encoder(config, 5, target, ffmpeg=fake) as encoder:
+            with pytest.raises(SandboxEntryFailed, match="ELF"):
+                feed(encoder, smooth_frames(SPEC))
+                encoder.finish(20)
+        with pytest.raises(SandboxEntryFailed, match="ELF"):
+            verify_video(target.part_path, config, 5, ffmpeg=fake)
+    assert os.listdir(tmp_path) == ["ffmpeg"]
+
+
+def test_ffmpeg_dies_with_the_thread_that_started_it(tmp_path):
+    found = []
+    config = plan_encoding(64, 48, 16, ".mp4")
+    with prepare_output(tmp_path / "fox.mp4") as target:
+
+        def spawn():
+            encoder = spawn_encoder(config, 5, target)
+            found.append(encoder)
+            feed(encoder, smooth_frames(SPEC)[:1])
+            while "ffmpeg" not in os.readlink(f"/proc/{encoder.pid}/exe"):
+                time.sleep(0.01)
+
+        thread = threading.Thread(target=spawn)
+        thread.start()
+        thread.join(30)
+        with found[0] as encoder:
+            assert select.select([encoder.pidfd], [], [], 20)[0]
+            assert encoder.poll() == -signal.SIGKILL
+
+
 def test_killed_encoder_may_be_killed_again():
     encoder = start("encoder_hung.py")
     encoder.kill()
@@ -498,7 +548,7 @@ class TestVerify:
 
     def test_slow_reading_is_bounded(self, video, monkeypatch):
         argv = [sys.executable, str(PROGRAMS / "encoder_hung.py")]
-        monkeypatch.setattr(encoder_module, "_confined", lambda *a, **k: argv)
+        monkeypatch.setattr(encoder_module, "confined_argv", lambda *a, **k: argv)
         with pytest.raises(DeadlineExceeded):
             verify_video(video, plan_encoding(64, 48, 29.97, ".mp4"), 5, timeout_s=0.3)
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib
 import os
 import re
 import select
@@ -42,11 +41,13 @@ from wan_compat.protocol.errors import (
     EncodingFailed,
     EnvironmentLacks,
     MemoryExceeded,
+    SandboxEntryFailed,
     WanCompatError,
     clean_text,
 )
 from wan_compat.protocol.results import OutputReport
 from wan_compat.protocol.values import FrameSpec
+from wan_compat.sandbox.confined_exec import EXIT_NOT_CONFINED, confined_argv
 from wan_compat.supervisor.ffmpeg import Ffmpeg, find_ffmpeg, run_bounded
 from wan_compat.supervisor.outputs import CommittedOutput, OutputTarget, prepare_output
 
@@ -61,6 +62,7 @@ VERIFY_MEMORY_BYTES = 1 << 30
 # How long a process whose end of the pipe is already closed gets to say why and exit.
 _LAST_WORDS_S = 0.25
 _REAP_TIMEOUT_S = 10.0
+_SIGNAL_NAMES = {number.value: number.name for number in signal.Signals}
 _NO_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
@@ -75,7 +77,6 @@ def spawn_encoder(
     Raises:
         FfmpegMissing: There is no ffmpeg.
         EnvironmentLacks: This ffmpeg was built without the codec's encoder.
-        SandboxUnavailable: It cannot be confined here.
         EncodingFailed: It could not be started.
     """
     ffmpeg = ffmpeg or find_ffmpeg()
@@ -89,9 +90,9 @@ def spawn_encoder(
             hint="unset IMAGEIO_FFMPEG_EXE to use the bundled ffmpeg, or install one that has it",
         )
     limits = encoder_limits(config, num_frames, threads)
-    argv = _confined(
+    argv = confined_argv(
         [ffmpeg.path, *arguments],
-        read_paths=[],
+        read_paths=_library_paths(ffmpeg.path),
         write_files=[target.part_path],
         memory_bytes=limits.memory_bytes,
         cpu_seconds=limits.cpu_seconds,
@@ -188,6 +189,7 @@ class EncoderProcess:
 
         Raises:
             EncodingFailed, DiskExceeded, MemoryExceeded: The encoder died; it is reaped, and the message quotes it.
+            SandboxEntryFailed: It could not be confined, and so was never started.
         """
         if self.bytes_written + len(view) > self.bytes_expected:
             raise ValueError(f"more than the {self.bytes_expected} bytes of {self.frames.num_frames} frames")
@@ -235,7 +237,7 @@ class EncoderProcess:
 
         Raises:
             DeadlineExceeded: It did not end in time; it was killed.
-            EncodingFailed, DiskExceeded, MemoryExceeded: It failed, or it was not given all frames.
+            EncodingFailed, DiskExceeded, MemoryExceeded, SandboxEntryFailed: It failed, or was not given all frames.
         """
         if self.bytes_written != self.bytes_expected:
             if self.poll():
@@ -329,12 +331,13 @@ def verify_video(
 
     Raises:
         EncodingFailed: The file cannot be read, or is something else.
+        SandboxEntryFailed: ffmpeg could not be confined.
         DeadlineExceeded: Reading it took longer than `timeout_s`.
     """
     ffmpeg = ffmpeg or find_ffmpeg()
-    argv = _confined(
+    argv = confined_argv(
         [ffmpeg.path, *verify_arguments(config, path)],
-        read_paths=[path],
+        read_paths=[path, *_library_paths(ffmpeg.path)],
         write_files=[],
         memory_bytes=VERIFY_MEMORY_BYTES,
         cpu_seconds=int(timeout_s) + 1,
@@ -444,6 +447,12 @@ def encoder_threads() -> int:
 
 def _understand(status: int | None, said: str, quote: str) -> WanCompatError:
     """Turn an encoder's exit status and words into the error that helps a person."""
+    if status == EXIT_NOT_CONFINED and said.startswith("wan-compat: "):
+        return SandboxEntryFailed(
+            f"ffmpeg does not run unconfined, and could not be confined{quote}",
+            hint="wan-compat doctor says what is missing",
+            details={"layer": "confined_exec"},
+        )
     if any(phrase in said for phrase in _NO_SPACE) or status == -signal.SIGXFSZ:
         return DiskExceeded(
             f"the encoder ran out of disk space{quote}",
@@ -455,7 +464,7 @@ def _understand(status: int | None, said: str, quote: str) -> WanCompatError:
     if status is None:
         how = "stopped reading frames"
     elif status < 0:
-        how = f"was killed by {signal.Signals(-status).name}"
+        how = f"was killed by {_SIGNAL_NAMES.get(-status, f'signal {-status}')}"
     else:
         how = f"ended with status {status}"
     hint = None
@@ -464,27 +473,7 @@ def _understand(status: int | None, said: str, quote: str) -> WanCompatError:
     return EncodingFailed(f"the encoder {how}{quote}", hint=hint, details={"exit_status": status})
 
 
-def _confined(
-    argv: Sequence[str],
-    *,
-    read_paths: Sequence[str],
-    write_files: Sequence[str],
-    memory_bytes: int,
-    cpu_seconds: int,
-    file_size_bytes: int,
-) -> list[str]:
-    """Wrap a command in the sandbox room's confinement for small helper programs."""
-    try:
-        # TODO: import at the top once the sandbox room has it; until then ffmpeg runs unconfined.
-        confinement = importlib.import_module("wan_compat.sandbox.confined_exec")
-    except ModuleNotFoundError:
-        return list(argv)
-    confined: list[str] = confinement.confined_argv(
-        argv,
-        read_paths=read_paths,
-        write_files=write_files,
-        memory_bytes=memory_bytes,
-        cpu_seconds=cpu_seconds,
-        file_size_bytes=file_size_bytes,
-    )
-    return confined
+def _library_paths(program: str) -> list[str]:
+    """Return where a program outside the system's folders keeps its libraries (conda: PREFIX/bin, PREFIX/lib)."""
+    libraries = os.path.join(os.path.dirname(os.path.dirname(program)), "lib")
+    return [libraries] if os.path.isdir(libraries) else []
