@@ -214,7 +214,7 @@ def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB"
 
 
-# ---- NVML, by ctypes: four calls of a stable interface are no reason for a dependency ---------------------------------
+# ---- NVML, by ctypes: four calls of a stable interface are no reason for a dependency ------------------------------
 
 _NVML_NAME_BYTES = 96  # NVML_DEVICE_NAME_V2_BUFFER_SIZE
 

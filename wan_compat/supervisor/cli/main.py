@@ -98,6 +98,11 @@ def main(arguments: Sequence[str]) -> int:
         return _usage_error(session, error)
     except BrokenPipeError:
         raise
+    except SystemExit as end:
+        # typer answers a closed pipe with exit code 1, which means "findings" here.
+        if isinstance(end.__context__, BrokenPipeError):
+            raise end.__context__ from None
+        raise
     except Exception as error:  # noqa: BLE001 - a bug of ours: tell it without a wall of text
         return session.failure(_internal_error(session, error))
 

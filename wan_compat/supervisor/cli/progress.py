@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from wan_compat.protocol.errors import clean_text
-from wan_compat.supervisor.cli.session import Session, has_color
+from wan_compat.supervisor.cli.session import Session, can_redraw, has_color
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -32,7 +32,7 @@ def progress_view(session: Session) -> ProgressView:
     """Return the view that fits the session and its stderr."""
     if session.quiet:
         return ProgressView()
-    return BarProgress(session) if sys.stderr.isatty() else LineProgress(session)
+    return BarProgress(session) if can_redraw(sys.stderr) else LineProgress(session)
 
 
 class ProgressView:

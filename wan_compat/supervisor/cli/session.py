@@ -76,4 +76,9 @@ def describe_error(error: WanCompatError, *, model: str | None, bold: bool = Fal
 
 def has_color(stream: TextIO) -> bool:
     """A terminal that can, and a person who did not say no (https://no-color.org)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return can_redraw(stream) and not os.environ.get("NO_COLOR")
+
+
+def can_redraw(stream: TextIO) -> bool:
+    """Whether lines that were written can be written again: a terminal, and not a dumb one."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"

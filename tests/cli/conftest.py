@@ -1,0 +1,69 @@
+"""Runs the real program, as a user's shell or script would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+class Ended:
+    """How a run ended: exit code and both streams as text."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def document(self) -> Any:
+        """The one JSON document on stdout; fails when there is anything else."""
+        return json.loads(self.out)
+
+    def __repr__(self) -> str:
+        return f"exit {self.code}\n--- stdout\n{self.out}\n--- stderr\n{self.err}"
+
+
+RunCli = Callable[..., Ended]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """An environment without a user's settings; its cache and runtime folders belong to the test."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LC_ALL", "CI") if name in os.environ}
+    return {**kept, "XDG_CACHE_HOME": str(tmp_path / "cache"), "COLUMNS": "100"}
+
+
+@pytest.fixture
+def cli(tmp_path: Path, environment: dict[str, str]) -> RunCli:
+    """Run `wan-compat ARGUMENTS` in an empty folder without a terminal; returns an Ended."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+
+    def run(*arguments: str | Path, stdin: bytes | None = None, timeout: float = 90, **variables: str) -> Ended:
+        done = subprocess.run(
+            command(*arguments),
+            input=stdin if stdin is not None else b"",
+            capture_output=True,
+            cwd=folder,
+            env={**environment, **variables},
+            timeout=timeout,
+            check=False,
+        )
+        return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run
+
+
+def command(*arguments: str | Path) -> Sequence[str]:
+    return [sys.executable, "-m", "wan_compat", *map(str, arguments)]
+
+
+@pytest.fixture
+def cwd(tmp_path: Path) -> Path:
+    """The folder in which `cli` runs."""
+    return tmp_path / "cwd"
