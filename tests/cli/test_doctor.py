@@ -1,0 +1,118 @@
+"""`wan-compat doctor`: what was found, by trying; every lack with its reason and remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import RunCli
+from wan_compat.sandbox import cgroup, trial
+from wan_compat.sandbox.spec import Layer
+from wan_compat.supervisor import doctor
+
+
+def test_doctor_tells_a_program_everything(cli: RunCli) -> None:
+    ended = cli("doctor", "--json")
+    document = ended.document
+    assert ended.code == 0, ended
+    assert {"tier", "layers", "memory_cap", "ffmpeg", "gpus", "versions"} <= set(document)
+    assert document["tier"] in ("A", "B")
+    for layer in document["layers"].values():
+        assert set(layer) == {"available", "reason", "remedy"}
+        assert layer["available"] or (layer["reason"] and layer["remedy"])
+    assert document["sandbox"]["holds"] and document["sandbox"]["not_denied"] == []
+    assert "libx264" in document["ffmpeg"]["encoders"]
+    assert document["versions"]["torch"] and document["versions"]["python"]
+
+
+def test_doctor_tells_a_person_the_verdict_first(cli: RunCli) -> None:
+    ended = cli("doctor")
+    assert ended.code == 0 and ended.out.startswith("Ready.\n")
+    assert {"Sandbox", "Memory", "ffmpeg", "GPU", "Versions"} <= {line.split(" ")[0] for line in ended.out.splitlines()}
+    assert "seccomp" not in ended.out and "seccomp" in cli("doctor", "-v").out
+
+
+@pytest.fixture(scope="module")
+def real_trial() -> trial.TrialReport:
+    return trial.run_trial()
+
+
+def examine_with(monkeypatch: pytest.MonkeyPatch, report: trial.TrialReport) -> doctor.DoctorReport:
+    monkeypatch.setattr(trial, "run_trial", lambda: report)
+    return doctor.examine()
+
+
+def without(report: trial.TrialReport, *layers: Layer) -> trial.TrialReport:
+    lost = {layer.value: trial.LayerTrial(False, f"no {layer.value}", f"get {layer.value}") for layer in layers}
+    entered = tuple(name for name in report.entered if name not in lost)
+    return dataclasses.replace(report, layers={**report.layers, **lost}, entered=entered)
+
+
+def test_a_missing_layer_is_named_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch, real_trial: trial.TrialReport
+) -> None:
+    report = examine_with(monkeypatch, without(real_trial, Layer.CGROUP, Layer.NET_NAMESPACE))
+    assert report.tier == "C" and doctor.exit_code(report) == 10
+    text = doctor.describe(report, verbose=False)
+    assert text.startswith("Not ready:") and "no net_namespace" in text and "get net_namespace" in text
+    assert "--min-tier C" in report.problems[0].remedy
+
+
+def test_no_cgroup_is_tier_b_and_ready(monkeypatch: pytest.MonkeyPatch, real_trial: trial.TrialReport) -> None:
+    support = cgroup.CgroupSupport(None, False, "no hierarchy", "ask systemd")
+    monkeypatch.setattr(cgroup, "detect", lambda: support)
+    report = examine_with(monkeypatch, without(real_trial, Layer.CGROUP))
+    assert report.tier == "B" and doctor.exit_code(report) == 0
+    assert "ask systemd" in doctor.describe(report, verbose=False)
+
+
+def test_a_sandbox_that_was_entered_but_does_not_hold_is_none(
+    monkeypatch: pytest.MonkeyPatch, real_trial: trial.TrialReport
+) -> None:
+    report = examine_with(monkeypatch, dataclasses.replace(real_trial, not_denied=("reach_network",)))
+    assert report.tier == "E" and doctor.exit_code(report) == 10
+    assert "reach_network" in report.problems[0].message
+
+
+def test_a_trial_that_fails_is_not_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = {Layer.SECCOMP.value: trial.LayerTrial(False, "the trial could not be carried out")}
+    report = examine_with(monkeypatch, trial.TrialReport(layers, error="it exploded"))
+    assert report.tier == "E" and doctor.exit_code(report) == 10 and "it exploded" in report.problems[0].message
+
+
+def test_missing_libraries_and_ffmpeg_are_3(monkeypatch: pytest.MonkeyPatch, real_trial: trial.TrialReport) -> None:
+    import importlib.metadata
+
+    real_version = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name in ("torch", "diffusers"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real_version(name)
+
+    def no_ffmpeg() -> Any:
+        raise doctor.FfmpegMissing("no ffmpeg anywhere", hint="install one")
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(doctor, "find_ffmpeg", no_ffmpeg)
+    report = examine_with(monkeypatch, real_trial)
+    assert doctor.exit_code(report) == 3
+    text = doctor.describe(report, verbose=False)
+    assert "torch, diffusers" in text and "wan-compat[worker]" in text and "install one" in text
+
+
+def test_without_a_driver_there_are_no_gpus() -> None:
+    if os.path.exists("/dev/nvidiactl"):
+        pytest.skip("this machine has an NVIDIA driver")
+    assert doctor.read_gpus() == []
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_named_with_its_memory() -> None:
+    gpus = doctor.read_gpus()
+    if not gpus:
+        pytest.skip("needs an NVIDIA GPU")
+    assert all(gpu["name"] and 0 < gpu["memory_free_bytes"] <= gpu["memory_total_bytes"] for gpu in gpus)

@@ -1,0 +1,185 @@
+"""`wan-compat generate` for real, with good input and bad."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.cli.conftest import RunCli, command
+from tests.cli.test_demo import read_pixels
+from wan_compat.protocol.values import MAX_PROMPT_CHARS
+from wan_compat.supervisor.cli.runner import free_name, name_for_prompt
+from wan_compat.supervisor.demo import demo_model
+
+MODEL = demo_model()
+SMALL = ("--width", "96", "--height", "64", "--num-frames", "5", "--num-inference-steps", "2", "--fps", "8")
+
+
+def test_generate_writes_a_video_named_after_its_prompt(cli: RunCli, cwd: Path) -> None:
+    ended = cli("generate", MODEL, "--prompt", "A red ball, at sunset!", *SMALL, "--seed", "7")
+    assert ended.code == 0, ended
+    assert [path.name for path in cwd.iterdir()] == ["a-red-ball-at-sunset.mp4"]
+    assert "5 frames, 96x64, 8 fps" in ended.out and "seed 7" in ended.out and len(ended.out.splitlines()) == 1
+    assert len(read_pixels(cwd / "a-red-ball-at-sunset.mp4")) == 5
+
+
+def test_the_same_seed_gives_the_same_file_and_another_seed_another(cli: RunCli) -> None:
+    digests = []
+    for seed, name in (("7", "a.mp4"), ("7", "b.mp4"), ("8", "c.mp4")):
+        ended = cli("generate", MODEL, "--prompt", "a red ball", *SMALL, "--seed", seed, "--output", name, "--json")
+        assert ended.code == 0, ended
+        digests.append(ended.document["output"]["sha256"])
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_drawn_seed_is_told_and_repeats_the_video(cli: RunCli) -> None:
+    arguments = ("generate", MODEL, "--prompt", "a red ball", *SMALL, "--json", "--output")
+    drawn = cli(*arguments, "a.mp4").document
+    seed = drawn["metadata"]["generation_params"]["seed"]
+    again = cli(*arguments, "b.mp4", "--seed", str(seed)).document
+    assert again["output"]["sha256"] == drawn["output"]["sha256"]
+
+
+def test_the_prompt_may_come_from_stdin(cli: RunCli) -> None:
+    ended = cli("generate", MODEL, "--prompt", "-", *SMALL, "--json", stdin="ein grüner Ball\n".encode())
+    assert ended.code == 0, ended
+    assert ended.document["metadata"]["generation_params"]["prompt"] == "ein grüner Ball"
+
+
+@pytest.mark.parametrize(
+    ("stdin", "message"),
+    [(b"\xff\xfe", "not UTF-8"), (b"x" * (MAX_PROMPT_CHARS + 1), "longer than"), (b"y" * 10_000_000, "longer than")],
+    ids=["not-text", "long", "endless"],
+)
+def test_a_prompt_from_stdin_is_bounded(stdin: bytes, message: str, cli: RunCli) -> None:
+    ended = cli("generate", MODEL, "--prompt", "-", stdin=stdin)
+    assert ended.code == 2 and message in ended.err
+
+
+REFUSALS = [
+    (["nowhere", "--prompt", "x"], 4, "model_not_found"),
+    ([MODEL, "--prompt", "x", "--width", "70"], 2, "invalid_request"),
+    ([MODEL, "--prompt", "x", "--num-frames", "16"], 2, "invalid_request"),
+    ([MODEL, "--prompt", "x", "--num-frames", "5000"], 2, "invalid_request"),
+    ([MODEL, "--prompt", "x" * (MAX_PROMPT_CHARS + 1)], 2, "invalid_request"),
+    ([MODEL, "--prompt", "x", "--fps", "nan"], 2, "invalid_request"),
+    ([MODEL, "--prompt", "x", "--memory-limit", "500GiB"], 6, "memory_exceeded"),
+    ([MODEL, "--prompt", "x", "--output", "nowhere/x.mp4"], 3, "output_not_writable"),
+    ([MODEL, "--prompt", "x", "--mode", "trust"], 5, "refused_by_policy"),
+    ([MODEL, "--prompt", "x", "--trust-remote-code"], 5, "refused_by_policy"),
+    ([MODEL, "--prompt", "x", "--mode", "trust", "--safe-mode"], 2, "invalid_request"),
+    ([MODEL, "--prompt", "x", "--min-tier", "E"], 5, "refused_by_policy"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "name"), REFUSALS, ids=[" ".join(case[0][1:])[:40] for case in REFUSALS])
+def test_refusals_come_before_a_worker_and_leave_nothing(
+    arguments: list[str], code: int, name: str, cli: RunCli, cwd: Path
+) -> None:
+    ended = cli("generate", *arguments, "--json")
+    assert ended.code == code, ended
+    error = ended.document["error"]
+    assert error["code"] == name and error["message"] and error["title"]
+    assert "Starting worker" not in ended.err
+    assert list(cwd.iterdir()) == []
+
+
+def test_no_message_advises_turning_on_remote_code(cli: RunCli) -> None:
+    for arguments in (["--trust-remote-code"], ["--mode", "trust"], ["--mode", "trust", "--safe-mode"]):
+        ended = cli("generate", MODEL, "--prompt", "x", *arguments)
+        assert "trust-remote-code" not in ended.err.lower() and "trust_remote_code" not in ended.err.lower()
+
+
+def test_safe_mode_in_its_original_spelling_is_accepted(cli: RunCli) -> None:
+    assert cli("generate", MODEL, "--prompt", "x", *SMALL, "--safe-mode", "--isolation", "job").code == 0
+
+
+def test_quiet_is_quiet_and_verbose_tells_the_layers_and_timings(cli: RunCli) -> None:
+    ended = cli("-q", "generate", MODEL, "--prompt", "x", *SMALL)
+    assert (ended.code, ended.err) == (0, "")
+    ended = cli("generate", MODEL, "--prompt", "x", *SMALL, "-v")
+    assert ended.code == 0
+    assert "seccomp" in ended.err and "denoise" in ended.out
+
+
+def test_overwrite_and_worker_log(cli: RunCli, cwd: Path) -> None:
+    (cwd / "x.mp4").write_bytes(b"old")
+    arguments = ("generate", MODEL, "--prompt", "x", *SMALL, "--output", "x.mp4")
+    assert cli(*arguments).code == 2
+    ended = cli(*arguments, "--overwrite", "--worker-log", "log.txt")
+    assert ended.code == 0, ended
+    assert (cwd / "x.mp4").read_bytes() != b"old"
+    assert sorted(path.name for path in cwd.iterdir()) == ["log.txt", "x.mp4"]
+
+
+def test_a_timeout_is_124_and_leaves_nothing(cli: RunCli, cwd: Path) -> None:
+    ended = cli("generate", MODEL, "--prompt", "x", *LONG, "--timeout", "4s", "--json")
+    assert ended.code == 124, ended
+    assert ended.document["error"]["code"] == "deadline_exceeded"
+    assert list(cwd.iterdir()) == []
+
+
+LONG = ("--width", "96", "--height", "64", "--num-frames", "49", "--num-inference-steps", "1000")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "name"), [(signal.SIGINT, 130, "job_cancelled"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_ends_everything(
+    number: signal.Signals, code: int, name: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    with subprocess.Popen(
+        command("generate", MODEL, "--prompt", "x", *LONG, "--json"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        cwd=tmp_path,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("Denoising"):
+                break
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert family, "a worker is running"
+        started = time.monotonic()
+        os.kill(process.pid, number)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    assert f'"code": "{name}"' in out
+    assert time.monotonic() - started < 15
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert alive == []
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("A red fox, in snow!", "a-red-fox-in-snow"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("ein grüner Ball", "ein-gr-ner-ball"),
+        ("狐", "video"),
+        ("", "video"),
+        ("x" * 500, "x" * 60),
+        ("a " * 100, ("a-" * 30).rstrip("-")),
+        ("\x1b[31m", "31m"),
+    ],
+)
+def test_names_from_prompts_are_harmless(prompt: str, name: str) -> None:
+    assert name_for_prompt(prompt) == name
+
+
+def test_a_free_name_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert free_name("x") == "x.mp4"
+    Path("x.mp4").touch()
+    Path("x-2.mp4").symlink_to("nowhere")
+    assert free_name("x") == "x-3.mp4"
