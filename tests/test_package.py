@@ -207,6 +207,14 @@ def test_readme_lists_every_verb_and_exit_code(repository: Path) -> None:
     assert listed == codes | {0, EXIT_INTERNAL_ERROR, EXIT_BROKEN_PIPE}
 
 
+def test_security_claims_name_tests_that_exist(repository: Path) -> None:
+    page = (repository / "SECURITY.md").read_text()
+    rows = re.findall(r"^\| (T[0-9]+) \|.*$", page, re.MULTILINE)
+    assert rows == [f"T{number}" for number in range(1, 19)]
+    named = set(re.findall(r"`(tests/[^`]+)`", page))
+    assert sorted(name for name in named if not (repository / name).is_file()) == []
+
+
 def test_readme_python_compiles(repository: Path) -> None:
     for block in code_blocks((repository / "README.md").read_text(), "python"):
         compile(block, "README.md", "exec")
