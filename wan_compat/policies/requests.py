@@ -67,7 +67,9 @@ def resolve_request(request: GenerationRequest, model: ModelDecision, *, seed: i
             hint=f"use --num-frames {below} or {below + step}",
         )
     if request.guidance_scale_2 is not None and defaults.guidance_scale_2 is None:
-        raise InvalidRequest("guidance_scale_2 is for models with two transformers; this one has one")
+        raise InvalidRequest(
+            "guidance_scale_2 is for models with two transformers; this one has one", hint="leave guidance_scale_2 out"
+        )
     return ResolvedRequest(
         params=GenerationParams(
             prompt=request.prompt,

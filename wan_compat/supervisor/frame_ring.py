@@ -6,6 +6,7 @@ they all follow from the job.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -41,6 +42,7 @@ class FrameRing:
         self._view = memoryview(self._memory)
         self._layout: RingLayout | None = None
         self._job = 0
+        self._hung_up = False
         self.published = 0
         self.consumed = 0
 
@@ -53,7 +55,8 @@ class FrameRing:
         self._worker_doorbell.close()
 
     def fileno(self) -> int:
-        return self._doorbell.fileno()
+        """Descriptor to poll, or -1 once the worker has closed its end (which alone is not yet a death)."""
+        return -1 if self._hung_up else self._doorbell.fileno()
 
     def begin(self, job: int, frame: FrameSpec) -> None:
         """Start a job: frames are counted from 0 again, all slots are free. Call before sending Generate."""
@@ -82,8 +85,10 @@ class FrameRing:
             except BlockingIOError:
                 break
             except ConnectionResetError:
-                break
+                packet = b""
             if not packet:
+                # A zero-length packet looks the same; a worker that sends one has rung off.
+                self._hung_up = True
                 break
             job, index = unpack_doorbell(packet)
             if self._layout is None or job != self._job:
@@ -112,8 +117,10 @@ class FrameRing:
             raise CorruptFrame("the worker does not read its credits") from error
 
     def close(self) -> None:
-        self._view.release()
-        self._memory.close()
-        os.close(self._descriptor)
         self._doorbell.close()
         self._worker_doorbell.close()
+        os.close(self._descriptor)
+        self._view.release()
+        # An error that rose while a frame was being moved still holds that frame's view; the mapping then goes with it.
+        with contextlib.suppress(BufferError):
+            self._memory.close()

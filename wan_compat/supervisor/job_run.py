@@ -242,8 +242,8 @@ class JobRun:
             for message in heard.messages:
                 self._hear(message)
             while ring.published > ring.consumed:
-                frame = ring.front()
-                taken = sink.write_some(frame[offset:])
+                with ring.front() as frame, frame[offset:] as rest:
+                    taken = sink.write_some(rest)
                 if taken == 0:
                     break
                 moved_at = time.monotonic()

@@ -1,0 +1,220 @@
+"""A zygote whose workers misbehave on purpose: real processes, really confined, without torch.
+
+    misbehaving_zygote.py BEHAVIOUR --control-fd N --parent-pid P [--light]
+
+They speak the protocol well until the moment that BEHAVIOUR names. "well" never misbehaves: it makes grey frames.
+"""
+
+import ctypes
+import mmap
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+
+import wan_compat.workers.zygote as zygote
+from wan_compat.protocol import messages as m
+from wan_compat.protocol.channel import Channel
+from wan_compat.protocol.codec import from_worker_codec, to_worker_codec
+from wan_compat.protocol.ring import RingLayout, pack_doorbell, unpack_doorbell
+from wan_compat.sandbox import seccomp, selftest
+
+BEHAVIOUR = sys.argv.pop(1)
+
+
+class FakeWorker:
+    def __init__(self, order, ring, doorbell, report):
+        probes = selftest.run_probes((ring, doorbell))
+        self.ring = mmap.mmap(ring, 0)
+        self.doorbell = socket.socket(fileno=doorbell)
+        self.channel = Channel(order.endpoint, bind=False, outgoing=from_worker_codec(), incoming=to_worker_codec())
+        self.seq = 0
+        self.report, self.probes = report, tuple(self.probe(p) for p in probes)
+
+    @staticmethod
+    def probe(result):
+        return m.Probe(name=result.name, denied=result.denied, detail=result.detail[:200])
+
+    def send(self, message):
+        self.seq += 1
+        self.channel.send(message, self.seq)
+
+    def receive(self, kind):
+        while True:
+            _, message = self.channel.receive(60)
+            if isinstance(message, m.Ping):
+                self.send(m.Pong(nonce=message.nonce))
+            elif isinstance(message, kind):
+                return message
+
+    def run(self):
+        self.at("start")
+        if BEHAVIOUR == "open-door":
+            self.probes = tuple(p.model_copy(update={"denied": p.name != "read_host_files"}) for p in self.probes)
+        self.send(
+            m.Hello(
+                protocol_version=m.PROTOCOL_VERSION,
+                layers=self.report.layers,
+                probes=self.probes,
+                versions={},
+                entry_s=0.0,
+            )
+            if BEHAVIOUR != "early-ready"
+            else m.Ready(probes=())
+        )
+        self.receive(m.Welcome)
+        seccomp.seal()
+        self.send(m.Ready(probes=tuple(self.probe(p) for p in selftest.run_sealed_probes())))
+        self.receive(m.LoadModel)
+        self.at("load")
+        self.send(m.Progress(job=0, phase="load", step=1, total=1))
+        self.send(
+            m.ModelLoaded(pipeline_class="WanPipeline", parameters={}, streaming=True, streaming_reason="", load_s=0.0)
+        )
+        while True:
+            self.generate(self.receive(m.Generate))
+
+    def generate(self, order):
+        job, frames = order.job, order.params.frames
+        layout = RingLayout(frames)
+        self.at("denoise", job)
+        for step in range(order.params.num_inference_steps):
+            self.send(m.Progress(job=job, phase="denoise", step=step + 1, total=order.params.num_inference_steps))
+            if BEHAVIOUR == "slow":
+                select.select([self.channel.fileno()], [], [], 0.05)
+                item = self.channel.receive_nowait()
+                if item and isinstance(item[1], m.Cancel):
+                    self.send(m.Cancelled(job=job))
+                    return
+                if item and isinstance(item[1], m.Ping):
+                    self.send(m.Pong(nonce=item[1].nonce))
+        consumed = 0
+        for index in range(frames.num_frames):
+            while index - consumed >= layout.slots:
+                _, consumed = unpack_doorbell(self.doorbell.recv(64))
+            start = layout.offset(index)
+            self.ring[start : start + frames.frame_bytes] = bytes([index % 256]) * frames.frame_bytes
+            self.doorbell.send(pack_doorbell(job, index))
+            if index == 1:
+                self.at("frame", job)
+        while consumed < frames.num_frames:
+            _, consumed = unpack_doorbell(self.doorbell.recv(64))
+        if BEHAVIOUR == "too-many-frames":
+            self.doorbell.send(pack_doorbell(job, frames.num_frames))
+        self.send(m.Generated(job=job, text_encode_s=0.0, denoise_s=0.0, decode_s=0.0))
+
+    def at(self, moment, job=0):
+        if BEHAVIOUR.startswith(f"{moment}:"):
+            getattr(self, BEHAVIOUR.split(":")[1].replace("-", "_"))(job)
+
+    # -- misdeeds
+
+    def exit(self, job):
+        print("I am leaving \x1b[31mnow\x1b[0m", flush=True)
+        os._exit(3)
+
+    def crash(self, job):
+        ctypes.string_at(1)
+
+    def forbidden(self, job):
+        ctypes.CDLL(None).ptrace(0, 0, 0, 0)
+
+    def stop(self, job):
+        # SIGSTOP does not reach the first process of a pid namespace from inside; hanging is what it can do.
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self.hang(job)
+
+    def hang(self, job):
+        while True:
+            time.sleep(60)
+
+    def spin_with_gil(self, job):
+        ctypes.PyDLL(None).sleep(600)
+
+    def eat_memory(self, job):
+        hoard = []
+        while True:
+            hoard.append(bytearray(os.urandom(1 << 16) * 256))
+
+    def print_flood(self, job):
+        line = b"\x1b[2J" + b"x" * 4000 + b"\n"
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            os.write(1, line)
+
+    def message_flood(self, job):
+        while True:
+            self.send(m.Progress(job=job, phase="denoise", step=1, total=1))
+
+    def bad_sequence(self, job):
+        self.seq += 5
+        self.send(m.Progress(job=job, phase="decode", step=1, total=1))
+
+    def garbage(self, job):
+        self.channel._socket.send(b"\xc1" * 100)
+
+    def oversized(self, job):
+        self.channel._socket.send(b"x" * (1 << 20))
+        self.hang(job)
+
+    def multipart(self, job):
+        self.channel._socket.send_multipart([b"x"] * 100)
+
+    def claims_cancel(self, job):
+        self.send(m.Failed(job=job, code="job_cancelled", message="the user wanted it"))
+
+    def finish_early(self, job):
+        self.send(m.Generated(job=job, text_encode_s=0.0, denoise_s=0.0, decode_s=0.0))
+        self.hang(job)
+
+    def skip_frame(self, job):
+        self.doorbell.send(pack_doorbell(job, 5))
+
+    def repeat_frame(self, job):
+        self.doorbell.send(pack_doorbell(job, 1))
+
+    def other_job(self, job):
+        self.doorbell.send(pack_doorbell(job + 1, 2))
+
+    def no_credit(self, job):
+        for index in range(2, 2 + 8):
+            self.doorbell.send(pack_doorbell(job, index))
+
+    def long_doorbell(self, job):
+        self.doorbell.send(b"z" * 3000)
+
+    def doorbell_descriptors(self, job):
+        socket.send_fds(self.doorbell, [struct.pack("<II", job, 2)], [0, 1, 2])
+        self.doorbell.send(b"")
+
+    def resize_ring(self, job):
+        for length in (0, 4096, 1 << 40):
+            try:
+                self.ring.resize(length)
+            except (OSError, ValueError, SystemError):
+                pass
+        self.exit(job)
+
+    def thread_storm(self, job):
+        def sleep():
+            time.sleep(60)
+
+        while True:
+            threading.Thread(target=sleep, daemon=True).start()
+
+
+def be_misbehaving(order, ring, doorbell, light, report):
+    FakeWorker(order, ring, doorbell, report).run()
+
+
+if __name__ == "__main__":
+    if BEHAVIOUR == "zygote-exit":
+        print("no libraries today")
+        sys.exit(9)
+    zygote._be_worker = be_misbehaving
+    zygote.libraries.import_libraries = lambda: 0.0
+    zygote.main()
