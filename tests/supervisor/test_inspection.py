@@ -1,0 +1,208 @@
+"""A hostile folder is read within limits: refused by name, never believed, never followed out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.assets.tiny_wan import tiny_model
+from wan_compat.policies.facts import FileFact
+from wan_compat.protocol import errors
+from wan_compat.supervisor import inspection
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model("t2v"), folder)
+    return folder
+
+
+def header_fact(path):
+    info = path.stat()
+    return FileFact(path.name, str(path), info.st_size, info.st_dev, info.st_ino, info.st_mtime_ns)
+
+
+def safetensors(header, data=b""):
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(raw)) + raw + data
+
+
+def test_sound_folder_gives_files_configs_and_tensors(model):
+    facts = inspection.read_model(str(model))
+    assert facts.index["_class_name"] == "WanPipeline"
+    assert facts.configs["vae"]["z_dim"] == 16
+    assert facts.tensors["transformer"]["patch_embedding.weight"].shape[1:] == (16, 1, 2, 2)
+
+
+def test_hugging_face_snapshot_is_followed_into_its_own_blobs(model, tmp_path):
+    repository = tmp_path / "models--a--b"
+    (repository / "blobs").mkdir(parents=True)
+    snapshot = repository / "snapshots" / "0123abcd"
+    for index, path in enumerate(sorted(path for path in model.rglob("*") if path.is_file())):
+        blob = repository / "blobs" / f"{index:040x}"
+        shutil.copy(path, blob)
+        link = snapshot / path.relative_to(model)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    facts = inspection.read_model(str(snapshot))
+    assert facts.files["vae/config.json"].real_path.startswith(str(repository / "blobs"))
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../secret", "../../../../../../etc/shadow"])
+def test_link_out_of_the_repository_is_refused(model, target):
+    (model.parent / "secret").write_text("s")
+    (model / "vae" / "config.json").unlink()
+    (model / "vae" / "config.json").symlink_to(target)
+    with pytest.raises(errors.ModelUnreadable, match="leads out"):
+        inspection.read_model(str(model))
+
+
+def test_link_from_a_snapshot_into_another_repository_is_refused(model, tmp_path):
+    repository = tmp_path / "models--a--b"
+    (repository / "blobs").mkdir(parents=True)
+    other = tmp_path / "models--a--bc"  # a name that begins like ours must not pass for inside
+    other.mkdir()
+    (other / "secret").write_text("s")
+    snapshot = repository / "snapshots" / "0123abcd"
+    shutil.copytree(model, snapshot)
+    (snapshot / "x.json").symlink_to(other / "secret")
+    with pytest.raises(errors.ModelUnreadable, match="leads out"):
+        inspection.read_model(str(snapshot))
+
+
+def test_dangling_link_is_named(model):
+    (model / "lost.safetensors").symlink_to("nowhere")
+    with pytest.raises(errors.ModelCorrupt, match="link to nothing"):
+        inspection.read_model(str(model))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.mknod(path, 0o600 | 0o140000)], ids=["fifo", "socket"])
+def test_special_file_is_not_a_model_file_and_blocks_nothing(model, make):
+    (model / "vae" / "config.json").unlink()
+    make(str(model / "vae" / "config.json"))
+    facts = inspection.read_model(str(model))
+    assert "vae/config.json" not in facts.files
+
+
+def test_file_of_another_user_is_named_with_a_remedy(model):
+    if os.geteuid() == 0:
+        pytest.skip("root may read every file; the ordinary user's run of this suite tests it")
+    (model / "vae" / "config.json").chmod(0)
+    with pytest.raises(errors.ModelUnreadable) as caught:
+        inspection.read_model(str(model))
+    assert caught.value.fixes
+
+
+BAD_JSON = {
+    "not json": b"{",
+    "empty": b"",
+    "not an object": b"[1]",
+    "null": b"null",
+    "duplicate key": b'{"_class_name": "WanPipeline", "_class_name": "EvilPipeline"}',
+    "duplicate key deep inside": b'{"a": {"b": 1, "b": 2}}',
+    "not utf-8": b'{"a": "\xff"}',
+    "deep": b'{"a":' * 2000 + b"1" + b"}" * 2000,
+    "deep list": b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "large": b'{"a": "' + b"x" * (5 << 20) + b'"}',
+    "huge number": b'{"a": ' + b"9" * 100_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("case", BAD_JSON)
+@pytest.mark.parametrize("name", ["model_index.json", "vae/config.json"])
+def test_bad_json_is_a_typed_error(model, case, name):
+    (model / name).write_bytes(BAD_JSON[case])
+    with pytest.raises(errors.ModelCorrupt, match=r"\.json"):
+        inspection.read_model(str(model))
+
+
+BAD_HEADERS = {
+    "empty file": b"",
+    "seven bytes": b"1234567",
+    "git lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n",
+    "header longer than the file": struct.pack("<Q", 1000) + b"{}",
+    "header of 2**63 bytes": struct.pack("<Q", 2**63) + b"{}",
+    "header of 0 bytes": struct.pack("<Q", 0),
+    "header is no json": safetensors(b"nonsense"),
+    "header is a list": safetensors([]),
+    "entry is a number": safetensors({"w": 5}),
+    "unknown type": safetensors({"w": {"dtype": "F128", "shape": [], "data_offsets": [0, 16]}}, b"x" * 16),
+    "type is a list": safetensors({"w": {"dtype": ["F32"], "shape": [], "data_offsets": [0, 4]}}, b"x" * 4),
+    "negative shape": safetensors({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"x" * 4),
+    "shape of bools": safetensors({"w": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}}, b"x" * 4),
+    "shape overflows": safetensors(
+        {"w": {"dtype": "F32", "shape": [2**40, 2**40, 2**40], "data_offsets": [0, 4]}}, b"x" * 4
+    ),
+    "shape of floats": safetensors({"w": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}, b"x" * 4),
+    "too many dimensions": safetensors({"w": {"dtype": "F32", "shape": [1] * 9, "data_offsets": [0, 4]}}, b"x" * 4),
+    "three offsets": safetensors({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]}}, b"x" * 4),
+    "offsets backwards": safetensors({"w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, b"x" * 4),
+    "size differs from shape": safetensors({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"x" * 4),
+    "beyond the end": safetensors({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, b"x" * 4),
+    "bytes that belong to nobody": safetensors({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"x" * 9),
+    "hole": safetensors({"w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, b"x" * 8),
+    "overlap": safetensors(
+        {
+            "v": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+            "w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
+        },
+        b"x" * 8,
+    ),
+    "same tensor twice": safetensors(
+        b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        b"x" * 4,
+    ),
+    "pickle inside": b"\x80\x04\x95" + b"x" * 100,
+    "zip archive": b"PK\x03\x04" + b"\0" * 100,
+}
+
+
+@pytest.mark.parametrize("case", BAD_HEADERS)
+def test_bad_safetensors_header_is_refused_before_any_allocation(tmp_path, case):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(BAD_HEADERS[case])
+    with pytest.raises(errors.ModelCorrupt, match=r"model\.safetensors"):
+        inspection.read_safetensors_header(header_fact(path))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=400) | st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["F32", "w", "dtype"]),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "w", "__metadata__"]), inner, max_size=4),
+    max_leaves=15,
+).map(safetensors))  # fmt: skip
+def test_any_bytes_are_a_header_or_a_typed_error(tmp_path, data):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(data)
+    try:
+        inspection.read_safetensors_header(header_fact(path))
+    except errors.ModelCorrupt:
+        pass
+
+
+def test_folder_with_too_many_files_is_refused_early(tmp_path):
+    for number in range(inspection.MAX_FILES + 1):
+        (tmp_path / f"{number}").touch()
+    with pytest.raises(errors.ModelCorrupt, match="more than"):
+        inspection.read_model(str(tmp_path))
+
+
+def test_hidden_files_are_not_seen(model):
+    (model / ".git").mkdir()
+    (model / ".git" / "config").write_text("x")
+    assert not any(path.startswith(".") for path in inspection.read_model(str(model)).files)
+
+
+def test_hostile_file_names_are_clean_in_errors(model):
+    (model / "\x1b[31mred").symlink_to("/etc/passwd")
+    with pytest.raises(errors.ModelUnreadable) as caught:
+        inspection.read_model(str(model))
+    assert "\x1b" not in caught.value.message
