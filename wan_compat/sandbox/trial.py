@@ -230,8 +230,11 @@ def _try_layer(spec: ConfinementSpec, layer: Layer) -> LayerTrial:
         needed |= {Layer.MOUNT_NAMESPACE}
     if needed & NAMESPACE_LAYERS and Layer.USER_NAMESPACE in spec.layers:
         needed |= {Layer.USER_NAMESPACE}
+    alone = _with_layers(spec, frozenset(needed))
+    if Layer.VIEW not in needed:  # whether the interpreter can be read in place is another question
+        alone = dataclasses.replace(alone, view=dataclasses.replace(alone.view, binds=()))
     try:
-        _run(_with_layers(spec, frozenset(needed)), lambda report: None, ())
+        _run(alone, lambda report: None, ())
     except SandboxEntryFailed as error:
         return LayerTrial(False, error.message, error.hint or "")
     return LayerTrial(True)
