@@ -20,7 +20,12 @@ help:
 demo: $(VENV)/.worker
 	$(BIN)/wan-compat demo
 
-test: check suite
+# Both, whatever the first one says: a missing blank line is no reason not to know whether the tests pass.
+test: $(VENV)/.dev
+	@status=0; \
+	$(MAKE) --no-print-directory check || status=$$?; \
+	$(MAKE) --no-print-directory suite || status=$$?; \
+	exit $$status
 
 suite: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
