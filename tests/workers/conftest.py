@@ -81,4 +81,3 @@ def torch_process() -> Iterator[TorchProcess]:
     process = TorchProcess()
     yield process
     process.close()
-

@@ -136,6 +136,7 @@ class WorkerProcess:
         endpoint: str | None = None,
         seed: bytes | None = None,
         memory_bytes: int = 8 << 30,
+        extra_binds: tuple[Bind, ...] = (),
     ) -> None:
         self.zygote, self.name = zygote, name
         folder = zygote.folder / name
@@ -151,7 +152,14 @@ class WorkerProcess:
         self.channel = Channel(host_endpoint, bind=True, outgoing=to_worker_codec(), incoming=from_worker_codec())
         (control / "s").chmod(0o777)
         self.conversation = Conversation()
-        spec = confinement(model, control, folder / "scratch", confined=confined, memory_bytes=memory_bytes)
+        spec = confinement(
+            model,
+            control,
+            folder / "scratch",
+            confined=confined,
+            memory_bytes=memory_bytes,
+            extra_binds=extra_binds,
+        )
         order = launch.SpawnWorker(
             worker=name,
             endpoint=endpoint or ("ipc:///ctl/s" if confined else host_endpoint),
@@ -159,16 +167,20 @@ class WorkerProcess:
             seed=seed or os.urandom(32),
         )
         started = time.perf_counter()
-        with self.log.open("wb") as log:
-            launch.send_packet(zygote.socket, order, (ring, theirs.fileno(), log.fileno()))
+        try:
+            with self.log.open("wb") as log:
+                launch.send_packet(zygote.socket, order, (ring, theirs.fileno(), log.fileno()))
             reply, descriptors = zygote.receive()
             while isinstance(reply, launch.WorkerExited):
                 reply, descriptors = zygote.receive()
-        os.close(ring)
-        theirs.close()
-        if isinstance(reply, launch.SpawnFailed):
-            self.close()
-            raise SpawnRefused(reply)
+            if isinstance(reply, launch.SpawnFailed):
+                raise SpawnRefused(reply)
+        except BaseException:
+            self.close()  # a ZeroMQ context that is collected with an open socket hangs the whole test run
+            raise
+        finally:
+            os.close(ring)
+            theirs.close()
         self.spawn_s = time.perf_counter() - started
         assert isinstance(reply, launch.WorkerSpawned) and reply.worker == name
         self.pid, (self.pidfd,) = reply.pid, descriptors
@@ -275,6 +287,8 @@ class WorkerProcess:
         self.channel.close()
         self.doorbell.close()
         if hasattr(self, "pidfd"):
+            if not self.ended(0):
+                self.kill()
             os.close(self.pidfd)
 
     def __enter__(self) -> WorkerProcess:
@@ -299,12 +313,18 @@ class Result:
 
 
 def confinement(
-    model: Path, control: Path, scratch: Path, *, confined: bool, memory_bytes: int = 8 << 30
+    model: Path,
+    control: Path,
+    scratch: Path,
+    *,
+    confined: bool,
+    memory_bytes: int,
+    extra_binds: tuple[Bind, ...],
 ) -> ConfinementSpec:
     """Return a full confinement without a cgroup, or none but the identity."""
     root = os.geteuid() == 0
     identity = Identity(61234, 61234) if root else None
-    binds = tuple(_model_binds(model))
+    binds = (*_model_binds(model), *extra_binds)
     if not confined:
         scratch.mkdir(mode=0o777)
         scratch.chmod(0o777)

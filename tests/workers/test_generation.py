@@ -44,9 +44,7 @@ def test_frames_equal_a_plain_diffusers_script_byte_for_byte(
     assert result.pixels.std() > 5  # a constant picture would be equal too
 
 
-def test_with_onednn_on_both_sides_frames_are_equal_too(
-    zygote: ZygoteProcess, confined: bool, tmp_path: Path
-) -> None:
+def test_with_onednn_on_both_sides_frames_are_equal_too(zygote: ZygoteProcess, confined: bool, tmp_path: Path) -> None:
     model, params = tiny_model("t2v"), parameters(seed=11)
     with zygote.spawn(model, confined=confined) as worker:
         worker.start(model, conv3d="onednn")
@@ -142,8 +140,6 @@ def test_nan_in_the_transformer_is_unusable_frames_after_the_first_step(
 def test_nan_or_infinity_in_the_vae_is_never_published(
     zygote: ZygoteProcess, confined: bool, tmp_path: Path, value: float, streaming: str
 ) -> None:
-    if streaming == "never" and value == float("inf"):
-        pytest.skip("diffusers' own whole decode clamps infinity to white before anyone can see it")
     model = broken.copy("t2v", tmp_path)
     broken.fill(model, "vae", "decoder.conv_out.bias", value)
     with zygote.spawn(model, confined=confined) as worker:

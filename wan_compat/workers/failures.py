@@ -75,8 +75,15 @@ def translate(error: BaseException, *, loading: bool, component: str | None = No
 
 
 def _describe(error: BaseException) -> str:
+    """Name the error and, where a library wrapped it in a general one, what it began with."""
     # The first lines name the cause; diffusers' mismatch reports go on for every tensor of a model.
-    return clean_text(f"{type(error).__name__}: {error}", _MAX_FOREIGN_CHARS)
+    text = clean_text(f"{type(error).__name__}: {error}".strip(), _MAX_FOREIGN_CHARS)
+    origin = error
+    while (before := origin.__cause__ or (None if origin.__suppress_context__ else origin.__context__)) is not None:
+        origin = before
+    if origin is not error:
+        text += clean_text(f" (from {type(origin).__name__}: {origin})", _MAX_FOREIGN_CHARS)
+    return text
 
 
 def _is_memory(error: BaseException) -> bool:

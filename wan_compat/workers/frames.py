@@ -8,6 +8,7 @@ diffusers does it; the product in fp32. (Its PIL output rounds instead, and diff
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import select
@@ -98,13 +99,7 @@ class FrameWriter:
             )
         if self.published + count > frame.num_frames:
             raise GenerationFailed(f"the model decoded more than the agreed {frame.num_frames} frames")
-        lowest, highest = (float(bound) for bound in torch.aminmax(pixels))
-        # Inverted, so that NaN, which compares false with everything and which aminmax passes on, fails too.
-        if not (lowest > -float("inf") and highest < float("inf")):
-            raise UnusableFrames(
-                f"decoded frames {self.published + 1} to {self.published + count} contain NaN or infinite values",
-                fixes=("decode in float32 instead of half precision", "try another seed or fewer steps"),
-            )
+        lowest, highest = check_finite(pixels)
         for index in range(count):
             image = pixels[:, index]
             if lowest < -1.0 or highest > 1.0:
@@ -131,3 +126,15 @@ class FrameWriter:
         slot.copy_(scaled.permute(1, 2, 0))  # float to uint8 truncates
         self._ring.announce(self._job, self.published)
         self.published += 1
+
+
+def check_finite(pixels: torch.Tensor) -> tuple[float, float]:
+    """Return the lowest and the highest value, in one pass. Raises UnusableFrames when any is NaN or infinite."""
+    lowest, highest = (float(bound) for bound in torch.aminmax(pixels))
+    # aminmax passes NaN on, and NaN is not finite either.
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        raise UnusableFrames(
+            "the decoded frames contain NaN or infinite values",
+            fixes=("decode in float32 instead of half precision", "try another seed or fewer steps"),
+        )
+    return lowest, highest

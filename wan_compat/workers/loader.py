@@ -156,12 +156,14 @@ def _load_component(component: ComponentSpec, folder: str) -> Any:
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
+            # Else a mismatch raises "see the report above"; so it is listed, and refused below with names.
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
         _check_embeddings(model)
     else:
         return _class(name, _WITHOUT_TENSORS, component.library).from_pretrained(path, local_files_only=True)
-    _check_tensors(name, info)
+    _check_tensors(component, info)
     return model
 
 
@@ -183,7 +185,7 @@ def _dtype(component: ComponentSpec) -> torch.dtype:
     return _DTYPES[component.dtype]
 
 
-def _check_tensors(class_name: str, info: dict[str, Any]) -> None:
+def _check_tensors(component: ComponentSpec, info: dict[str, Any]) -> None:
     """Refuse anything but a perfect fit. `info` is the loading info of either library."""
     problems = []
     for key, words in (
@@ -199,7 +201,7 @@ def _check_tensors(class_name: str, info: dict[str, Any]) -> None:
         problems.append(str(text))
     if problems:
         raise ModelCorrupt(
-            f"weights and config of {class_name} do not fit: {'; '.join(problems)}",
+            f"{component.name}: weights and config of {component.class_name} do not fit: {'; '.join(problems)}",
             hint="check that config.json and the weights come from the same repository",
         )
 

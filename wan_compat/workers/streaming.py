@@ -30,12 +30,13 @@ from typing import Any, Literal
 import torch
 
 from wan_compat.protocol.errors import clean_text
+from wan_compat.workers.frames import check_finite
 
 Publish = Callable[[torch.Tensor], None]
 
 _PROOF_LATENT_FRAMES = 3
 _PROOF_LATENT_SIDE = 8
-_PRIVATE_NAMES = ("_decode", "clear_cache", "post_quant_conv", "decoder")
+_PRIVATE_NAMES = ("_decode", "clear_cache", "post_quant_conv")
 
 
 class FrameExit:
@@ -63,7 +64,7 @@ class FrameExit:
                 for piece in decode_pieces(vae, z):
                     publish(piece[0])
             else:
-                publish(original(z, return_dict=False)[0][0])
+                publish(_decode_whole(vae, original, z))
             return _nothing(z, return_dict)
 
         setattr(vae, name, decode)
@@ -119,6 +120,19 @@ def decode_pieces(vae: Any, z: torch.Tensor) -> Iterator[torch.Tensor]:
             yield piece
     finally:
         vae.clear_cache()
+
+
+def _decode_whole(vae: Any, decode: Callable[..., Any], z: torch.Tensor) -> torch.Tensor:
+    # Looked at below diffusers' clamp, for the same reason as above.
+    def look(_module: Any, _inputs: Any, piece: torch.Tensor) -> None:
+        check_finite(piece)
+
+    hook = vae.decoder.register_forward_hook(look)
+    try:
+        sample: torch.Tensor = decode(z, return_dict=False)[0]
+    finally:
+        hook.remove()
+    return sample[0]
 
 
 def clear_feature_cache(vae: Any) -> None:
