@@ -281,6 +281,21 @@ def be_slow_early() -> dict[str, Any]:
     return refused(make_spec(), timeout_s=0.3)
 
 
+def lose_b() -> dict[str, Any]:
+    """A that hangs after it has made B and before it can say so: B must be found all the same."""
+    from wan_compat.sandbox import launch as module
+
+    tell = module._tell
+
+    def slow_tell(descriptor: int, message: dict[str, Any]) -> None:
+        if message["event"] == "forked":
+            time.sleep(60)
+        tell(descriptor, message)
+
+    module._tell = slow_tell
+    return refused(make_spec(), timeout_s=0.3)
+
+
 def die_while_entering() -> dict[str, Any]:
     from wan_compat.sandbox import rlimits
 

@@ -63,6 +63,7 @@ def test_output_goes_to_the_log_and_an_exception_is_told_there() -> None:
     [
         ("be_slow", "took too long", "launch"),
         ("be_slow_early", "took too long", "launch"),
+        ("lose_b", "took too long", "launch"),
         ("die_while_entering", "died while it entered", "launch"),
         ("have_a_bug", "KeyError", "launch"),
         ("have_threads", "2 threads", "launch"),

@@ -137,7 +137,11 @@ def _see_it_in(spec: ConfinementSpec, a: int, status_read: int, go_write: int, d
                 raise failed(message["layer"], message["message"], message["hint"], message["errno"])
         raise failed("launch", "the process died while it entered the sandbox", "look at its output for the cause")
     except BaseException:
-        _clear_away(a if a_lives else -1, a, b)
+        if a_lives:
+            _clear_away(a)
+        elif b > 0:
+            os.kill(b, signal.SIGKILL)  # our child, not yet reaped: the number is still its own
+            os.waitpid(b, 0)
         if pidfd >= 0:
             os.close(pidfd)
         raise
@@ -164,22 +168,22 @@ def _messages(descriptor: int, deadline: float) -> Iterator[dict[str, Any]]:
             raise failed("launch", "the process reported nonsense", "report this as a bug")
 
 
-def _clear_away(a: int, group: int, b: int) -> None:
-    """Kill and reap A and B, whatever state they are in.
+def _clear_away(a: int) -> None:
+    """Kill and reap A, which is our child still, and a B that it may have made but not reported.
 
-    A leads a process group that B is in until it is let go, so B is found even when A died before it could say its pid.
+    A leads a process group that B is in until it is let go, so B is found without its pid. Never call this once A has
+    been reaped: its number could then be another group's.
     """
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
-    for pid in (a, b):
-        if pid > 0:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+    for kill in (os.killpg, os.kill):  # also A alone, should it not have come to making its group
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(a, signal.SIGKILL)
+    # B first, while A's unreaped pid still keeps the group's number from being used again.
     with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PID, a, os.WEXITED | os.WNOWAIT)
         while True:
-            os.waitpid(-group, 0)
+            os.waitpid(-a, 0)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(a, 0)
 
 
 def _check(spec: ConfinementSpec) -> None:
@@ -383,7 +387,7 @@ def _reset_signals() -> None:
 def _replace_streams(output_fd: int) -> None:
     """Also Python's own objects: the launcher's may be wrapped, captured or closed."""
     descriptors.replace_standard(output_fd)
-    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.FileIO(0, closefd=False))  # type: ignore[misc]
+    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.FileIO(0, closefd=False), encoding="utf-8")  # type: ignore[misc]
     for name, number in (("stdout", 1), ("stderr", 2)):
         raw = io.BufferedWriter(io.FileIO(number, "w", closefd=False))
         stream = io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)

@@ -17,6 +17,8 @@ Notes that cost time to find:
 - A filter reads registers, not memory; rules below look only at values and flags, at all 64 bits where pointers matter.
 - mmap of shared anonymous memory is refused: RLIMIT_DATA, the only cap of tier B, does not count it.
 - W^X is impossible with torch on a CPU (oneDNN writes the code it runs), so mprotect is not restricted.
+- Scheduling calls carry thread ids, which a filter cannot tell from another process's: without a pid namespace (tier C)
+  a worker can change the processor affinity of processes of its own uid.
 - As pid 1, abort() shows as SIGSEGV: the kernel ignores the default action of SIGABRT for an init process.
 """
 
