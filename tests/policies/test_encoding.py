@@ -156,6 +156,25 @@ def test_limits_grow_with_the_video_and_exceed_its_raw_size():
     assert large.file_size_bytes > 4096 * 4096 * 3 * 4001
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "threads", "peak_mib"),
+    [
+        (1280, 720, 3, 335),
+        (1279, 719, 3, 417),
+        (1280, 720, 16, 926),
+        (1279, 719, 16, 1131),
+        (2047, 2047, 16, 2823),
+        (4095, 4095, 3, 3395),
+        (4096, 4096, 16, 4890),
+        (4095, 4095, 16, 8031),
+    ],
+)
+def test_memory_limit_leaves_room_over_the_measured_peak(width, height, threads, peak_mib):
+    """Peaks of VmData, white noise, ffmpeg 9.0.2; odd sizes are 4:4:4 and need twice the memory."""
+    limits = encoder_limits(plan_encoding(width, height, 16, ".mp4"), 40, threads)
+    assert 1.5 * peak_mib < limits.memory_bytes / 2**20 < 4 * peak_mib + 1024
+
+
 GOOD = VideoFacts("h264", "yuv420p", ("tv", "bt709"), 64, 32, 5, Fraction(5, 16), Fraction(1, 16384))
 
 

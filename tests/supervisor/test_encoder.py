@@ -25,6 +25,7 @@ from wan_compat.protocol.errors import (
     EncodingFailed,
     EnvironmentLacks,
     InvalidRequest,
+    MemoryExceeded,
     OutputExists,
     SandboxEntryFailed,
 )
@@ -367,6 +368,14 @@ def test_words_of_a_full_disk_become_disk_exceeded(words):
     with start("encoder_quits.py", SPEC.frame_bytes * 5, f"Error writing trailer: {words}", 228) as encoder:
         feed(encoder, smooth_frames(SPEC))
         with pytest.raises(DiskExceeded, match="disk space"):
+            encoder.finish(20)
+
+
+@pytest.mark.parametrize("words", ["Cannot allocate memory", "x264 [error]: malloc of size 220198464 failed"])
+def test_words_of_an_encoder_without_memory_become_memory_exceeded(words):
+    with start("encoder_quits.py", SPEC.frame_bytes * 5, words, 187) as encoder:
+        feed(encoder, smooth_frames(SPEC))
+        with pytest.raises(MemoryExceeded, match="no memory"):
             encoder.finish(20)
 
 

@@ -227,6 +227,7 @@ def ffmpeg_arguments(config: EncodingConfig, output: str, *, threads: int) -> li
         *("-hide_banner", "-nostdin", "-nostats", "-loglevel", "error", "-xerror", "-y"),
         # The bundled ffmpeg speaks ssh, http and more. It needs none of them.
         *("-protocol_whitelist", "file,pipe"),
+        *("-filter_threads", str(threads)),  # else one per core, and each reserves memory
         *("-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{width}x{height}"),
         *("-framerate", f"{rate.numerator}/{rate.denominator}", "-i", "pipe:0"),
         *("-map", "0:v:0", "-map_metadata", "-1", "-vf", filters),
@@ -251,8 +252,10 @@ def encoder_limits(config: EncodingConfig, num_frames: int, threads: int) -> Enc
     """Bound an encoder from above: about twice the memory and far more than the time and bytes measured on noise."""
     width, height = config.resolution
     pixels = width * height
+    # x264 holds a row of frames per thread. RLIMIT_DATA also counts what threads only reserve, hence their own share.
+    frames_held = (40 + 10 * threads) * (1 if config.additional_params["pixel_format"] == "yuv420p" else 2)
     return EncoderLimits(
-        memory_bytes=(512 << 20) + pixels * 3 * (32 + 8 * threads),
+        memory_bytes=(512 << 20) + (64 << 20) * threads + pixels * 3 * frames_held,
         cpu_seconds=60 + num_frames * pixels // 500_000,
         # White noise at crf 18 needs a quarter of its raw bytes.
         file_size_bytes=(16 << 20) + num_frames * pixels * 3,

@@ -64,6 +64,7 @@ _LAST_WORDS_S = 0.25
 _REAP_TIMEOUT_S = 10.0
 _SIGNAL_NAMES = {number.value: number.name for number in signal.Signals}
 _NO_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
+_NO_MEMORY = ("Cannot allocate memory", "malloc of size")  # the second is x264's own
 
 
 def spawn_encoder(
@@ -459,7 +460,7 @@ def _understand(status: int | None, said: str, quote: str) -> WanCompatError:
             hint="free some space or choose another folder for the output",
             details={"exit_status": status},
         )
-    if "Cannot allocate memory" in said:
+    if any(phrase in said for phrase in _NO_MEMORY):
         return MemoryExceeded(f"the encoder got no memory{quote}", details={"exit_status": status})
     if status is None:
         how = "stopped reading frames"
