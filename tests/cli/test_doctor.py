@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,6 +113,38 @@ def test_without_a_driver_there_are_no_gpus() -> None:
     if os.path.exists("/dev/nvidiactl"):
         pytest.skip("this machine has an NVIDIA driver")
     assert doctor.read_gpus() == []
+
+
+FAKE_DRIVER = """
+#include <string.h>
+typedef struct { unsigned long long total, free, used; } memory_t;
+int nvmlInit_v2(void) { return 0; }
+int nvmlShutdown(void) { return 0; }
+int nvmlDeviceGetCount_v2(unsigned *count) { *count = 3; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) { *device = (void *)(0x700000000000UL + index); return 0; }
+int nvmlDeviceGetName(void *device, char *name, unsigned length) { strncpy(name, "NVIDIA Imaginary", length); return 0; }
+int nvmlDeviceGetMemoryInfo(void *device, memory_t *memory) {
+  if (device == (void *)0x700000000001UL) return 15; /* lost */
+  memory->total = 80ULL << 30; memory->free = 60ULL << 30; memory->used = 20ULL << 30; return 0; }
+"""
+
+
+def test_gpus_are_read_from_the_driver_and_a_lost_one_is_left_out(tmp_path: Path) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("needs a C compiler to build a driver library that pretends")
+    source, library = tmp_path / "nvml.c", tmp_path / "libnvidia-ml.so.1"
+    source.write_text(FAKE_DRIVER)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    code = "from wan_compat.supervisor.doctor import read_gpus; import json; print(json.dumps(read_gpus()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        check=True,
+    )
+    expected = {"name": "NVIDIA Imaginary", "memory_total_bytes": 80 << 30, "memory_free_bytes": 60 << 30}
+    assert json.loads(done.stdout) == [{"index": index, **expected} for index in (0, 2)]
 
 
 @pytest.mark.gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -158,6 +159,55 @@ def test_a_signal_ends_everything(
     _, alive = psutil.wait_procs(family, timeout=5)
     assert alive == []
     assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def memory_holds(pid: int, needle: bytes) -> bool:
+    """Whether any readable mapping of a process has `needle` in it, its environment and arguments included."""
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in maps:
+            span, rights, *_ = line.split()
+            if not rights.startswith("r") or line.rstrip().endswith(("[vvar]", "[vvar_vclock]", "[vsyscall]")):
+                continue
+            start, end = (int(text, 16) for text in span.split("-"))
+            while start < end:
+                try:
+                    memory.seek(start)
+                    chunk = memory.read(min(end - start, 64 << 20))
+                except OSError:
+                    break
+                if not chunk:
+                    break
+                if needle in chunk:
+                    return True
+                start += len(chunk)
+    return False
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may read the memory of a worker, which is the point")
+def test_no_secret_of_the_environment_is_in_the_memory_of_zygote_and_worker(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    canary = secrets.token_hex(16)
+    with subprocess.Popen(
+        command("generate", MODEL, "--prompt", "x", *LONG),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**environment, "HF_TOKEN": canary},
+        cwd=tmp_path,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("Denoising"):
+                break
+        family = psutil.Process(process.pid).children(recursive=True)
+        held = {member.pid: memory_holds(member.pid, canary.encode()) for member in family}
+        control = memory_holds(process.pid, canary.encode())
+        process.terminate()
+        process.communicate(timeout=30)
+    assert control, "the supervisor has it, so that the search would find it"
+    assert len(held) >= 2 and not any(held.values()), held
 
 
 @pytest.mark.parametrize(

@@ -166,8 +166,10 @@ def _examine_memory_cap() -> dict[str, Any]:
     host = read_host()
     support = cgroup.detect()
     return {
-        "mechanism": f"cgroup {support.version}" if support.available else "polling and RLIMIT_DATA",
-        "enforced_by": "the kernel" if support.available else "the supervisor, with a lag",
+        "mechanism": f"cgroup {support.version}" if support.available else "RLIMIT_DATA and polling",
+        "enforced_by": "the kernel"
+        if support.available
+        else "the kernel for private memory, the supervisor for the rest",
         "reason": support.reason,
         "remedy": support.remedy,
         "available_bytes": host.memory_available_bytes,
