@@ -103,11 +103,16 @@ def describe(report: DoctorReport, *, verbose: bool) -> str:
         "",
         f"Sandbox       tier {report.tier}: {len(available)} of {len(report.layers)} layers, {entry_ms:.0f} ms",
     ]
-    for name, layer in report.layers.items():
-        if not layer["available"]:
-            lines += [f"  no   {name}: {layer['reason']}", f"       -> {layer['remedy']}"]
-        elif verbose:
-            lines.append(f"  yes  {name}")
+    lines += [f"  yes  {name}" for name in available if verbose]
+    # One cause often takes several layers away: its remedy is told once.
+    for remedy in dict.fromkeys(layer["remedy"] for layer in report.layers.values() if not layer["available"]):
+        lost = {
+            name: layer
+            for name, layer in report.layers.items()
+            if (layer["remedy"], layer["available"]) == (remedy, False)
+        }
+        lines.append(f"  no   {', '.join(lost)}: {next(iter(lost.values()))['reason']}")
+        lines += [f"       -> {remedy}"] if remedy else []
     if verbose:
         lines += [f"  {'denied' if denied else 'OPEN  '}  {name}" for name, denied in report.sandbox["probes"].items()]
     cap = report.memory_cap
@@ -138,7 +143,9 @@ def _problems(
 ) -> tuple[Problem, ...]:
     problems = []
     if not tier.satisfies(DEFAULT_MIN_TIER):
-        if tried.error:
+        missing = [name for name, layer in tried.layers.items() if not layer.available and name != Layer.CGROUP]
+        remedy = next((tried.layers[name].remedy for name in missing if tried.layers[name].remedy), "")
+        if tried.error and not remedy:
             message, remedy = f"the sandbox could not be tried: {tried.error}", "report this with the output of -v"
         elif tried.not_denied:
             message = f"the sandbox was entered but does not hold: {', '.join(tried.not_denied)} should be denied"
@@ -148,7 +155,7 @@ def _problems(
             message = (
                 f"tier {DEFAULT_MIN_TIER.value} is wanted, this machine reaches {tier.value}: no {', '.join(missing)}"
             )
-            remedy = next((tried.layers[name].remedy for name in missing), "see the layers below")
+            remedy = remedy or "see the layers below"
             if tier is Tier.C:
                 remedy += "; or accept less with --min-tier C"
         problems.append(Problem(message, remedy, SandboxUnavailable.exit_code))
