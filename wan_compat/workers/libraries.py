@@ -10,6 +10,7 @@ a fork, and every child that uses it hangs forever.
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import importlib.metadata
@@ -102,6 +103,7 @@ def freeze() -> None:
     gc.freeze()
 
 
+@functools.cache  # the zygote asks first: reading metadata costs a worker more than entering its sandbox layers
 def versions() -> dict[str, str]:
     """Return the installed versions of what decides a clip's pixels, from package metadata, without importing."""
     found = {}

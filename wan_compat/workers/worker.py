@@ -29,11 +29,20 @@ if TYPE_CHECKING:  # torch is imported with them, which a light zygote must not 
     from wan_compat.workers.loader import LoadedModel
 
 
-def run(order: SpawnWorker, ring_fd: int, doorbell_fd: int, report: EntryReport, *, light: bool) -> None:
+def run(
+    order: SpawnWorker,
+    confinement: spec.ConfinementSpec,
+    ring_fd: int,
+    doorbell_fd: int,
+    report: EntryReport,
+    *,
+    light: bool,
+) -> None:
     """Be a worker. Called by sandbox.launch in the confined process; never returns, the control thread ends it.
 
     Args:
-        order: From the supervisor; its seed and endpoint are used here, its spec is already in force.
+        order: From the supervisor; its seed and endpoint are used here.
+        confinement: Its spec, already in force.
         ring_fd, doorbell_fd: This worker's own, see protocol/ring.py.
         report: Which layers were entered.
         light: The zygote did not import the libraries; do it now, before the first message, which comes seconds later.
@@ -47,7 +56,6 @@ def run(order: SpawnWorker, ring_fd: int, doorbell_fd: int, report: EntryReport,
 
     cancellation = Cancellation()
     ring = FrameRing(ring_fd, doorbell_fd, cancellation)
-    confinement = spec.from_wire(order.spec)
     control = Control(order.endpoint, ring.doorbell_fileno(), cancellation)
     control.start()
     _greet(control, report, probes, confinement)

@@ -39,7 +39,7 @@ from wan_compat.protocol.launch import (
 from wan_compat.sandbox import launch as launcher
 from wan_compat.sandbox import spec
 from wan_compat.sandbox.credentials import die_with_parent
-from wan_compat.workers import libraries, worker
+from wan_compat.workers import huge_pages, libraries, worker
 
 ENTRY_TIMEOUT_S = 10.0
 _REAP_TIMEOUT_S = 5.0
@@ -77,6 +77,7 @@ class Zygote:
 
     def __init__(self, control: socket.socket, *, light: bool) -> None:
         self._control, self._light = control, light
+        self._idle_work = iter(()) if light else huge_pages.collapse_own_memory()
         self._workers: dict[int, tuple[str, int]] = {}  # pid -> name, pidfd
         self._selector = selectors.DefaultSelector()
 
@@ -86,7 +87,7 @@ class Zygote:
             send_packet(self._control, ready)
             self._selector.register(self._control, selectors.EVENT_READ)
             while True:
-                for key, _ in self._selector.select():
+                for key, _ in self._wait():
                     if key.fileobj is not self._control:
                         continue  # a pidfd: an ended worker, reaped below
                     packet = receive_packet(self._control, "to")
@@ -98,6 +99,16 @@ class Zygote:
             return  # the supervisor is gone: the same as end of file
         finally:
             self._end_workers()
+
+    def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
+        """Wait for news. Before the first worker and between workers there is time for what makes forks cheaper."""
+        while not self._workers:
+            events = self._selector.select(0)
+            if events:
+                return events
+            if next(self._idle_work, None) is None:
+                break
+        return self._selector.select()
 
     def _spawn(self, order: SpawnWorker, descriptors: tuple[int, ...]) -> None:
         try:
@@ -133,11 +144,11 @@ class Zygote:
                 details={"code": "zygote_threads"},
             )
         ring, doorbell, log = descriptors
-        body = functools.partial(_be_worker, order, ring, doorbell, self._light)
         try:
+            confinement = spec.from_wire(order.spec)
             return launcher.launch(
-                spec.from_wire(order.spec),
-                body,
+                confinement,
+                functools.partial(_be_worker, order, confinement, ring, doorbell, self._light),
                 keep_fds=(ring, doorbell),
                 output_fd=log,
                 timeout_s=ENTRY_TIMEOUT_S,
@@ -179,8 +190,15 @@ class Zygote:
         # A process that survives SIGKILL is stuck in the kernel; it dies when that lets it go.
 
 
-def _be_worker(order: SpawnWorker, ring: int, doorbell: int, light: bool, report: launcher.EntryReport) -> None:
-    worker.run(order, ring, doorbell, report, light=light)
+def _be_worker(
+    order: SpawnWorker,
+    confinement: spec.ConfinementSpec,
+    ring: int,
+    doorbell: int,
+    light: bool,
+    report: launcher.EntryReport,
+) -> None:
+    worker.run(order, confinement, ring, doorbell, report, light=light)
 
 
 def _thread_count() -> int:
