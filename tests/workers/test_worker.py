@@ -138,3 +138,15 @@ def test_memory_does_not_grow_from_job_to_job(t2v_worker: WorkerProcess) -> None
         t2v_worker.generate(parameters(frames=frames, num_inference_steps=1), job=job)
         used.append(process.memory_full_info().uss)
     assert used[-1] < used[1] * 1.2
+
+
+def test_without_a_view_the_model_is_found_where_it_was(
+    zygote: ZygoteProcess, confined: bool, t2v_worker: WorkerProcess
+) -> None:
+    """Tier C has no mount namespace: the worker's scratch folder gets links to the admitted files."""
+    model = tiny_model("t2v")
+    with zygote.spawn(model, confined=False) as worker:
+        worker.start(model)
+        pixels = worker.generate(parameters()).pixels
+        worker.kill()
+    assert np.array_equal(pixels, t2v_worker.generate(parameters()).pixels)

@@ -19,6 +19,9 @@ class Cancellation:
         self._requested = threading.Event()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
+    def __del__(self) -> None:
+        os.close(self._wake)
+
     def fileno(self) -> int:
         """Descriptor that is readable while a stop is requested."""
         return self._wake
