@@ -5,13 +5,14 @@ import pytest
 from wan_compat.policies.confinement import (
     accept_self_test,
     decide_tier,
-    missing_for,
+    plan_candidates,
     plan_confinement,
-    plan_layers,
     plan_limits,
 )
 from wan_compat.policies.facts import FileFact, HostFacts
-from wan_compat.protocol.errors import SandboxUnavailable
+from wan_compat.policies.policy import Policy
+from wan_compat.protocol.errors import RefusedByPolicy, SandboxUnavailable
+from wan_compat.protocol.values import Mode
 from wan_compat.sandbox.spec import ALL_LAYERS, NAMESPACE_LAYERS, Layer, Tier, from_wire, to_wire
 
 HOST = HostFacts(memory_total_bytes=16 << 30, memory_available_bytes=8 << 30, cpu_count=2, is_root=True)
@@ -63,11 +64,51 @@ def test_tier_below_the_minimum_is_refused(minimum):
     assert caught.value.exit_code == 10
 
 
-def test_root_needs_no_user_namespace_and_a_missing_cgroup_is_left_out():
-    assert Layer.USER_NAMESPACE not in plan_layers(HOST, has_cgroup=True)
-    assert Layer.CGROUP not in plan_layers(HOST, has_cgroup=False)
-    assert missing_for(Tier.A, plan_layers(HOST, has_cgroup=False)) == (Layer.CGROUP,)
-    assert missing_for(Tier.B, plan_layers(HOST, has_cgroup=False)) == ()
+USER = HostFacts(memory_total_bytes=16 << 30, memory_available_bytes=8 << 30, cpu_count=2, is_root=False)
+
+
+def tiers(host=HOST, mode=Mode.SAFE, has_cgroup=True, **policy):
+    candidates = plan_candidates(host, Policy(**policy), mode, has_cgroup=has_cgroup)
+    for candidate in candidates:
+        assert decide_tier(names(candidate.layers)).tier is candidate.tier
+    return "".join(candidate.tier.value for candidate in candidates)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "A"),
+        ({"has_cgroup": False}, "B"),
+        ({"min_tier": Tier.A}, "A"),
+        ({"min_tier": Tier.C}, "AC"),
+        ({"min_tier": Tier.C, "has_cgroup": False}, "BC"),
+        ({"min_tier": Tier.D}, "AC"),
+        ({"min_tier": Tier.E, "allow_unsandboxed": True}, "ACE"),
+        ({"min_tier": Tier.C, "mode": Mode.TRUST}, "A"),
+        ({"min_tier": Tier.E, "allow_unsandboxed": True, "mode": Mode.TRUST}, "A"),
+        ({"host": USER, "has_cgroup": False}, "B"),
+    ],
+    ids=str,
+)
+def test_only_tiers_that_policy_and_mode_accept_are_tried_strongest_first(options, expected):
+    assert tiers(**options) == expected
+
+
+def test_tier_a_without_a_cgroup_is_refused_before_anything_is_tried():
+    with pytest.raises(SandboxUnavailable) as caught:
+        tiers(min_tier=Tier.A, has_cgroup=False)
+    assert caught.value.details == {"tier": "B", "min_tier": "A"}
+
+
+def test_no_sandbox_is_never_tried_without_being_allowed_by_name():
+    with pytest.raises(RefusedByPolicy):
+        tiers(min_tier=Tier.E)
+
+
+def test_root_needs_no_user_namespace_and_an_ordinary_user_does():
+    for host, expected in ((HOST, False), (USER, True)):
+        (candidate,) = plan_candidates(host, Policy(), Mode.SAFE, has_cgroup=True)
+        assert (Layer.USER_NAMESPACE in candidate.layers) is expected
 
 
 def test_view_of_the_model_is_the_admitted_files_and_nothing_else():
@@ -78,7 +119,9 @@ def test_view_of_the_model_is_the_admitted_files_and_nothing_else():
         runtime_files=(),
         admitted=[fact],
         control_dir="/run/x",
-        limits=plan_limits(memory_limit_bytes=1 << 30, threads=2),
+        scratch_dir=None,
+        scratch_bytes=1 << 20,
+        limits=plan_limits(Policy(), memory_limit_bytes=1 << 30, threads=2),
         identity=None,
         cgroup_dirs=(),
     )

@@ -136,9 +136,15 @@ class FakeWorker:
         ctypes.PyDLL(None).sleep(600)
 
     def eat_memory(self, job):
+        # A cgroup kills it; RLIMIT_DATA refuses more, which a worker reports.
         hoard = []
-        while True:
-            hoard.append(bytearray(os.urandom(1 << 16) * 256))
+        try:
+            while True:
+                hoard.append(bytearray(os.urandom(1 << 16) * 256))
+        except MemoryError:
+            del hoard
+            self.send(m.Failed(job=job, code="memory_exceeded", message="no more memory"))
+            self.hang(job)
 
     def print_flood(self, job):
         line = b"\x1b[2J" + b"x" * 4000 + b"\n"
@@ -207,7 +213,7 @@ class FakeWorker:
             threading.Thread(target=sleep, daemon=True).start()
 
 
-def be_misbehaving(order, ring, doorbell, light, report):
+def be_misbehaving(order, confinement, ring, doorbell, light, report):
     FakeWorker(order, ring, doorbell, report).run()
 
 

@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 
 from wan_compat.policies.facts import FileFact, HostFacts
-from wan_compat.protocol.errors import SandboxUnavailable
+from wan_compat.policies.policy import Policy
+from wan_compat.protocol.errors import RefusedByPolicy, SandboxUnavailable
+from wan_compat.protocol.values import Mode
 from wan_compat.sandbox.spec import (
     ALL_LAYERS,
     MODEL_TARGET,
@@ -22,10 +24,7 @@ from wan_compat.sandbox.spec import (
     View,
 )
 
-# The kernel keeps a tmpfs in the worker's memory: scratch is for libraries that insist on a temporary file.
-SCRATCH_BYTES = 64 << 20
-
-# Room for the threads' stacks and the reserve of the allocator on top of the libraries' own.
+# Room for a thread per core of each pool (torch, oneDNN, tokenizers, ZeroMQ) on top of the libraries' own.
 THREADS_BASE = 64
 
 _MUST_HAVE = frozenset({Layer.DESCRIPTORS, Layer.RLIMITS, Layer.CREDENTIALS, Layer.NO_NEW_PRIVS, Layer.SECCOMP})
@@ -33,20 +32,59 @@ _TIER_C = _MUST_HAVE | {Layer.LANDLOCK}
 _TIER_B = _TIER_C | (NAMESPACE_LAYERS - {Layer.USER_NAMESPACE}) | {Layer.VIEW}
 _TIER_A = _TIER_B | {Layer.CGROUP}
 
+# What every process can do for itself. It confines nothing, which is why it is tier E.
+_BASE = frozenset({Layer.DESCRIPTORS, Layer.RLIMITS, Layer.CREDENTIALS, Layer.NO_NEW_PRIVS})
 
-def plan_layers(host: HostFacts, *, has_cgroup: bool) -> frozenset[Layer]:
-    """Return the layers to enter: all, less the user namespace for root, less the cgroup where there is none."""
-    layers = ALL_LAYERS
-    if host.is_root:
-        layers -= {Layer.USER_NAMESPACE}
-    if not has_cgroup:
-        layers -= {Layer.CGROUP}
-    return layers
+# Code that was approved but is not ours is run in namespaces of its own, or not at all.
+TRUST_MINIMUM = Tier.B
 
 
-def plan_limits(*, memory_limit_bytes: int, threads: int) -> Limits:
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A set of layers to try, and the tier that it makes when it can be entered."""
+
+    tier: Tier
+    layers: frozenset[Layer]
+
+
+def plan_candidates(host: HostFacts, policy: Policy, mode: Mode, *, has_cgroup: bool) -> tuple[Candidate, ...]:
+    """Return what to try, strongest first, down to the weakest that policy and mode accept.
+
+    The strongest is everything: less the user namespace for root, who can do without, and less the cgroup where there
+    is none. Then what a container without namespaces can enter (C), and last, only where the policy allows it by name
+    and in safe mode alone, no sandbox (E). Tier D has no mechanism on Linux.
+
+    Raises:
+        RefusedByPolicy: Tier E is asked for without `allow_unsandboxed`, or with trust mode.
+        SandboxUnavailable: Nothing that could be tried here reaches the minimum.
+    """
+    minimum = policy.min_tier if mode is Mode.SAFE or policy.min_tier.satisfies(TRUST_MINIMUM) else TRUST_MINIMUM
+    if minimum is Tier.E and not policy.allow_unsandboxed:
+        raise RefusedByPolicy(
+            "tier E means no sandbox at all, and the policy does not allow it",
+            hint="ask for tier A, B or C; a machine that offers none of them should not run untrusted models",
+        )
+    full = ALL_LAYERS - ({Layer.USER_NAMESPACE} if host.is_root else set())
+    cgroup = frozenset({Layer.CGROUP}) if has_cgroup else frozenset()
+    candidates = [
+        Candidate(Tier.A if has_cgroup else Tier.B, full - {Layer.CGROUP} | cgroup),
+        Candidate(Tier.C, _TIER_C | cgroup),
+        Candidate(Tier.E, _BASE),
+    ]
+    accepted = tuple(candidate for candidate in candidates if candidate.tier.satisfies(minimum))
+    if not accepted:
+        raise tier_unavailable(candidates[0].tier, minimum, [])
+    return accepted
+
+
+def plan_limits(policy: Policy, *, memory_limit_bytes: int, threads: int) -> Limits:
     """Return what one worker may use; the cgroup and the rlimits are made from the same numbers."""
-    return Limits(memory_bytes=memory_limit_bytes, threads=THREADS_BASE + 4 * threads)
+    return Limits(
+        memory_bytes=memory_limit_bytes,
+        threads=min(policy.threads, THREADS_BASE + 4 * threads),
+        open_files=policy.open_files,
+        cpu_cores=policy.cpu_cores,
+    )
 
 
 def plan_confinement(
@@ -56,11 +94,17 @@ def plan_confinement(
     runtime_files: Iterable[StaticFile],
     admitted: Iterable[FileFact],
     control_dir: str,
+    scratch_dir: str | None,
+    scratch_bytes: int,
     limits: Limits,
     identity: Identity | None,
     cgroup_dirs: tuple[str, ...],
 ) -> ConfinementSpec:
-    """Compose the spec. The model's part of the view is the list of admitted files, one bind each, and nothing else."""
+    """Compose the spec. The model's part of the view is the list of admitted files, one bind each, and nothing else.
+
+    Args:
+        scratch_dir: Host folder that is scratch where there is no view (tier C); None otherwise.
+    """
     model = tuple(
         Bind(
             source=fact.real_path,
@@ -75,7 +119,8 @@ def plan_confinement(
             binds=(*runtime_binds, *model),
             files=tuple(runtime_files),
             control_dir=control_dir,
-            scratch_bytes=SCRATCH_BYTES,
+            scratch_bytes=scratch_bytes,
+            host_scratch_dir=scratch_dir,
         ),
         limits=limits,
         identity=identity,
@@ -97,12 +142,6 @@ def decide_tier(entered: Collection[str]) -> TierDecision:
         if not missing:
             return TierDecision(tier, (f"tier {tier.value}: {len(layers)} layers in force",))
     return TierDecision(Tier.E, (f"missing: {', '.join(sorted(layer.value for layer in _TIER_C - layers))}",))
-
-
-def missing_for(tier: Tier, layers: Collection[Layer]) -> tuple[Layer, ...]:
-    """Return the layers that `tier` needs and `layers` lacks, in the order of entry."""
-    needed = {Tier.A: _TIER_A, Tier.B: _TIER_B, Tier.C: _TIER_C}.get(tier, frozenset())
-    return tuple(layer for layer in Layer if layer in needed and layer not in layers)
 
 
 def accept_self_test(

@@ -23,6 +23,9 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
+from pydantic import ValidationError
+
+from wan_compat.policies.policy import Policy, replace
 from wan_compat.protocol.errors import (
     DeadlineExceeded,
     GenerationFailed,
@@ -107,8 +110,9 @@ class Supervisor:
 
     Args:
         mode: "safe" (no code from repositories) is the only mode that needs no approval.
-        min_tier: Weakest sandbox tier to accept, "A" to "C"; below it jobs fail with SandboxUnavailable.
-        memory_limit_bytes: Cap for each worker; a request can only narrow it. None: what the machine can spare.
+        policy: What jobs may do and use (policies/policy.py); None is the built-in one. Requests can only narrow it.
+        min_tier: Weakest sandbox tier to accept, instead of the policy's; below it jobs fail with SandboxUnavailable.
+        memory_limit_bytes: Cap for each worker, instead of the policy's. None: what the machine can spare.
         start_method: "zygote" forks workers from a warm process, "spawn" gives each a fresh interpreter.
 
     Raises:
@@ -119,20 +123,29 @@ class Supervisor:
         self,
         mode: Mode | str = Mode.SAFE,
         *,
-        min_tier: Tier | str = Tier.B,
+        policy: Policy | None = None,
+        min_tier: Tier | str | None = None,
         memory_limit_bytes: int | None = None,
         start_method: str = "zygote",
     ) -> None:
         self.mode = _choice(Mode, mode, "mode")
-        self.min_tier = _choice(Tier, min_tier, "min_tier")
-        if self.min_tier in (Tier.D, Tier.E):
+        fields: dict[str, Any] = {}
+        if min_tier is not None:
+            fields["min_tier"] = _choice(Tier, min_tier, "min_tier")
+        if memory_limit_bytes is not None:
+            fields["memory_limit_bytes"] = memory_limit_bytes
+        try:
+            self.policy = replace(policy or Policy(), fields)
+        except ValidationError as error:
+            raise InvalidRequest(f"memory_limit_bytes is {memory_limit_bytes!r}, out of range") from error
+        if self.policy.min_tier is Tier.E and not self.policy.allow_unsandboxed:
             raise RefusedByPolicy(
-                f"tier {self.min_tier.value} would run a model without containment",
-                hint="ask for tier A, B or C",
+                "tier E means no sandbox at all, and the policy does not allow it", hint="ask for tier A, B or C"
             )
+        if self.mode is Mode.TRUST and self.policy.mode is Mode.SAFE:
+            raise RefusedByPolicy("the policy allows safe mode only", hint="run the model in safe mode")
         if start_method not in ("zygote", "spawn"):
             raise InvalidRequest(f"start_method is {start_method!r}; known are 'zygote' and 'spawn'")
-        self._memory_limit_bytes = memory_limit_bytes
         self._zygote_program: Sequence[str] = ZYGOTE_PROGRAM
         self._spawn_only = start_method == "spawn"
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -199,7 +212,6 @@ class Supervisor:
 
     def _run(self) -> None:
         pool = WorkerPool(
-            min_tier=self.min_tier,
             spawn_only=self._spawn_only,
             wake_fd=self._wake_fd,
             zygote_program=self._zygote_program,
@@ -226,7 +238,7 @@ class Supervisor:
             emit=job.emit,
             cancelled=lambda: job.is_cancelled() or self._closing,
             wake_fd=self._wake_fd,
-            memory_limit_bytes=self._memory_limit_bytes,
+            policy=self.policy,
         )
         try:
             return JobRun(job.request, context).execute()

@@ -14,12 +14,13 @@ import platform
 import secrets
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from wan_compat._version import __version__
 from wan_compat.policies.encoding import EncodingConfig, plan_encoding
 from wan_compat.policies.limits import Deadlines, deadlines, memory_limit
 from wan_compat.policies.models import ModelDecision, decide_model
+from wan_compat.policies.policy import Policy
 from wan_compat.policies.requests import ResolvedRequest, resolve_request
 from wan_compat.protocol import messages as m
 from wan_compat.protocol.errors import (
@@ -43,6 +44,7 @@ from wan_compat.protocol.results import (
 )
 from wan_compat.protocol.states import WorkerState
 from wan_compat.protocol.values import GenerationRequest, Isolation, Mode
+from wan_compat.sandbox.spec import Tier
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.inspection import read_model
@@ -65,7 +67,7 @@ class JobContext:
     emit: Callable[[ev.Event], None]
     cancelled: Callable[[], bool]
     wake_fd: int
-    memory_limit_bytes: int | None
+    policy: Policy
 
 
 class FrameSink(Protocol):
@@ -109,6 +111,8 @@ class JobRun:
         self._context = context
         self._started = time.monotonic()
         self._phase = "prepare"
+        self._timeout_s = _narrower(request.timeout_s, context.policy.timeout_s)
+        self._warnings: list[str] = []
         self._timings = Timings()
         # In a list, because a type checker takes an attribute set to None for None until the end of the function.
         self._generated: list[m.Generated] = []
@@ -121,15 +125,15 @@ class JobRun:
                 hint="run it in safe mode, which needs no code from the repository",
             )
         host = read_host()
-        requested = _narrower(request.memory_limit_bytes, context.memory_limit_bytes)
+        requested = _narrower(request.memory_limit_bytes, context.policy.memory_limit_bytes)
         limit = memory_limit(requested, host)
         model = decide_model(read_model(request.model), threads=host.cpu_count, memory_limit_bytes=limit)
         resolved = resolve_request(request, model, seed=secrets.randbelow(1 << 31))
-        limits = deadlines(weight_bytes=model.weight_bytes, timeout_s=request.timeout_s)
+        limits = deadlines(weight_bytes=model.weight_bytes, timeout_s=self._timeout_s)
         with contextlib.ExitStack() as stack:
             target, encoding = self._prepare_output(stack, resolved)
             log_file = open_log_file(request.worker_log) if request.worker_log is not None else None
-            order = context.pool.order(host, model, requested, limit)
+            order = context.pool.order(context.policy, request.mode, model, requested, limit)
             worker = self._acquire(order, limits)
             keep = False
             try:
@@ -180,6 +184,10 @@ class JobRun:
         self._timings = dataclasses.replace(self._timings, worker_start_s=time.monotonic() - began)
         assert worker.tier is not None
         self._context.emit(ev.Started(worker.tier.tier.value, worker.layers))
+        if worker.tier.tier is Tier.E:
+            self._warn("NOT SANDBOXED: this model could do to this machine whatever its user can")
+        for reason in worker.downgraded_because:
+            self._warn(f"running in tier {worker.tier.tier.value}, because {reason}")
         return worker
 
     def _load(self, worker: Worker, model: ModelDecision, limits: Deadlines) -> None:
@@ -193,9 +201,7 @@ class JobRun:
                 self._hear(message)
         self._timings = dataclasses.replace(self._timings, load_s=time.monotonic() - began)
         if not loaded.streaming:
-            self._context.emit(
-                ev.Warned(f"the video is decoded as a whole, which needs more memory: {loaded.streaming_reason}")
-            )
+            self._warn(f"the video is decoded as a whole, which needs more memory: {loaded.streaming_reason}")
 
     def _generate(
         self,
@@ -312,7 +318,7 @@ class JobRun:
                 },
             ),
             errors=[],
-            warnings=[] if loaded.streaming else [loaded.streaming_reason],
+            warnings=list(self._warnings),
             timings=self._timings,
             sandbox=SandboxReport(
                 tier=worker.tier.tier.value,
@@ -340,7 +346,7 @@ class JobRun:
 
     def _interrupted(self) -> bool:
         """Return whether the job was cancelled; raise DeadlineExceeded when its whole time is over."""
-        total = self._request.timeout_s
+        total = self._timeout_s
         if total is not None and time.monotonic() - self._started > total:
             raise DeadlineExceeded(
                 f"the job took longer than {total:g} s (during {self._phase})",
@@ -359,6 +365,10 @@ class JobRun:
             self._generated.append(message)
         elif isinstance(message, m.Cancelled):
             raise GenerationFailed("the worker stopped by itself")
+
+    def _warn(self, message: str) -> None:
+        self._warnings.append(message)
+        self._context.emit(ev.Warned(message))
 
     def _enter(self, phase: ev.PhaseName) -> None:
         self._phase = phase
@@ -381,6 +391,9 @@ class JobRun:
         return False
 
 
-def _narrower(first: int | None, second: int | None) -> int | None:
+N = TypeVar("N", int, float)
+
+
+def _narrower(first: N | None, second: N | None) -> N | None:
     present = [value for value in (first, second) if value is not None]
     return min(present) if present else None

@@ -36,7 +36,7 @@ def runtime_base() -> str:
     with contextlib.suppress(FileExistsError):
         os.mkdir(base, 0o700)
     info = os.lstat(base)
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != uid or stat.S_IMODE(info.st_mode) & 0o077:
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != uid or stat.S_IMODE(info.st_mode) & 0o066:
         raise EnvironmentLacks(
             f"{base} is not a private folder of this user",
             hint=f"remove {base}, or set XDG_RUNTIME_DIR to a folder that only you can enter",
@@ -61,6 +61,17 @@ class RuntimeFolder:
         os.mkdir(path, 0o700)
         if owner is not None:
             os.chown(path, owner.uid, owner.gid)
+        return path
+
+    def make_scratch_folder(self, worker: str, owner: Identity | None) -> str:
+        """Make the scratch folder of a worker that has no view of its own, inside its folder."""
+        path = os.path.join(self.path, worker, "scratch")
+        os.mkdir(path, 0o700)
+        if owner is not None:
+            os.chown(path, owner.uid, owner.gid)
+            # Without a view the worker walks to it through folders of root's.
+            os.chmod(self.path, 0o711)  # noqa: S103 - to pass, not to list; the name is random
+            os.chmod(os.path.dirname(self.path), 0o711)  # noqa: S103
         return path
 
     def remove_worker_folder(self, worker: str) -> None:

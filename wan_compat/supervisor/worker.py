@@ -22,6 +22,7 @@ from typing import TypeVar
 from wan_compat.policies.confinement import TierDecision, accept_self_test, plan_confinement, plan_limits
 from wan_compat.policies.facts import FileFact
 from wan_compat.policies.limits import Deadlines
+from wan_compat.policies.policy import Policy
 from wan_compat.protocol import messages as m
 from wan_compat.protocol.channel import Channel
 from wan_compat.protocol.codec import from_worker_codec, to_worker_codec
@@ -35,10 +36,10 @@ from wan_compat.protocol.errors import (
 )
 from wan_compat.protocol.launch import SpawnWorker
 from wan_compat.protocol.states import Conversation, WorkerState
-from wan_compat.protocol.values import PipelineSpec, Value
+from wan_compat.protocol.values import Mode, PipelineSpec, Value
 from wan_compat.sandbox import cgroup as cgroups
 from wan_compat.sandbox import runtime_view, selftest
-from wan_compat.sandbox.spec import CONTROL_TARGET, Identity, Layer, Tier, to_wire
+from wan_compat.sandbox.spec import CONTROL_TARGET, Identity, Layer, to_wire
 from wan_compat.supervisor.frame_ring import FrameRing
 from wan_compat.supervisor.memory_watch import POLL_S, MemoryWatch
 from wan_compat.supervisor.runtime import RuntimeFolder
@@ -63,12 +64,12 @@ class WorkerOrder:
     from the memory that happens to be free, and a warm worker is as good as a new one.
     """
 
-    layers: frozenset[Layer]
     admitted: tuple[FileFact, ...]
     pipeline: PipelineSpec
     requested_limit_bytes: int | None
     memory_limit_bytes: int = dataclasses.field(compare=False)
-    min_tier: Tier
+    policy: Policy
+    mode: Mode
 
 
 @dataclasses.dataclass
@@ -84,9 +85,10 @@ class Heard:
 class Worker:
     """A running worker. Belongs to the runner thread. Use `start`, then `close` in every case."""
 
-    def __init__(self, name: str, order: WorkerOrder, runtime: RuntimeFolder) -> None:
+    def __init__(self, name: str, order: WorkerOrder, layers: frozenset[Layer], runtime: RuntimeFolder) -> None:
         self.name = name
         self.order = order
+        self._ordered_layers = layers
         self.pid = 0
         self.tier: TierDecision | None = None
         self.layers: tuple[str, ...] = ()
@@ -94,6 +96,7 @@ class Worker:
         self.versions: dict[str, str] = {}
         self._loaded: m.ModelLoaded | None = None
         self.jobs_started = 0
+        self.downgraded_because: tuple[str, ...] = ()
         self._runtime = runtime
         self._conversation = Conversation()
         self._pidfd = -1
@@ -123,16 +126,20 @@ class Worker:
             os.set_blocking(reader, False)
             self.log = BoundedLog(reader)
             undo.callback(self.log.close)
-            limits = plan_limits(memory_limit_bytes=order.memory_limit_bytes, threads=order.pipeline.threads)
-            if Layer.CGROUP in order.layers:
-                self._cgroup = cgroups.create(f"wan-compat-{os.getpid()}-{name}", limits)
+            limits = plan_limits(
+                order.policy, memory_limit_bytes=order.memory_limit_bytes, threads=order.pipeline.threads
+            )
+            if Layer.CGROUP in layers:
+                self._cgroup = cgroups.create(f"{os.path.basename(runtime.path)}-{name}", limits)
                 undo.callback(self._cgroup.remove)
             self._spec = plan_confinement(
-                layers=order.layers,
+                layers=layers,
                 runtime_binds=runtime_view.runtime_binds(),
                 runtime_files=runtime_view.runtime_files(identity),
                 admitted=order.admitted,
                 control_dir=self._folder,
+                scratch_dir=None if Layer.VIEW in layers else runtime.make_scratch_folder(name, identity),
+                scratch_bytes=order.policy.scratch_bytes,
                 limits=limits,
                 identity=identity,
                 cgroup_dirs=self._cgroup.dirs if self._cgroup is not None else (),
@@ -149,10 +156,11 @@ class Worker:
             WorkerStartFailed, WorkerDied, DeadlineExceeded: It did not come up.
         """
         self._zygote = zygote
+        folder_inside = CONTROL_TARGET if Layer.VIEW in self._ordered_layers else self._folder
         self.pid, self._pidfd = zygote.spawn(
             SpawnWorker(
                 worker=self.name,
-                endpoint=f"ipc://{CONTROL_TARGET}/{SOCKET_NAME}",
+                endpoint=f"ipc://{folder_inside}/{SOCKET_NAME}",
                 spec=to_wire(self._spec),
                 seed=secrets.token_bytes(32),
             ),
@@ -169,12 +177,14 @@ class Worker:
         self.layers = tuple(hello.layers)
         self.versions = dict(hello.versions)
         self.tier = accept_self_test(
-            self.self_test, selftest.expected_denied(self.order.layers), hello.layers, self.order.min_tier
+            self.self_test, selftest.expected_denied(self._ordered_layers), hello.layers, self.order.policy.min_tier
         )
         self.send(m.Welcome())
         ready = self._expect(m.Ready, deadlines.start_worker_s)
         sealed = {probe.name: probe.denied for probe in ready.probes}
-        accept_self_test(sealed, selftest.expected_sealed(self.order.layers), hello.layers, self.order.min_tier)
+        accept_self_test(
+            sealed, selftest.expected_sealed(self._ordered_layers), hello.layers, self.order.policy.min_tier
+        )
         self.self_test |= sealed
 
     @property

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from wan_compat.policies.confinement import missing_for, plan_layers, tier_unavailable
-from wan_compat.policies.facts import HostFacts
+from wan_compat.policies.confinement import Candidate, plan_candidates
 from wan_compat.policies.limits import Deadlines
 from wan_compat.policies.models import ModelDecision
+from wan_compat.policies.policy import Policy
 from wan_compat.protocol.errors import JobCancelled, SandboxEntryFailed, SandboxUnavailable, WorkerStartFailed
+from wan_compat.protocol.values import Mode
 from wan_compat.sandbox import cgroup as cgroups
-from wan_compat.sandbox.spec import Layer, Tier
+from wan_compat.sandbox.spec import Tier
+from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.runtime import RuntimeFolder
 from wan_compat.supervisor.worker import Worker, WorkerOrder
 from wan_compat.supervisor.zygote import ZYGOTE_PROGRAM, Zygote
@@ -25,16 +27,12 @@ MAX_WARM = 1
 class WorkerPool:
     """
     Args:
-        min_tier: Weakest tier to accept.
         spawn_only: Use the light zygote only.
         wake_fd: Becomes readable when the runner shall look up (a job was cancelled).
         zygote_program: What Python runs as the zygote; tests put programs here that misbehave.
     """
 
-    def __init__(
-        self, *, min_tier: Tier, spawn_only: bool, wake_fd: int, zygote_program: Sequence[str] = ZYGOTE_PROGRAM
-    ) -> None:
-        self._min_tier = min_tier
+    def __init__(self, *, spawn_only: bool, wake_fd: int, zygote_program: Sequence[str] = ZYGOTE_PROGRAM) -> None:
         self._zygote_program = zygote_program
         self._wake_fd = wake_fd
         self._runtime: RuntimeFolder | None = None
@@ -45,24 +43,21 @@ class WorkerPool:
         self._cgroup: cgroups.CgroupSupport | None = None
 
     def order(
-        self, host: HostFacts, model: ModelDecision, requested_limit_bytes: int | None, memory_limit_bytes: int
+        self,
+        policy: Policy,
+        mode: Mode,
+        model: ModelDecision,
+        requested_limit_bytes: int | None,
+        memory_limit_bytes: int,
     ) -> WorkerOrder:
-        """Compose what a job needs. Raises SandboxUnavailable when the tier is out of reach already by the facts."""
-        minimum = self._min_tier
-        if self._cgroup is None:
-            self._cgroup = cgroups.detect()
-        layers = plan_layers(host, has_cgroup=self._cgroup.available)
-        missing = missing_for(minimum, layers)
-        if missing:
-            remedies = [self._cgroup.remedy] if Layer.CGROUP in missing and self._cgroup.remedy else []
-            raise tier_unavailable(Tier.B, minimum, remedies)
+        """Compose what a job needs."""
         return WorkerOrder(
-            layers=layers,
             admitted=model.admitted,
             pipeline=model.pipeline,
             requested_limit_bytes=requested_limit_bytes,
             memory_limit_bytes=memory_limit_bytes,
-            min_tier=minimum,
+            policy=policy,
+            mode=mode,
         )
 
     def acquire(
@@ -111,19 +106,34 @@ class WorkerPool:
             self._runtime = None
 
     def _start(self, order: WorkerOrder, deadlines: Deadlines, light: bool, cancelled: Callable[[], bool]) -> Worker:
+        """Start a worker in the strongest tier that can be entered, down to the order's minimum and not below."""
+        if self._cgroup is None:
+            self._cgroup = cgroups.detect()
+        candidates = plan_candidates(read_host(), order.policy, order.mode, has_cgroup=self._cgroup.available)
         zygote = self._zygote(light, deadlines, cancelled)
+        downgrades: list[SandboxEntryFailed] = []
+        for candidate in candidates:
+            try:
+                worker = self._start_one(zygote, order, candidate, deadlines)
+            except SandboxEntryFailed as error:
+                downgrades.append(error)
+                continue
+            worker.downgraded_because = tuple(error.message for error in downgrades)
+            return worker
+        minimum, last = candidates[-1].tier, downgrades[-1]
+        remedies = [self._cgroup.remedy] if not self._cgroup.available and minimum is Tier.A else []
+        raise SandboxUnavailable(
+            f"tier {minimum.value} is required, but {last.message}",
+            fixes=[*last.fixes, *remedies, "run `wan-compat doctor` to see what is missing and how to get it"],
+            details=last.details,
+        ) from last
+
+    def _start_one(self, zygote: Zygote, order: WorkerOrder, candidate: Candidate, deadlines: Deadlines) -> Worker:
         self._count += 1
         assert self._runtime is not None
-        worker = Worker(f"w{self._count}", order, self._runtime)
+        worker = Worker(f"w{self._count}", order, candidate.layers, self._runtime)
         try:
             worker.start(zygote, deadlines)
-        except SandboxEntryFailed as error:
-            worker.close()
-            raise SandboxUnavailable(
-                f"tier {order.min_tier.value} is required, but {error.message}",
-                fixes=[*error.fixes, "run `wan-compat doctor` to see what is missing and how to get it"],
-                details=error.details,
-            ) from error
         except BaseException:
             worker.close()
             raise

@@ -1,0 +1,110 @@
+"""Files in a working folder can only tighten; a malformed source is refused whole."""
+
+from pathlib import Path
+
+import pytest
+
+from wan_compat.protocol.errors import InvalidRequest, RefusedByPolicy
+from wan_compat.sandbox.spec import Tier
+from wan_compat.supervisor.settings import MAX_FILE_BYTES, load_settings
+
+
+@pytest.fixture
+def user_config(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    path = tmp_path / "config" / "wan-compat" / "config.toml"
+    path.parent.mkdir(parents=True)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, user_config) -> Path:
+    path = tmp_path / "project"
+    path.mkdir()
+    return path
+
+
+def load(folder, **environment):
+    return load_settings(folder, environment)
+
+
+def test_without_any_source_the_built_in_policy_is_in_force(folder):
+    settings = load(folder)
+    assert settings.policy.min_tier is Tier.B
+    assert set(settings.origins.values()) == {"built in"}
+
+
+def test_user_may_widen_and_the_environment_has_the_last_word(folder, user_config):
+    user_config.write_text('[policy]\nmin_tier = "C"\nthreads = 512\n')
+    settings = load(folder, WAN_COMPAT_THREADS="256", WAN_COMPAT_MEMORY_LIMIT="4GB")
+    assert (settings.policy.min_tier, settings.policy.threads) == (Tier.C, 256)
+    assert settings.policy.memory_limit_bytes == 4_000_000_000
+    assert settings.origins["min_tier"] == str(user_config)
+    assert settings.origins["threads"] == "environment"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("wan-compat.toml", '[policy]\nmin_tier = "A"\n'),
+        ("pyproject.toml", '[tool.wan-compat.policy]\nmin_tier = "A"\n'),
+    ],
+)
+def test_working_folder_may_tighten(folder, name, content):
+    (folder / name).write_text(content)
+    settings = load(folder)
+    assert settings.policy.min_tier is Tier.A
+    assert name in settings.origins["min_tier"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("wan-compat.toml", '[policy]\nmin_tier = "C"\n'),
+        ("wan-compat.toml", '[policy]\nmin_tier = "A"\nthreads = 4000\n'),
+        ("pyproject.toml", "[tool.wan-compat.policy]\nallow_unsandboxed = true\n"),
+    ],
+)
+def test_working_folder_cannot_loosen(folder, name, content):
+    (folder / name).write_text(content)
+    with pytest.raises(RefusedByPolicy, match=name):
+        load(folder)
+
+
+def test_working_folder_cannot_loosen_what_the_environment_set(folder):
+    (folder / "wan-compat.toml").write_text('[policy]\nmin_tier = "B"\n')
+    with pytest.raises(RefusedByPolicy):
+        load(folder, WAN_COMPAT_MIN_TIER="A")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe",
+        b"[policy\n",
+        b"policy = 5\n",
+        b"[policy]\nmin_tier = 'A'\nmin_tier = 'B'\n",
+        b"[policy]\nthreads = -1\n",
+        b"[policy]\ncpu_cores = inf\n",
+        b"[policy]\nunknown = 1\n",
+        b"# " + b"x" * MAX_FILE_BYTES,
+    ],
+)
+def test_malformed_file_is_refused_whole(folder, content):
+    (folder / "wan-compat.toml").write_bytes(content)
+    with pytest.raises(InvalidRequest, match=r"wan-compat\.toml"):
+        load(folder)
+
+
+def test_fifo_in_place_of_a_file_is_refused_and_not_waited_for(folder):
+    import os
+
+    os.mkfifo(folder / "wan-compat.toml")
+    with pytest.raises(InvalidRequest, match="not a regular file"):
+        load(folder)
+
+
+@pytest.mark.parametrize("text", ["-1", "inf", "''", "[1]", "99999999999999999999"])
+def test_malformed_variable_names_the_environment(folder, text):
+    with pytest.raises(InvalidRequest, match="environment"):
+        load(folder, WAN_COMPAT_THREADS=text)
