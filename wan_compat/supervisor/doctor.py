@@ -15,6 +15,7 @@ import platform
 from typing import Any
 
 from wan_compat.policies.confinement import decide_tier
+from wan_compat.policies.policy import Policy
 from wan_compat.protocol.errors import EnvironmentLacks, FfmpegMissing, SandboxUnavailable
 from wan_compat.sandbox import cgroup, trial
 from wan_compat.sandbox.spec import Layer, Tier
@@ -22,9 +23,6 @@ from wan_compat.supervisor.ffmpeg import find_ffmpeg
 from wan_compat.supervisor.host import read_host
 
 REPORT_SCHEMA_VERSION = 1
-
-# What `generate` accepts unless told otherwise.
-DEFAULT_MIN_TIER = Tier.B
 
 WORKER_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "sentencepiece", "ftfy", "pillow")
 OWN_PACKAGES = ("wan-compat", "pydantic", "pyzmq", "msgpack", "psutil", "numpy", "imageio-ffmpeg")
@@ -142,7 +140,8 @@ def _problems(
     tried: trial.TrialReport, tier: Tier, ffmpeg: dict[str, Any], versions: dict[str, str | None]
 ) -> tuple[Problem, ...]:
     problems = []
-    if not tier.satisfies(DEFAULT_MIN_TIER):
+    wanted = Policy().min_tier
+    if not tier.satisfies(wanted):
         missing = [name for name, layer in tried.layers.items() if not layer.available and name != Layer.CGROUP]
         remedy = next((tried.layers[name].remedy for name in missing if tried.layers[name].remedy), "")
         if tried.error and not remedy:
@@ -152,9 +151,7 @@ def _problems(
             remedy = "report this with the output of -v; nothing will be run here"
         else:
             missing = [name for name, layer in tried.layers.items() if not layer.available and name != Layer.CGROUP]
-            message = (
-                f"tier {DEFAULT_MIN_TIER.value} is wanted, this machine reaches {tier.value}: no {', '.join(missing)}"
-            )
+            message = f"tier {wanted.value} is wanted, this machine reaches {tier.value}: no {', '.join(missing)}"
             remedy = remedy or "see the layers below"
             if tier is Tier.C:
                 remedy += "; or accept less with --min-tier C"

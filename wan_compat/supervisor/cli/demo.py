@@ -76,7 +76,7 @@ def demo(
         fps=clip.fps,
     )
     session.note(f'Prompt: "{request.prompt}"')
-    result = run_request(session, request, min_tier="B")
+    result = run_request(session, request)
     if session.json:
         session.document(result.to_json())
     else:

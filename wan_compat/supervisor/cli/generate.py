@@ -68,8 +68,8 @@ def generate(
         Isolation, typer.Option("--isolation", help="job: a fresh worker for every video.")
     ] = Isolation.MODEL,
     min_tier: Annotated[
-        MinTier, typer.Option("--min-tier", help="Weakest sandbox to accept; see `wan-compat doctor`.")
-    ] = MinTier.B,
+        MinTier | None, typer.Option("--min-tier", help="Weakest sandbox to accept; see doctor. Default: B.")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -103,7 +103,7 @@ def generate(
         worker_log=worker_log,
         isolation=isolation.value,
     )
-    result = run_request(session, request, min_tier=min_tier.value)
+    result = run_request(session, request, min_tier=min_tier.value if min_tier else None)
     if session.json:
         session.document(result.to_json())
     else:

@@ -1,31 +1,26 @@
-"""Sizes and lengths as people write them: `8GB`, `512MiB`, `90s`, `10m`."""
+"""Sizes and lengths on the command line: those of `policies/quantities.py`, with typer's errors, and for reading."""
 
 from __future__ import annotations
 
-import re
-
 import typer
 
-# A bare letter means the binary unit, as in docker and systemd; `GB` and `GiB` mean what they say.
-_BYTES = {
-    "": 1,
-    "B": 1,
-    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)},
-    **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", 1)},
-    **{letter: 1024**power for power, letter in enumerate("KMGT", 1)},
-}
-_SECONDS = {"": 1.0, "S": 1.0, "M": 60.0, "H": 3600.0}
-_QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)")
+from wan_compat.policies.quantities import bytes_from, seconds_from
 
 
 def parse_bytes(text: str) -> int:
     """Return bytes from `8GB`, `512MiB`, `2G` or a plain number."""
-    return int(_parse(text, _BYTES, "a size such as 8GB, 512MiB or a number of bytes"))
+    try:
+        return bytes_from(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def parse_seconds(text: str) -> float:
     """Return seconds from `90`, `90s`, `10m` or `1.5h`."""
-    return _parse(text, _SECONDS, "a length such as 90s, 10m or 1.5h")
+    try:
+        return seconds_from(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def show_bytes(count: int) -> str:
@@ -33,12 +28,3 @@ def show_bytes(count: int) -> str:
     if count < 1_000_000:
         return f"{count / 1000:.0f} kB"
     return f"{count / 1e6:.0f} MB" if count < 1_000_000_000 else f"{count / 1e9:.1f} GB"
-
-
-def _parse(text: str, units: dict[str, float] | dict[str, int], wanted: str) -> float:
-    match = _QUANTITY.fullmatch(text.strip())
-    unit = units.get(match[2].upper()) if match else None
-    if match is None or unit is None:
-        raise typer.BadParameter(f"{text[:40]!r} is not {wanted}")
-    # Whole numbers stay whole: a float would round large byte counts.
-    return int(match[1]) * unit if match[1].isdigit() else float(match[1]) * unit

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from wan_compat.protocol.values import GenerationRequest
 
 
-def run_request(session: Session, request: GenerationRequest, *, min_tier: str) -> VideoGenerationResult:
+def run_request(session: Session, request: GenerationRequest, *, min_tier: str | None = None) -> VideoGenerationResult:
     """Run one request in a supervisor of its own.
 
     The first Ctrl-C cancels the job and waits for its orderly end, a second one ends it at once; leaving the
