@@ -71,7 +71,9 @@ def test_no_cgroup_is_tier_b_and_ready(monkeypatch: pytest.MonkeyPatch, real_tri
     monkeypatch.setattr(cgroup, "detect", lambda: support)
     report = examine_with(monkeypatch, without(real_trial, Layer.CGROUP))
     assert report.tier == "B" and doctor.exit_code(report) == 0
-    assert "ask systemd" in doctor.describe(report, verbose=False)
+    assert report.memory_cap["remedy"] == "ask systemd"
+    text = doctor.describe(report, verbose=False)
+    assert text.startswith("Ready.") and "no   cgroup: no cgroup\n       -> get cgroup" in text
 
 
 def test_a_sandbox_that_was_entered_but_does_not_hold_is_none(

@@ -118,8 +118,6 @@ def describe(report: DoctorReport, *, verbose: bool) -> str:
         f"Memory cap    {cap['mechanism']}, enforced by {cap['enforced_by']}; "
         f"{_gigabytes(cap['available_bytes'])} of {_gigabytes(cap['total_bytes'])} free"
     )
-    if cap["remedy"]:
-        lines += [f"  why  {cap['reason']}", f"       -> {cap['remedy']}"]
     ffmpeg = report.ffmpeg
     lines.append(
         f"ffmpeg        {ffmpeg['version']}: {', '.join(ffmpeg['encoders'])}"
