@@ -19,6 +19,14 @@ PR_SET_CHILD_SUBREAPER = 36
 SETTLE_S = 5.0
 
 
+@pytest.fixture(scope="session", autouse=True)
+def incidents_of_tests_are_not_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Provoked incidents go into a file of the session, not into the one that the user looks at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return REPOSITORY
@@ -73,14 +81,19 @@ def _mounts() -> set[str]:
 
 
 def _cgroups() -> set[str]:
-    """Our cgroups whose supervisor is dead or is this process: others belong to sessions that are still at work."""
+    """Our cgroups whose supervisor is dead or is this process.
+
+    A dead supervisor is one of this session's only below the session's own cgroup: at the root of a hierarchy lie those
+    of every session on this machine, which leave some behind for a moment when they test just that.
+    """
+    own = [line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines()]
     found = set()
     for folder, names, _ in os.walk("/sys/fs/cgroup"):
+        below_own = any(path != "/" and folder.endswith(path) for path in own)
         for name in names:
-            if name.startswith("wan-compat-"):
-                owner = name.removeprefix("wan-compat-").split("-")[0]
-                if not owner.isdigit() or int(owner) == os.getpid() or not psutil.pid_exists(int(owner)):
-                    found.add(os.path.join(folder, name))
+            owner = name.removeprefix("wan-compat-").split("-")[0] if name.startswith("wan-compat-") else ""
+            if owner.isdigit() and (int(owner) == os.getpid() or (below_own and not psutil.pid_exists(int(owner)))):
+                found.add(os.path.join(folder, name))
     return found
 
 

@@ -114,8 +114,10 @@ def count_leaks() -> dict[str, Any]:
     took_s = []
     for _ in range(order.get("times", 50)):
         started = time.perf_counter()
-        launched = launch(spec, nothing, keep_fds=(), output_fd=2)
+        launched = launch(spec, nothing, keep_fds=(), output_fd=2, notify=order.get("notify", False))
         took_s.append(time.perf_counter() - started)
+        if launched.notify_fd >= 0:
+            os.close(launched.notify_fd)
         end(launched)
     return {
         "before": before,
@@ -322,6 +324,59 @@ def have_threads() -> dict[str, Any]:
     finally:
         stop.set()
         thread.join()
+
+
+def hold_call() -> dict[str, Any]:
+    """Make a flagrant call and read what the listener says. `then`: close it, interrupt the caller, or kill."""
+    from wan_compat.sandbox import libc, seccomp_notify
+
+    if order.get("no_listener"):
+        install = seccomp._install
+
+        def refuse(program: bytes, flags: int) -> int:
+            if flags & 8:
+                raise OSError(16, "somebody listens already")
+            return install(program, flags)
+
+        seccomp._install = refuse
+    reader, writer = os.pipe()
+
+    def body(report: EntryReport) -> None:
+        stray = [probe.detail for probe in selftest.run_probes((writer,)) if probe.name == "inherited_descriptors"]
+        os.write(writer, json.dumps(stray).encode() + b"\n")
+        if order["then"] == "interrupt":
+
+            def give_up(number: int, frame: object) -> None:
+                raise InterruptedError(4, "taken back")
+
+            signal.signal(signal.SIGALRM, give_up)
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+        try:
+            outcome = f"returned {libc.call(order.get('call', 'ptrace'), 16, 2, 3, 4)}"
+        except OSError as error:
+            outcome = f"E{error.errno}"
+        os.write(writer, json.dumps(outcome).encode() + b"\n")
+
+    launched = launch(make_spec(), body, keep_fds=(writer,), output_fd=2, notify=True)
+    os.close(writer)
+    found: dict[str, Any] = {"listener": launched.notify_fd >= 0, "call": None}
+    if launched.notify_fd >= 0:
+        if order["then"] == "interrupt":
+            time.sleep(0.6)
+        poll = select.poll()
+        poll.register(launched.notify_fd, select.POLLIN)
+        found["readable"] = any(
+            event & select.POLLIN for _, event in poll.poll(0 if "interrupt" in order["then"] else 5000)
+        )
+        if found["readable"]:
+            call = seccomp_notify.receive_call(launched.notify_fd)
+            found["call"] = None if call is None else [call.name, *call.arguments[:4]]
+        if order["then"] == "kill":
+            signal.pidfd_send_signal(launched.pidfd, signal.SIGKILL)
+        os.close(launched.notify_fd)
+    with open(reader, "rb") as file:
+        found["said"] = [json.loads(line) for line in file]
+    return {**found, **end(launched)}
 
 
 def lose_launcher() -> dict[str, Any]:

@@ -74,7 +74,7 @@ FAILURES = {
     "load:garbage": (errors.ProtocolViolation, "undecodable|not allowed|msgpack"),
     "load:multipart": (errors.ProtocolViolation, "several parts"),
     "denoise:exit": (errors.WorkerDied, "while generating"),
-    "denoise:forbidden": (errors.WorkerDied, "SIG"),
+    "denoise:forbidden": (errors.ForbiddenCall, r"ptrace\(0x0, .* while generating"),
     "denoise:message-flood": (errors.ProtocolViolation, "progress"),
     "denoise:bad-sequence": (errors.ProtocolViolation, "sequence number"),
     "denoise:claims-cancel": (errors.GenerationFailed, "the user wanted it"),

@@ -23,6 +23,7 @@ MAX_DEPTH = 8
 MAX_ITEMS = 512  # of one array or map
 MAX_NODES = 8192  # of one message
 MAX_STRING_BYTES = 128 << 10
+EVIDENCE_BYTES = 64
 
 M = TypeVar("M", bound=Value)
 
@@ -43,7 +44,17 @@ class Codec(Generic[M]):
         return data
 
     def decode(self, data: bytes | memoryview) -> tuple[int, M]:
-        """Return (seq, message). Raises ProtocolViolation for anything else than one well-formed message."""
+        """Return (seq, message). Raises ProtocolViolation for anything else than one well-formed message.
+
+        The error's details hold the first bytes of what was refused, as evidence.
+        """
+        try:
+            return self._decode(data)
+        except ProtocolViolation as error:
+            error.details["first_bytes"] = bytes(data[:EVIDENCE_BYTES]).hex()
+            raise
+
+    def _decode(self, data: bytes | memoryview) -> tuple[int, M]:
         body = bytes(data) if len(data) <= MAX_MESSAGE_BYTES else None
         if body is None:
             raise ProtocolViolation(f"message of {len(data)} bytes exceeds {MAX_MESSAGE_BYTES}")

@@ -22,6 +22,7 @@
     ├── GenerationFailed             generation_failed          7   the worker could not finish
     │   ├── WorkerStartFailed        worker_start_failed        7
     │   ├── WorkerDied               worker_died                7
+    │   ├── ForbiddenCall            forbidden_call             7   a system call that only an attacker makes
     │   ├── ProtocolViolation        protocol_violation         7   hostile or broken messages or frames
     │   │   └── CorruptFrame         corrupt_frame              7
     │   └── UnusableFrames           unusable_frames            7   NaN, infinite or missing pixels
@@ -212,6 +213,13 @@ class WorkerStartFailed(GenerationFailed):
 class WorkerDied(GenerationFailed):
     code = "worker_died"
     title = "The worker died"
+
+
+class ForbiddenCall(GenerationFailed):
+    """`details["incident"]` tells the call and its arguments."""
+
+    code = "forbidden_call"
+    title = "The worker made a forbidden system call"
 
 
 class ProtocolViolation(GenerationFailed):

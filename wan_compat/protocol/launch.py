@@ -3,7 +3,7 @@
     supervisor                                  zygote
         |  <- ZygoteReady     after its imports (or at once for the light zygote)
         |     SpawnWorker ->  with descriptors by SCM_RIGHTS, in the order of WORKER_DESCRIPTORS
-        |  <- WorkerSpawned   with a pidfd, after the worker entered its sandbox | SpawnFailed
+        |  <- WorkerSpawned   with SPAWNED_DESCRIPTORS, after the worker entered its sandbox | SpawnFailed
         |  <- WorkerExited    when the zygote reaped it
         |     end of file ->  the zygote kills its workers and ends
 
@@ -29,6 +29,10 @@ MAX_DESCRIPTORS = 8
 
 # The order in which a worker's descriptors travel with SpawnWorker.
 WORKER_DESCRIPTORS = ("ring", "doorbell", "log")
+
+# The order in which they come back with WorkerSpawned. The listener of forbidden calls is last, and absent where the
+# kernel has none to give; such calls then kill by themselves.
+SPAWNED_DESCRIPTORS = ("pidfd", "listener")
 
 WorkerName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,40}$")]
 

@@ -25,6 +25,7 @@ MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS
 # What a filter answers (linux/seccomp.h).
 KILL_PROCESS = 0x80000000
 ALLOW = 0x7FFF0000
+NOTIFY = 0x7FC00000  # SECCOMP_RET_USER_NOTIF: the call waits for whoever holds the filter's listener
 _ERRNO = 0x00050000
 
 

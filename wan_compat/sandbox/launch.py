@@ -32,6 +32,7 @@ import json
 import os
 import select
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -39,7 +40,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from wan_compat.protocol.errors import SandboxEntryFailed
-from wan_compat.sandbox import credentials, descriptors, landlock, libc, namespaces, rlimits, seccomp, view
+from wan_compat.sandbox import bpf, credentials, descriptors, landlock, libc, namespaces, rlimits, seccomp, view
 from wan_compat.sandbox.failure import entering, failed
 from wan_compat.sandbox.libc import become_subreaper
 from wan_compat.sandbox.report import EntryReport
@@ -55,11 +56,15 @@ _MAX_MESSAGE_BYTES = 64 << 10
 
 @dataclasses.dataclass(frozen=True)
 class Launched:
-    """A worker that has entered. The caller owns `pidfd`, closes it, and reaps `pid`, which is its child."""
+    """A worker that has entered. The caller owns the descriptors, closes them, and reaps `pid`, which is its child.
+
+    `notify_fd` is the listener of its flagrant calls (`seccomp_notify`); -1 where they kill by themselves.
+    """
 
     pid: int
     pidfd: int
     report: EntryReport
+    notify_fd: int = -1
 
 
 def launch(
@@ -69,6 +74,7 @@ def launch(
     keep_fds: Sequence[int],
     output_fd: int,
     timeout_s: float = 10.0,
+    notify: bool = False,
 ) -> Launched:
     """Fork a process, confine it by `spec`, and run `body` in it.
 
@@ -82,30 +88,36 @@ def launch(
         keep_fds: Descriptors that stay open inside, under the same numbers (3 or more).
         output_fd: Becomes the stdout and stderr of the new process.
         timeout_s: How long entering may take.
+        notify: Ask for a listener of flagrant calls. They kill where the kernel has none to give, and without `notify`.
 
     Raises:
         SandboxEntryFailed: A layer could not be entered. The process is then dead and reaped, nothing is left of it.
     """
     _check(spec)
     if Layer.SECCOMP in spec.layers and Layer.PID_NAMESPACE in spec.layers:
-        seccomp.entry_filter(architecture(), 1, allow_gpu=spec.allow_gpu)  # assembled once, here, and not in each child
+        # Assembled once, here, and not in each child.
+        flagrant = bpf.NOTIFY if notify else bpf.KILL_PROCESS
+        seccomp.entry_filter(architecture(), 1, allow_gpu=spec.allow_gpu, flagrant=flagrant)
     for stream in (sys.stdout, sys.stderr):  # or the child would print once more what waits in the buffers
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
     started = time.perf_counter()
-    status_read, status_write = os.pipe()
+    # A socket pair, because a descriptor comes back through it.
+    status, status_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     go_read, go_write = os.pipe()
     try:
         a = os.fork()
         if a == 0:
-            _run_a(spec, body, tuple(keep_fds), output_fd, status_write, go_read, (status_read, go_write), started)
-        os.close(status_write)
-        status_write = -1
+            own = _Own(tuple(keep_fds), output_fd, status_inside, go_read, notify)
+            _run_a(spec, body, own, (status.fileno(), go_write), started)
+        status_inside.close()
         os.close(go_read)
         go_read = -1
-        return _see_it_in(spec, a, status_read, go_write, time.monotonic() + timeout_s)
+        return _see_it_in(spec, a, status, go_write, time.monotonic() + timeout_s)
     finally:
-        for descriptor in (status_read, status_write, go_read, go_write):
+        status.close()
+        status_inside.close()
+        for descriptor in (go_read, go_write):
             if descriptor >= 0:
                 os.close(descriptor)
 
@@ -113,13 +125,13 @@ def launch(
 # ---- the launcher's side --------------------------------------------------------------------------------------------
 
 
-def _see_it_in(spec: ConfinementSpec, a: int, status_read: int, go_write: int, deadline: float) -> Launched:
+def _see_it_in(spec: ConfinementSpec, a: int, status: socket.socket, go_write: int, deadline: float) -> Launched:
     b = -1
     pidfd = -1
     a_lives = True
-    messages = _messages(status_read, deadline)
+    received: list[int] = []
     try:
-        for message in messages:
+        for message in _messages(status, deadline, received):
             event = message.get("event")
             if event == "unshared":
                 if Layer.USER_NAMESPACE in spec.layers:
@@ -132,7 +144,8 @@ def _see_it_in(spec: ConfinementSpec, a: int, status_read: int, go_write: int, d
                 pidfd = os.pidfd_open(b)  # our child by now: its pid cannot be reused before we reap it
                 os.write(go_write, b"g")
             elif event == "entered":
-                return Launched(b, pidfd, EntryReport.from_wire(message["report"]))
+                report = EntryReport.from_wire(message["report"])
+                return Launched(b, pidfd, report, received.pop() if received else -1)
             else:
                 raise failed(message["layer"], message["message"], message["hint"], message["errno"])
         raise failed("launch", "the process died while it entered the sandbox", "look at its output for the cause")
@@ -142,15 +155,17 @@ def _see_it_in(spec: ConfinementSpec, a: int, status_read: int, go_write: int, d
         elif b > 0:
             os.kill(b, signal.SIGKILL)  # our child, not yet reaped: the number is still its own
             os.waitpid(b, 0)
-        if pidfd >= 0:
-            os.close(pidfd)
+        for descriptor in (pidfd, *received):
+            if descriptor >= 0:
+                os.close(descriptor)
         raise
 
 
-def _messages(descriptor: int, deadline: float) -> Iterator[dict[str, Any]]:
+def _messages(status: socket.socket, deadline: float, received: list[int]) -> Iterator[dict[str, Any]]:
+    """Yield what A and B say; a descriptor that comes along is added to `received` before its message is yielded."""
     buffer = b""
     poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
+    poll.register(status, select.POLLIN)
     while True:
         while b"\n" in buffer:
             line, buffer = buffer.split(b"\n", 1)
@@ -160,7 +175,8 @@ def _messages(descriptor: int, deadline: float) -> Iterator[dict[str, Any]]:
             raise failed(
                 "launch", "entering the sandbox took too long", "look at the load of the machine, or try again"
             )
-        chunk = os.read(descriptor, 8192)
+        chunk, descriptors_received, _, _ = socket.recv_fds(status, 8192, 1, socket.MSG_CMSG_CLOEXEC)
+        received += descriptors_received
         if not chunk:
             return
         buffer += chunk
@@ -222,13 +238,21 @@ def _check(spec: ConfinementSpec) -> None:
 # ---- inside A and B: nothing below returns --------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
+class _Own:
+    """What A and B have been handed besides the spec."""
+
+    keep_fds: tuple[int, ...]
+    output_fd: int
+    status: socket.socket
+    go_read: int
+    notify: bool
+
+
 def _run_a(
     spec: ConfinementSpec,
     body: Callable[[EntryReport], None],
-    keep_fds: tuple[int, ...],
-    output_fd: int,
-    status_write: int,
-    go_read: int,
+    own: _Own,
     not_ours: tuple[int, ...],
     started: float,
 ) -> NoReturn:
@@ -247,17 +271,17 @@ def _run_a(
         clock.note("pick_up")
         namespaces.unshare(spec.layers)
         clock.note("unshare")
-        _tell(status_write, {"event": "unshared"})
-        if os.read(go_read, 1) != b"m":
+        _tell(own.status, {"event": "unshared"})
+        if os.read(own.go_read, 1) != b"m":
             os._exit(1)
         clock.note("id_maps")
         b = os.fork()
         if b > 0:
-            _tell(status_write, {"event": "forked", "pid": b})
+            _tell(own.status, {"event": "forked", "pid": b})
             os._exit(0)
-        _run_b(spec, body, keep_fds, output_fd, status_write, go_read, picked, clock)
+        _run_b(spec, body, own, picked, clock)
     except BaseException as error:  # noqa: BLE001 - whatever it was, this process must end here and say so
-        _tell_failure(status_write, error)
+        _tell_failure(own.status, error)
     finally:
         os._exit(1)
 
@@ -265,23 +289,22 @@ def _run_a(
 def _run_b(
     spec: ConfinementSpec,
     body: Callable[[EntryReport], None],
-    keep_fds: tuple[int, ...],
-    output_fd: int,
-    status_write: int,
-    go_read: int,
+    own: _Own,
     picked: view.PickedUp,
     clock: _Clock,
 ) -> NoReturn:
     try:
-        if os.read(go_read, 1) != b"g":
+        if os.read(own.go_read, 1) != b"g":
             os._exit(1)
         clock.note("reparented")
-        report = _enter(spec, keep_fds, output_fd, status_write, go_read, picked, clock)
-        _tell(status_write, {"event": "entered", "report": to_wire(report)})
-        os.close(status_write)
-        os.close(go_read)
+        report, listener = _enter(spec, own, picked, clock)
+        _tell(own.status, {"event": "entered", "report": to_wire(report)}, listener)
+        if listener >= 0:
+            os.close(listener)
+        own.status.close()
+        os.close(own.go_read)
     except BaseException as error:  # noqa: BLE001 - as above: fail closed
-        _tell_failure(status_write, error)
+        _tell_failure(own.status, error)
         os._exit(1)
     code = 1
     try:
@@ -300,17 +323,18 @@ def _run_b(
 
 def _enter(
     spec: ConfinementSpec,
-    keep_fds: tuple[int, ...],
-    output_fd: int,
-    status_write: int,
-    go_read: int,
+    own: _Own,
     picked: view.PickedUp,
     clock: _Clock,
-) -> EntryReport:
-    """Enter the layers in the order of `Layer`. Each raises SandboxEntryFailed if it cannot be had."""
+) -> tuple[EntryReport, int]:
+    """Enter the layers in the order of `Layer`. Each raises SandboxEntryFailed if it cannot be had.
+
+    Returns:
+        What was entered, and the filter's listener or -1.
+    """
     layers = spec.layers
     entered: list[Layer] = []
-    abi = 0
+    abi, listener = 0, -1
 
     def done(layer: Layer) -> None:
         entered.append(layer)
@@ -319,9 +343,9 @@ def _enter(
     entered.extend(layer for layer in Layer if layer in layers & (NAMESPACE_LAYERS | {Layer.CGROUP}))
     os.setsid()
     namespaces.name_host(spec)
-    _replace_streams(output_fd)
+    _replace_streams(own.output_fd)
     if Layer.DESCRIPTORS in layers:
-        descriptors.close_all_but((*keep_fds, status_write, go_read, *picked.mounts.values()))
+        descriptors.close_all_but((*own.keep_fds, own.status.fileno(), own.go_read, *picked.mounts.values()))
         done(Layer.DESCRIPTORS)
     if Layer.VIEW in layers:
         view.build(spec, picked)
@@ -337,16 +361,16 @@ def _enter(
         credentials.forbid_new_privileges()
         done(Layer.NO_NEW_PRIVS)
     credentials.die_with_parent()
-    _leave_if_alone(go_read)
+    _leave_if_alone(own.go_read)
     if layers:
         view.check_readable(spec)
     if Layer.LANDLOCK in layers:
         abi = landlock.restrict(view.access_rules(spec))
         done(Layer.LANDLOCK)
     if Layer.SECCOMP in layers:
-        seccomp.install_entry_filter(allow_gpu=spec.allow_gpu)
+        listener = seccomp.install_entry_filter(allow_gpu=spec.allow_gpu, notify=own.notify)
         done(Layer.SECCOMP)
-    return EntryReport(
+    report = EntryReport(
         layers=tuple(layer.value for layer in entered),
         timings_s=clock.finish(),
         landlock_abi=abi,
@@ -355,6 +379,7 @@ def _enter(
         gid=os.getegid(),
         pid_inside=os.getpid(),
     )
+    return report, listener
 
 
 def _join_cgroups(spec: ConfinementSpec) -> None:
@@ -395,11 +420,15 @@ def _replace_streams(output_fd: int) -> None:
         setattr(sys, f"__{name}__", stream)
 
 
-def _tell(descriptor: int, message: dict[str, Any]) -> None:
-    os.write(descriptor, json.dumps(message).encode() + b"\n")
+def _tell(status: socket.socket, message: dict[str, Any], attached: int = -1) -> None:
+    data = json.dumps(message).encode() + b"\n"
+    if attached >= 0:
+        socket.send_fds(status, [data], [attached])
+    else:
+        status.sendall(data)
 
 
-def _tell_failure(descriptor: int, error: BaseException) -> None:
+def _tell_failure(status: socket.socket, error: BaseException) -> None:
     if isinstance(error, SandboxEntryFailed):
         layer, number = error.details.get("layer", "launch"), error.details.get("errno")
         message, hint = error.message, error.hint or ""
@@ -407,7 +436,7 @@ def _tell_failure(descriptor: int, error: BaseException) -> None:
         layer, number = "launch", getattr(error, "errno", None)
         message, hint = f"{type(error).__name__}: {error}", "report this as a bug"
     with contextlib.suppress(OSError):
-        _tell(descriptor, {"event": "failed", "layer": layer, "message": message, "hint": hint, "errno": number})
+        _tell(status, {"event": "failed", "layer": layer, "message": message, "hint": hint, "errno": number})
 
 
 class _Clock:

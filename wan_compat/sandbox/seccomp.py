@@ -4,8 +4,9 @@
     seal                   stacked on top once the worker's channel stands: no new connection of any kind
 
 A full Wan run needs 47 calls; about 150 are allowed, so that another libc or torch does not fail on a harmless one.
-What is not listed answers EPERM, which libraries handle; a call that only an attacker makes kills the process, so that
-the supervisor can report an incident with the call's name (the kernel logs it as type=1326 with its number).
+What is not listed answers EPERM, which libraries handle; a call that only an attacker makes ends the process, either
+killed by the filter itself, or, with a listener (`seccomp_notify.py`), held by the kernel until the supervisor has read
+its name and killed the process. In neither way is it ever executed.
 
     ENOSYS    clone3, openat2   their arguments are behind a pointer, which a filter cannot follow; glibc uses clone
     ENOSYS    io_uring_setup    libraries probe for it and go on without
@@ -24,6 +25,7 @@ Notes that cost time to find:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -37,6 +39,7 @@ from wan_compat.sandbox.syscalls import Architecture, architecture
 
 _SET_MODE_FILTER = 1
 _FLAG_TSYNC = 1  # to all threads at once, or not at all
+_FLAG_NEW_LISTENER = 8
 
 
 def _names(text: str) -> frozenset[str]:
@@ -122,18 +125,29 @@ _FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032, 1034)
 _MAP_SHARED_ANONYMOUS = 0x21
 
 
-def install_entry_filter(*, allow_gpu: bool = False) -> None:
+def install_entry_filter(*, allow_gpu: bool = False, notify: bool = False) -> int:
     """Install the allow-list for this process and all its later threads. Needs no_new_privs.
 
     Args:
         allow_gpu: Let every ioctl through: an NVIDIA driver is spoken to by ioctl alone, and a filter cannot see which
             device a descriptor belongs to. The view then decides which devices exist.
+        notify: Hold flagrant calls for a listener, where the kernel can; they kill where it cannot.
+
+    Returns:
+        The listener, close-on-exec, or -1 where flagrant calls kill. It must have left this process before anything
+        hostile runs in it: whoever holds it may let a held call through.
 
     Raises:
         SandboxEntryFailed: The kernel refused the filter.
     """
     with entering(Layer.SECCOMP, "installing the system call filter"):
+        if notify:
+            # EINVAL before Linux 5.0; EBUSY inside a container whose manager listens itself: one listener per process.
+            with contextlib.suppress(OSError):
+                held = entry_filter(architecture(), os.getpid(), allow_gpu=allow_gpu, flagrant=bpf.NOTIFY)
+                return _install(held, _FLAG_NEW_LISTENER)
         _install(entry_filter(architecture(), os.getpid(), allow_gpu=allow_gpu), 0)
+        return -1
 
 
 def seal() -> None:
@@ -149,17 +163,23 @@ def seal() -> None:
 
 
 @functools.cache
-def entry_filter(machine: Architecture, own_pid: int, *, allow_gpu: bool = False) -> bytes:
+def entry_filter(
+    machine: Architecture, own_pid: int, *, allow_gpu: bool = False, flagrant: int = bpf.KILL_PROCESS
+) -> bytes:
     """Assemble the filter of the entry; plain bytes, so that a test can read it on any machine.
 
     Cached, so that a launcher that asks for it once does not pay for it again in each of its children.
+
+    Args:
+        flagrant: What a flagrant call is answered: KILL_PROCESS, or NOTIFY. Calls of another ABI are killed in any
+            case: their numbers have no names here.
     """
     allow, refuse = bpf.ALLOW, bpf.answer_errno(errno.EPERM)
     no_family = bpf.answer_errno(errno.EAFNOSUPPORT)
     rules: dict[str, bpf.Program] = {
         "socket": bpf.one_of(0, (_AF_UNIX,), allow, no_family),
         "socketpair": bpf.one_of(0, (_AF_UNIX,), allow, no_family),
-        "clone": _threads_only(refuse),
+        "clone": _threads_only(refuse, flagrant),
         "prctl": bpf.one_of(0, (*_PRCTL_READS_AND_NAMES, _PR_SET_NO_NEW_PRIVS), allow, refuse),
         "ioctl": [bpf.give(allow)] if allow_gpu else bpf.one_of(1, _IOCTLS, allow, bpf.answer_errno(errno.ENOTTY)),
         "fcntl": bpf.one_of(1, _FCNTLS, allow, refuse),
@@ -177,7 +197,7 @@ def entry_filter(machine: Architecture, own_pid: int, *, allow_gpu: bool = False
     for names, answer in (
         (ALLOWED, allow),
         (ABSENT, bpf.answer_errno(errno.ENOSYS)),
-        (FLAGRANT, bpf.KILL_PROCESS),
+        (FLAGRANT, flagrant),
     ):
         for number in sorted(machine.numbers[name] for name in names if name in machine.numbers):
             program += bpf.when_call(number, [bpf.give(answer)])
@@ -239,11 +259,11 @@ def _preamble(machine: Architecture) -> bpf.Program:
     return program
 
 
-def _threads_only(refuse: int) -> bpf.Program:
+def _threads_only(refuse: int, flagrant: int) -> bpf.Program:
     return [
         bpf.load_low(0),
         bpf.instruction(bpf.JUMP_IF_BITS, _NAMESPACE_FLAGS, 0, 1),
-        bpf.give(bpf.KILL_PROCESS),
+        bpf.give(flagrant),
         bpf.instruction(bpf.JUMP_IF_BITS, _OTHER_FORBIDDEN_FLAGS, 0, 1),
         bpf.give(refuse),
         bpf.instruction(bpf.AND, _THREAD_FLAGS),

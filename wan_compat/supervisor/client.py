@@ -38,6 +38,7 @@ from wan_compat.protocol.results import VideoGenerationResult
 from wan_compat.protocol.values import GenerationRequest, Mode
 from wan_compat.sandbox.spec import Tier
 from wan_compat.supervisor import events as ev
+from wan_compat.supervisor import incidents
 from wan_compat.supervisor.job_run import JobContext, JobRun
 from wan_compat.supervisor.worker_pool import WorkerPool
 from wan_compat.supervisor.zygote import ZYGOTE_PROGRAM
@@ -97,6 +98,8 @@ class Job:
 
     def finish(self, outcome: VideoGenerationResult | WanCompatError) -> None:
         if isinstance(outcome, WanCompatError):
+            if (incident := incidents.of_error(outcome)) is not None:
+                self.emit(ev.Incident(incident))
             self._future.set_exception(outcome)
             self.emit(ev.Ended(outcome))
         else:
@@ -222,8 +225,6 @@ class Supervisor:
                 if self._closing or job.is_cancelled():
                     job.finish(JobCancelled("cancelled before it started"))
                     continue
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake_fd)
                 job.finish(self._run_job(job, pool))
                 self._current = None
         finally:
@@ -236,7 +237,7 @@ class Supervisor:
         context = JobContext(
             pool=pool,
             emit=job.emit,
-            cancelled=lambda: job.is_cancelled() or self._closing,
+            cancelled=lambda: self._is_over(job),
             wake_fd=self._wake_fd,
             policy=self.policy,
         )
@@ -250,6 +251,12 @@ class Supervisor:
             )
             failure.__cause__ = error
             return failure
+
+    def _is_over(self, job: Job) -> bool:
+        """Whether the running job shall stop. Takes back what woke the runner, which may have been another job's."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake_fd)
+        return job.is_cancelled() or self._closing
 
     def _refuse_rest(self) -> None:
         while True:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from wan_compat.protocol.errors import WanCompatError
 from wan_compat.protocol.results import VideoGenerationResult
+from wan_compat.supervisor import incidents
 
 PhaseName = Literal["start_worker", "load", "text_encode", "denoise", "decode", "encode"]
 
@@ -46,6 +47,13 @@ class Warned:
 
 
 @dataclasses.dataclass(frozen=True)
+class Incident:
+    """The worker did what only an attacker or a grave bug does, and was ended for it. `Ended` follows."""
+
+    incident: incidents.Incident
+
+
+@dataclasses.dataclass(frozen=True)
 class Encoded:
     """The file stands, whole and verified."""
 
@@ -64,4 +72,4 @@ class Ended:
     error: WanCompatError
 
 
-Event = PhaseStarted | Started | Progress | FirstFrame | Warned | Encoded | Finished | Ended
+Event = PhaseStarted | Started | Progress | FirstFrame | Warned | Incident | Encoded | Finished | Ended

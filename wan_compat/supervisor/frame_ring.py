@@ -90,15 +90,21 @@ class FrameRing:
                 # A zero-length packet looks the same; a worker that sends one has rung off.
                 self._hung_up = True
                 break
-            job, index = unpack_doorbell(packet)
-            if self._layout is None or job != self._job:
-                raise CorruptFrame(f"frame {index} of job {job}, but that job is not running")
-            if index != self.published or index >= self._layout.frame.num_frames:
-                raise CorruptFrame(f"frame {self.published} expected, {index} published")
-            if self.published - self.consumed >= self._layout.slots:
-                raise CorruptFrame(f"frame {index} published without a free slot")
-            self.published += 1
+            try:
+                self._publish(*unpack_doorbell(packet))
+            except CorruptFrame as error:
+                error.details["first_bytes"] = packet.hex()
+                raise
         return self.published - self.consumed
+
+    def _publish(self, job: int, index: int) -> None:
+        if self._layout is None or job != self._job:
+            raise CorruptFrame(f"frame {index} of job {job}, but that job is not running")
+        if index != self.published or index >= self._layout.frame.num_frames:
+            raise CorruptFrame(f"frame {self.published} expected, {index} published")
+        if self.published - self.consumed >= self._layout.slots:
+            raise CorruptFrame(f"frame {index} published without a free slot")
+        self.published += 1
 
     def front(self) -> memoryview:
         """Return the oldest ready frame, read-only, valid until `release`. The worker may still change its bytes."""

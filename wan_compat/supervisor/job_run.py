@@ -138,8 +138,9 @@ class JobRun:
             keep = False
             try:
                 worker.log.tee(log_file)
-                self._load(worker, model, limits)
-                frames, output = self._generate(worker, resolved, limits, target, encoding)
+                with worker.noting_violations():
+                    self._load(worker, model, limits)
+                    frames, output = self._generate(worker, resolved, limits, target, encoding)
                 keep = True
                 result = self._result(worker, model, resolved, frames, output)
             except (JobCancelled, EncodingFailed, DeadlineExceeded, OSError):

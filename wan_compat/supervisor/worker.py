@@ -1,7 +1,8 @@
 """One confined worker as the supervisor holds it: everything that belongs to it, and how it is ended.
 
 Owns the control channel, frame ring, log pipe, pidfd, cgroup and socket folder of one worker. `pump` is the only place
-that waits: it hears the worker, judges each message by the state machine, and watches memory, silence and death.
+that waits: it hears the worker, judges each message by the state machine, and watches memory, silence, forbidden system
+calls and death.
 
 Ending: `close` asks first (so that the log's tail is there to quote), then SIGKILL through the pidfd, and cgroup.kill
 for whatever else is in the cgroup. In a pid namespace of its own the death of the first process takes all others along.
@@ -16,7 +17,7 @@ import secrets
 import select
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from wan_compat.policies.confinement import TierDecision, accept_self_test, plan_confinement, plan_limits
@@ -28,6 +29,8 @@ from wan_compat.protocol.channel import Channel
 from wan_compat.protocol.codec import from_worker_codec, to_worker_codec
 from wan_compat.protocol.errors import (
     DeadlineExceeded,
+    ForbiddenCall,
+    JobCancelled,
     MemoryExceeded,
     ProtocolViolation,
     WanCompatError,
@@ -38,8 +41,9 @@ from wan_compat.protocol.launch import SpawnWorker
 from wan_compat.protocol.states import Conversation, WorkerState
 from wan_compat.protocol.values import Mode, PipelineSpec, Value
 from wan_compat.sandbox import cgroup as cgroups
-from wan_compat.sandbox import runtime_view, selftest
+from wan_compat.sandbox import runtime_view, seccomp_notify, selftest
 from wan_compat.sandbox.spec import CONTROL_TARGET, Identity, Layer, to_wire
+from wan_compat.supervisor import incidents
 from wan_compat.supervisor.frame_ring import FrameRing
 from wan_compat.supervisor.memory_watch import POLL_S, MemoryWatch
 from wan_compat.supervisor.runtime import RuntimeFolder
@@ -99,7 +103,7 @@ class Worker:
         self.downgraded_because: tuple[str, ...] = ()
         self._runtime = runtime
         self._conversation = Conversation()
-        self._pidfd = -1
+        self._pidfd = self._listener = -1
         self._dead = False
         self._answered = self._pinged = self._polled = time.monotonic()
         self._nonce = 0
@@ -148,16 +152,21 @@ class Worker:
 
     # -- life ----------------------------------------------------------------------------------------------------
 
-    def start(self, zygote: Zygote, deadlines: Deadlines, wake_fd: int | None = None) -> None:
+    def start(self, zygote: Zygote, deadlines: Deadlines, cancelled: Callable[[], bool], wake_fd: int) -> None:
         """Fork, confine, and accept the worker; afterwards it is READY and has not seen a model byte.
 
+        Args:
+            cancelled: Asked while waiting; may raise what ends the job.
+            wake_fd: Becomes readable when it is worth asking.
+
         Raises:
+            JobCancelled: `cancelled` said so.
             SandboxEntryFailed, SandboxUnavailable: A layer failed, the self-test failed, or the tier is too low.
             WorkerStartFailed, WorkerDied, DeadlineExceeded: It did not come up.
         """
         self._zygote = zygote
         folder_inside = CONTROL_TARGET if Layer.VIEW in self._ordered_layers else self._folder
-        self.pid, self._pidfd = zygote.spawn(
+        self.pid, self._pidfd, self._listener = zygote.spawn(
             SpawnWorker(
                 worker=self.name,
                 endpoint=f"ipc://{folder_inside}/{SOCKET_NAME}",
@@ -170,7 +179,11 @@ class Worker:
         self._close_log_writer()
         self._watch = MemoryWatch(self.pid)
         self._answered = time.monotonic()
-        hello = self._expect(m.Hello, deadlines.start_worker_s)
+        with self.noting_violations():
+            self._greet(deadlines, cancelled, wake_fd)
+
+    def _greet(self, deadlines: Deadlines, cancelled: Callable[[], bool], wake_fd: int) -> None:
+        hello = self._expect(m.Hello, deadlines.start_worker_s, cancelled, wake_fd)
         if hello.protocol_version != m.PROTOCOL_VERSION:
             raise ProtocolViolation(f"the worker speaks protocol {hello.protocol_version}, not {m.PROTOCOL_VERSION}")
         self.self_test = {probe.name: probe.denied for probe in hello.probes}
@@ -180,7 +193,7 @@ class Worker:
             self.self_test, selftest.expected_denied(self._ordered_layers), hello.layers, self.order.policy.min_tier
         )
         self.send(m.Welcome())
-        ready = self._expect(m.Ready, deadlines.start_worker_s)
+        ready = self._expect(m.Ready, deadlines.start_worker_s, cancelled, wake_fd)
         sealed = {probe.name: probe.denied for probe in ready.probes}
         accept_self_test(
             sealed, selftest.expected_sealed(self._ordered_layers), hello.layers, self.order.policy.min_tier
@@ -197,10 +210,11 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        return self._pidfd >= 0 and not self._dead
+        return self._pidfd >= 0 and not self._dead and not self._call_is_held()
 
     def close(self, grace_s: float = 0.0) -> None:
         """End the worker and remove everything that belonged to it. `grace_s` > 0 asks first."""
+        self._forbidden_call()  # also one that nobody waited for, while the worker was warm or told to go
         if self.alive and grace_s > 0 and self.state not in (WorkerState.CONNECTING, WorkerState.GREETED):
             with contextlib.suppress(WanCompatError):
                 self.send(m.Shutdown())
@@ -211,6 +225,9 @@ class Worker:
                 self._zygote.exit_status(self.name, 1.0)
             os.close(self._pidfd)
             self._pidfd = -1
+        if self._listener >= 0:
+            os.close(self._listener)
+            self._listener = -1
         self.log.collect()
         self._undo.close()
 
@@ -245,14 +262,19 @@ class Worker:
 
         Raises:
             ProtocolViolation, CorruptFrame: A message or frame out of order; the caller must `close` the worker.
+            ForbiddenCall: It made a flagrant system call; it is dead.
             MemoryExceeded, WorkerDied, WorkerSilent: It is dead, or must be ended.
         """
+        with self.noting_violations():
+            return self._pump(timeout_s, silence_s, read, write)
+
+    def _pump(self, timeout_s: float, silence_s: float, read: Sequence[int], write: Sequence[int]) -> Heard:
         heard = Heard(self._drain(), 0, frozenset(), frozenset())
         frames = self.ring.collect()
         # The edge-triggered ZeroMQ descriptor stays silent about what was already drained: look before waiting.
         wait_s = 0.0 if heard.messages else min(timeout_s, POLL_S if self._cgroup is None else 5 * POLL_S)
         poller = select.poll()
-        for descriptor in {self._channel.fileno(), self.ring.fileno(), self.log.fileno(), *read} - {-1}:
+        for descriptor in {self._channel.fileno(), self.ring.fileno(), self.log.fileno(), self._listener, *read} - {-1}:
             poller.register(descriptor, select.POLLIN)
         for descriptor in write:
             poller.register(descriptor, select.POLLOUT)
@@ -263,6 +285,8 @@ class Worker:
         events = dict(poller.poll(max(0, wait_s * 1000)))
         heard.readable = frozenset(fd for fd in read if fd in events)
         heard.writable = frozenset(fd for fd in write if fd in events)
+        if self._listener in events and (forbidden := self._forbidden_call()) is not None:
+            raise forbidden
         self._dead = self._dead or self._pidfd in events
         self.log.collect()
         heard.messages += self._drain()
@@ -286,15 +310,52 @@ class Worker:
                 drained.append(message)
         return drained
 
-    def _expect(self, kind: type[V], timeout_s: float) -> V:
+    def _expect(self, kind: type[V], timeout_s: float, cancelled: Callable[[], bool], wake_fd: int) -> V:
         deadline = time.monotonic() + timeout_s
         while True:
-            for message in self.pump(max(0.0, deadline - time.monotonic())).messages:
+            heard = self.pump(max(0.0, deadline - time.monotonic()), read=[wake_fd])
+            if cancelled():
+                raise JobCancelled("cancelled while the worker was starting")
+            for message in heard.messages:
                 if isinstance(message, kind):
                     return message
                 raise ProtocolViolation(f"{kind.__name__} expected, {type(message).__name__} received")
             if time.monotonic() >= deadline:
                 raise DeadlineExceeded(f"the worker sent no {kind.__name__} within {timeout_s:g} s")
+
+    # -- incidents -----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def noting_violations(self) -> Iterator[None]:
+        """Record a violation that rises inside as an incident; it goes on rising, with the incident in its details."""
+        try:
+            yield
+        except ProtocolViolation as error:
+            if "incident" not in error.details:
+                incidents.record(incidents.violation(self.name, self.state.value, error))
+            raise
+
+    def _forbidden_call(self) -> ForbiddenCall | None:
+        """Kill the worker if it waits in a forbidden call, and record that."""
+        if not self._call_is_held():
+            return None
+        call = None
+        with contextlib.suppress(OSError):  # read first: the call is gone with its thread
+            call = seccomp_notify.receive_call(self._listener)
+        self._kill()
+        error = incidents.forbidden_call(self.name, self.state.value, call)
+        incidents.record(incidents.from_json(error.details["incident"]))
+        os.close(self._listener)
+        self._listener = -1
+        return error
+
+    def _call_is_held(self) -> bool:
+        poller = select.poll()
+        if self._listener < 0:
+            return False
+        poller.register(self._listener, select.POLLIN)
+        # POLLHUP comes too, once the last thread is gone.
+        return any(event & select.POLLIN for _, event in poller.poll(0))
 
     # -- watching ------------------------------------------------------------------------------------------------
 

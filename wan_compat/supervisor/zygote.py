@@ -17,10 +17,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from wan_compat.protocol.errors import (
     DeadlineExceeded,
+    JobCancelled,
     MemoryExceeded,
     SandboxEntryFailed,
     WanCompatError,
@@ -28,6 +29,7 @@ from wan_compat.protocol.errors import (
     WorkerStartFailed,
 )
 from wan_compat.protocol.launch import (
+    SPAWNED_DESCRIPTORS,
     SpawnFailed,
     SpawnWorker,
     WorkerExited,
@@ -109,10 +111,15 @@ class Zygote:
         """Descriptor to poll for news of ended workers."""
         return self._socket.fileno()
 
-    def wait_ready(self, deadline_s: float, wake_fd: int | None = None) -> bool:
-        """Wait until the imports are done; return False when `wake_fd` became readable first.
+    def wait_ready(self, deadline_s: float, cancelled: Callable[[], bool], wake_fd: int) -> None:
+        """Wait until the imports are done.
+
+        Args:
+            cancelled: Asked at least every second; may raise what ends the job.
+            wake_fd: Becomes readable when it is worth asking at once.
 
         Raises:
+            JobCancelled: `cancelled` said so.
             WorkerExtraMissing: The libraries are not installed.
             WorkerStartFailed, DeadlineExceeded: It ended, or took longer than `deadline_s`.
         """
@@ -121,20 +128,20 @@ class Zygote:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise DeadlineExceeded(f"the zygote was not ready after {deadline_s:g} s")
-            wanted = [self._socket.fileno(), self.log.fileno()] + ([wake_fd] if wake_fd is not None else [])
-            readable, _, _ = select.select([fd for fd in wanted if fd >= 0], [], [], min(left, 1.0))
-            if self.log.fileno() in readable:
-                self.log.collect()
-            if wake_fd in readable:
-                return False
+            wanted = [fd for fd in (self._socket.fileno(), self.log.fileno(), wake_fd) if fd >= 0]
+            readable, _, _ = select.select(wanted, [], [], min(left, 1.0))
+            self.log.collect()
+            if cancelled():
+                raise JobCancelled("cancelled while the worker's libraries were being imported")
             if self._socket.fileno() in readable:
                 message = self._receive()
                 if isinstance(message, ZygoteReady):
                     self.ready = message
-        return True
 
-    def spawn(self, message: SpawnWorker, descriptors: tuple[int, ...]) -> tuple[int, int]:
-        """Have one worker forked and confined; return (pid, pidfd). The pidfd belongs to the caller.
+    def spawn(self, message: SpawnWorker, descriptors: tuple[int, ...]) -> tuple[int, int, int]:
+        """Have one worker forked and confined; return (pid, pidfd, listener of forbidden calls or -1).
+
+        The descriptors belong to the caller.
 
         Raises:
             SandboxEntryFailed: A layer could not be entered; nothing of the worker is left.
@@ -147,8 +154,9 @@ class Zygote:
             if not readable:
                 raise WorkerStartFailed(f"the zygote did not fork a worker within {REPLY_TIMEOUT_S:g} s")
             reply, received = self._receive_with_descriptors()
-            if isinstance(reply, WorkerSpawned) and reply.worker == message.worker and len(received) == 1:
-                return reply.pid, received[0]
+            complete = 1 <= len(received) <= len(SPAWNED_DESCRIPTORS)
+            if isinstance(reply, WorkerSpawned) and reply.worker == message.worker and complete:
+                return reply.pid, received[0], received[1] if len(received) > 1 else -1
             for descriptor in received:
                 os.close(descriptor)
             if isinstance(reply, SpawnFailed):

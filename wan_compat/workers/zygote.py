@@ -131,7 +131,15 @@ class Zygote:
                 os.close(descriptor)
         self._workers[launched.pid] = (order.worker, launched.pidfd)
         self._selector.register(launched.pidfd, selectors.EVENT_READ)
-        send_packet(self._control, WorkerSpawned(worker=order.worker, pid=launched.pid), (launched.pidfd,))
+        # The listener is not kept, not even for a moment: the next worker is a copy of this process.
+        listener = (launched.notify_fd,) if launched.notify_fd >= 0 else ()
+        try:
+            send_packet(
+                self._control, WorkerSpawned(worker=order.worker, pid=launched.pid), (launched.pidfd, *listener)
+            )
+        finally:
+            for descriptor in listener:
+                os.close(descriptor)
 
     def _launch(self, order: SpawnWorker, descriptors: tuple[int, ...]) -> launcher.Launched:
         if len(descriptors) != len(WORKER_DESCRIPTORS):
@@ -152,6 +160,7 @@ class Zygote:
                 keep_fds=(ring, doorbell),
                 output_fd=log,
                 timeout_s=ENTRY_TIMEOUT_S,
+                notify=True,
             )
         except WanCompatError:
             raise
