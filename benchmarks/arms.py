@@ -46,8 +46,11 @@ class Job:
         self.seconds = self.events[-1][0]
 
     def at(self, kind: type[ev.Event], phase: str | None = None) -> float:
-        """Return the moment of the last event of this kind and phase."""
-        return [at for at, event in self.events if isinstance(event, kind) and phase in (None, event.phase)][-1]  # type: ignore[union-attr]
+        """Return the moment of the last event of this kind; with a phase, of the last Progress of it."""
+        found = [at for at, event in self.events if isinstance(event, kind)]
+        if phase is not None:
+            found = [at for at, event in self.events if isinstance(event, ev.Progress) and event.phase == phase]
+        return found[-1]
 
 
 class Shared:

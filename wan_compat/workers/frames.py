@@ -123,7 +123,7 @@ class FrameWriter:
         if scaled.device.type != "cpu":
             # Three bytes a pixel cross the bus instead of twelve.
             scaled = scaled.to(torch.uint8).cpu()
-        # Float to uint8 truncates. One channel at a time: a permuted copy of all three takes two to three times as long.
+        # Float to uint8 truncates. One channel at a time: a permuted copy of all three takes two to three times longer.
         for channel in range(3):
             slot[..., channel].copy_(scaled[channel])
         self._ring.announce(self._job, self.published)
