@@ -145,7 +145,7 @@ def test_every_message_has_its_row_with_its_fields(message: type[Value], reposit
 
 
 def test_the_protocol_page_names_the_version_and_the_limits(repository: Path) -> None:
-    from wan_compat.protocol import channel, codec, ring
+    from wan_compat.protocol import codec, ring
 
     page = (repository / "docs" / "protocol.md").read_text()
     assert f"**Protocol version: {messages.PROTOCOL_VERSION}.**" in page
@@ -155,7 +155,6 @@ def test_the_protocol_page_names_the_version_and_the_limits(repository: Path) ->
         f"| items in one array or map | {codec.MAX_ITEMS} |",
         f"| values in one message | {codec.MAX_NODES} |",
         f"| a string | {codec.MAX_STRING_BYTES >> 10} KiB",
-        f"| unread messages | {channel.QUEUE_MESSAGES} ",
         f"{ring.SLOTS} slots of 4096x4096x3 bytes, {ring.RING_BYTES >> 20} MiB",
         f"at most {launch.MAX_PACKET_BYTES >> 10} KiB, with up to {launch.MAX_DESCRIPTORS} descriptors",
     ):
