@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -282,50 +281,6 @@ def test_request_of_wrong_type_or_range_is_refused_when_built(fields):
 def test_supervisor_refuses_unknown_options(options):
     with pytest.raises(errors.WanCompatError):
         Supervisor(**options)
-
-
-KILLED = """
-import sys, threading
-from wan_compat import GenerationRequest, Supervisor
-from wan_compat.supervisor import events as ev
-supervisor = Supervisor()
-supervisor._zygote_program = (sys.argv[1], "slow")
-job = supervisor.submit(GenerationRequest(model=sys.argv[2], prompt="x", height=64, width=96, num_frames=9,
-                                          num_inference_steps=900, seed=1, output=sys.argv[3]))
-for event in job.events():
-    if isinstance(event, ev.Progress) and event.phase == "denoise":
-        print("busy", flush=True)
-"""
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
-def test_nothing_outlives_a_killed_supervisor(how, request_for, tmp_path):
-    import psutil
-
-    request = request_for()
-    program = REPOSITORY / "tests" / "programs" / "misbehaving_zygote.py"
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(program), request.model, str(tmp_path / "x.mp4")],
-        stdout=subprocess.PIPE,
-        cwd=REPOSITORY,
-    )
-    assert process.stdout is not None
-    with process.stdout:
-        assert process.stdout.readline() == b"busy\n"
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert len(children) >= 3  # zygote, worker, ffmpeg
-        os.kill(process.pid, how)
-        process.wait(5)
-        deadline = time.monotonic() + 2
-        while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
-            assert time.monotonic() < deadline, children
-            time.sleep(0.02)
-    # What a killed supervisor could not remove, the next one does.
-    from wan_compat.sandbox import cgroup
-    from wan_compat.supervisor import runtime
-
-    cgroup.sweep_stale()
-    runtime.sweep_stale(runtime.runtime_base())
 
 
 def test_forgotten_supervisor_is_closed_when_the_program_ends(request_for):

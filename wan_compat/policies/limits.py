@@ -20,7 +20,7 @@ class Deadlines:
     """Seconds, from the start of each phase; `total_s` from submit. `silence_s`: longest gap between answers."""
 
     zygote_s: float = 180.0
-    start_worker_s: float = 30.0
+    start_worker_s: float = 60.0  # a light zygote's worker imports torch in it: 5 s, 15 s on a busy machine
     load_s: float = 600.0
     generate_s: float = 7 * 86400.0
     encode_tail_s: float = 300.0

@@ -30,6 +30,7 @@
     ├── SandboxUnavailable           sandbox_unavailable       10   the required tier cannot be entered here
     │   └── SandboxEntryFailed       sandbox_entry_failed      10   a layer failed while being entered
     ├── DeadlineExceeded             deadline_exceeded        124
+    │   ├── JobTimeout               job_timeout              124   the time that the user gave is over
     │   └── WorkerSilent             worker_silent            124
     ├── JobCancelled                 job_cancelled            130
     └── Terminated                   terminated               143
@@ -54,6 +55,9 @@ _by_code: dict[str, type[WanCompatError]] = {}
 class WanCompatError(Exception):
     """Base of all errors that wan-compat raises on purpose.
 
+    Message and fixes are cleaned here (`clean_text`), once for every sink: they quote file names, configuration values
+    and what workers print, any of which may carry terminal controls.
+
     Args:
         message: What happened, with the actual values.
         fixes: What a person can do about it, most promising first.
@@ -74,9 +78,11 @@ class WanCompatError(Exception):
         diagnostic: str | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.fixes: tuple[str, ...] = ((hint,) if hint else ()) + tuple(fixes)
+        self.message = clean_text(message)
+        super().__init__(self.message)
+        self.fixes: tuple[str, ...] = tuple(
+            clean_text(fix, MAX_FIX_CHARS) for fix in ((hint,) if hint else ()) + tuple(fixes)
+        )
         self.diagnostic = diagnostic
         self.details: dict[str, Any] = dict(details or {})
 
@@ -262,6 +268,10 @@ class DeadlineExceeded(WanCompatError):
     exit_code = 124
 
 
+class JobTimeout(DeadlineExceeded):
+    code = "job_timeout"
+
+
 class WorkerSilent(DeadlineExceeded):
     code = "worker_silent"
     title = "The worker does not answer"
@@ -325,7 +335,4 @@ def error_class(code: str) -> type[WanCompatError] | None:
 def from_worker(code: str, message: str, fixes: Sequence[str] = ()) -> WanCompatError:
     """Rebuild an error that a worker reported; unknown or presumptuous codes become `GenerationFailed`."""
     cls = _by_code.get(code) if code in WORKER_MAY_REPORT else None
-    return (cls or GenerationFailed)(
-        clean_text(message),
-        fixes=[clean_text(fix, MAX_FIX_CHARS) for fix in list(fixes)[:MAX_FIXES]],
-    )
+    return (cls or GenerationFailed)(message, fixes=list(fixes)[:MAX_FIXES])

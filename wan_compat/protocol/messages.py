@@ -21,14 +21,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
+from wan_compat.protocol.errors import clean_text
 from wan_compat.protocol.values import Count, GenerationParams, Name, PipelineSpec, Seconds, Value
 
 PROTOCOL_VERSION = 1
 
-ShortText = Annotated[str, StringConstraints(max_length=200)]
-LongText = Annotated[str, StringConstraints(max_length=4000)]
+# Text is cleaned where it enters, so that no later sink has to remember that a worker wrote it.
+ShortText = Annotated[str, StringConstraints(max_length=200), AfterValidator(lambda text: clean_text(text, 200))]
+LongText = Annotated[str, StringConstraints(max_length=4000), AfterValidator(clean_text)]
+FixText = Annotated[str, StringConstraints(max_length=500), AfterValidator(lambda text: clean_text(text, 500))]
 JobSerial = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 Phase = Literal["load", "text_encode", "denoise", "decode"]
@@ -98,7 +101,7 @@ class Failed(Value):
     job: Annotated[int, Field(ge=0, le=2**31 - 1)]  # 0: loading failed
     code: Name
     message: LongText
-    fixes: tuple[Annotated[str, StringConstraints(max_length=500)], ...] = Field(default=(), max_length=8)
+    fixes: tuple[FixText, ...] = Field(default=(), max_length=8)
 
 
 class Pong(Value):

@@ -224,6 +224,11 @@ class EncoderProcess:
         """Return the exit status if the encoder has ended (negative: a signal), else None."""
         return None if self._process is None else self._process.poll()
 
+    def raise_if_ended(self) -> None:
+        """Raise what ended the encoder before its time; for long waits in which nothing is written."""
+        if self.poll() is not None:
+            raise self._death()
+
     def close_input(self) -> None:
         """Tell the encoder that this was the last frame. It ends soon; `pidfd` says when."""
         if self._input_fd is not None:

@@ -29,6 +29,7 @@ from wan_compat.protocol.errors import (
     EncodingFailed,
     GenerationFailed,
     JobCancelled,
+    JobTimeout,
     ProtocolViolation,
     RefusedByPolicy,
     WanCompatError,
@@ -79,6 +80,9 @@ class FrameSink(Protocol):
     def fileno(self) -> int:
         """Descriptor to poll for writing, -1 when there is nothing to wait for."""
 
+    def raise_if_ended(self) -> None:
+        """Raise the error that ended the sink before its time."""
+
 
 class FramesInMemory:
     """Collects frames into one buffer, for `output=None`."""
@@ -94,6 +98,9 @@ class FramesInMemory:
 
     def fileno(self) -> int:
         return -1
+
+    def raise_if_ended(self) -> None:
+        """Memory does not end."""
 
     def frames(self, resolved: ResolvedRequest) -> ProcessedFrames:
         import numpy as np
@@ -167,8 +174,8 @@ class JobRun:
         from wan_compat.supervisor.ffmpeg import find_ffmpeg
         from wan_compat.supervisor.outputs import prepare_output
 
-        target = prepare_output(self._request.output, overwrite=self._request.overwrite)
-        stack.enter_context(target)
+        target = stack.enter_context(prepare_output(self._request.output, overwrite=self._request.overwrite))
+        stack.enter_context(self._context.pool.leftover(target.part_path))
         find_ffmpeg()
         spec = resolved.params.frames
         return target, plan_encoding(spec.width, spec.height, resolved.fps, target.suffix)
@@ -248,6 +255,7 @@ class JobRun:
             heard = self._pump(worker, limits, began + limits.generate_s, write=write)
             for message in heard.messages:
                 self._hear(message)
+            sink.raise_if_ended()
             while ring.published > ring.consumed:
                 with ring.front() as frame, frame[offset:] as rest:
                     taken = sink.write_some(rest)
@@ -346,10 +354,10 @@ class JobRun:
         return heard
 
     def _interrupted(self) -> bool:
-        """Return whether the job was cancelled; raise DeadlineExceeded when its whole time is over."""
+        """Return whether the job was cancelled; raise JobTimeout when its whole time is over."""
         total = self._timeout_s
         if total is not None and time.monotonic() - self._started > total:
-            raise DeadlineExceeded(
+            raise JobTimeout(
                 f"the job took longer than {total:g} s (during {self._phase})",
                 hint="allow more with --timeout, or ask for fewer frames or steps",
             )

@@ -2,6 +2,7 @@
 
     <base>/<random>/lock            held with flock for as long as the supervisor lives
     <base>/<random>/<worker>/c      control socket of one worker
+    <base>/<random>/leftover-*      links to unfinished outputs, named after device and inode
 
 A held lock is the only proof of life that cannot be confused by a reused process id, and the kernel drops it when the
 process ends in whatever way.
@@ -21,6 +22,7 @@ from wan_compat.protocol.errors import EnvironmentLacks
 from wan_compat.sandbox.spec import Identity
 
 _LOCK = "lock"
+_LEFTOVER = "leftover-"
 
 
 def runtime_base() -> str:
@@ -74,6 +76,13 @@ class RuntimeFolder:
             os.chmod(os.path.dirname(self.path), 0o711)  # noqa: S103
         return path
 
+    def note_leftover(self, path: str) -> str:
+        """Note a file of ours that the sweep shall remove if we do not get to it; return the note, to be unlinked."""
+        info = os.lstat(path)
+        note = os.path.join(self.path, f"{_LEFTOVER}{info.st_dev}-{info.st_ino}")
+        os.symlink(path, note)
+        return note
+
     def remove_worker_folder(self, worker: str) -> None:
         shutil.rmtree(os.path.join(self.path, worker), ignore_errors=True)
 
@@ -98,8 +107,21 @@ def sweep_stale(base: str) -> list[str]:
         except BlockingIOError:
             continue
         else:
+            _remove_leftovers(folder)
             shutil.rmtree(folder, ignore_errors=True)
             removed.append(name)
         finally:
             os.close(lock)
     return removed
+
+
+def _remove_leftovers(folder: str) -> None:
+    for name in os.listdir(folder):
+        if not name.startswith(_LEFTOVER):
+            continue
+        with contextlib.suppress(OSError):
+            path = os.readlink(os.path.join(folder, name))
+            info = os.lstat(path)
+            # Only the very file that was noted: its name may mean another one by now.
+            if name == f"{_LEFTOVER}{info.st_dev}-{info.st_ino}" and stat.S_ISREG(info.st_mode):
+                os.unlink(path)

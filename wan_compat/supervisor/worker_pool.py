@@ -6,13 +6,21 @@ nothing; the light one only when the full one cannot fork.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
 
 from wan_compat.policies.confinement import Candidate, plan_candidates
 from wan_compat.policies.limits import Deadlines
 from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.policy import Policy
-from wan_compat.protocol.errors import JobCancelled, SandboxEntryFailed, SandboxUnavailable, WorkerStartFailed
+from wan_compat.protocol.errors import (
+    JobCancelled,
+    JobTimeout,
+    SandboxEntryFailed,
+    SandboxUnavailable,
+    WorkerStartFailed,
+)
 from wan_compat.protocol.values import Mode
 from wan_compat.sandbox import cgroup as cgroups
 from wan_compat.sandbox.spec import Tier
@@ -76,15 +84,28 @@ class WorkerPool:
             worker.close()
         while len(self._warm) >= MAX_WARM:
             self._warm.pop(0).close(grace_s=deadlines.stop_grace_s)
-        if self._runtime is None:
-            cgroups.sweep_stale()
-            self._runtime = RuntimeFolder()
+        self._runtime_folder()
         try:
             return self._start(order, deadlines, self._spawn_only, cancelled)
         except WorkerStartFailed as error:
             if self._spawn_only or error.details.get("code") != "zygote_threads":
                 raise
             return self._start(order, deadlines, True, cancelled)
+
+    @contextlib.contextmanager
+    def leftover(self, path: str) -> Iterator[None]:
+        """Note a file that must not outlive its job; should we be killed meanwhile, the next supervisor removes it."""
+        note = self._runtime_folder().note_leftover(path)
+        try:
+            yield
+        finally:
+            os.unlink(note)
+
+    def _runtime_folder(self) -> RuntimeFolder:
+        if self._runtime is None:
+            cgroups.sweep_stale()
+            self._runtime = RuntimeFolder()
+        return self._runtime
 
     def release(self, worker: Worker, *, keep: bool) -> None:
         """Take a worker back: keep it warm for the next job of the same model, or end it."""
@@ -114,7 +135,7 @@ class WorkerPool:
         downgrades: list[SandboxEntryFailed] = []
         for candidate in candidates:
             try:
-                worker = self._start_one(zygote, order, candidate, deadlines)
+                worker = self._start_one(zygote, order, candidate, deadlines, cancelled)
             except SandboxEntryFailed as error:
                 downgrades.append(error)
                 continue
@@ -128,12 +149,18 @@ class WorkerPool:
             details=last.details,
         ) from last
 
-    def _start_one(self, zygote: Zygote, order: WorkerOrder, candidate: Candidate, deadlines: Deadlines) -> Worker:
+    def _start_one(
+        self,
+        zygote: Zygote,
+        order: WorkerOrder,
+        candidate: Candidate,
+        deadlines: Deadlines,
+        cancelled: Callable[[], bool],
+    ) -> Worker:
         self._count += 1
-        assert self._runtime is not None
-        worker = Worker(f"w{self._count}", order, candidate.layers, self._runtime)
+        worker = Worker(f"w{self._count}", order, candidate.layers, self._runtime_folder())
         try:
-            worker.start(zygote, deadlines)
+            worker.start(zygote, deadlines, cancelled, self._wake_fd)
         except BaseException:
             worker.close()
             raise
@@ -147,11 +174,9 @@ class WorkerPool:
         if zygote is None:
             zygote = self._zygotes[light] = Zygote(light=light, program=self._zygote_program)
         try:
-            while not zygote.wait_ready(deadlines.zygote_s, self._wake_fd):
-                if cancelled():
-                    raise JobCancelled("cancelled while the worker's libraries were being imported")
-        except JobCancelled:
-            raise
+            zygote.wait_ready(deadlines.zygote_s, cancelled, self._wake_fd)
+        except (JobCancelled, JobTimeout):
+            raise  # the job is over; the imports go on, for the next one
         except BaseException:
             self._zygotes.pop(light).close()
             raise
