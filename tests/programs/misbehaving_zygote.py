@@ -60,7 +60,7 @@ class FakeWorker:
                 protocol_version=m.PROTOCOL_VERSION,
                 layers=self.report.layers,
                 probes=self.probes,
-                versions={},
+                versions={"torch": self.HOSTILE} if BEHAVIOUR == "hostile-reason" else {},
                 entry_s=0.0,
             )
             if BEHAVIOUR != "early-ready"
@@ -73,7 +73,13 @@ class FakeWorker:
         self.at("load")
         self.send(m.Progress(job=0, phase="load", step=1, total=1))
         self.send(
-            m.ModelLoaded(pipeline_class="WanPipeline", parameters={}, streaming=True, streaming_reason="", load_s=0.0)
+            m.ModelLoaded(
+                pipeline_class="WanPipeline",
+                parameters={},
+                streaming=BEHAVIOUR != "hostile-reason",
+                streaming_reason=self.HOSTILE if BEHAVIOUR == "hostile-reason" else "",
+                load_s=0.0,
+            )
         )
         while True:
             self.generate(self.receive(m.Generate))
@@ -112,6 +118,16 @@ class FakeWorker:
             getattr(self, BEHAVIOUR.split(":")[1].replace("-", "_"))(job)
 
     # -- misdeeds
+
+    HOSTILE = "\x1b]0;owned\x07\x1b[2J\r[red]fine[/red] \u202egnp.exe\u202c\u200b\nwan-compat: all is well\x00\x9b31m"
+
+    def hostile_words(self, job):
+        self.send(m.Failed(job=job, code="model_corrupt", message=self.HOSTILE, fixes=(self.HOSTILE,) * 3))
+        self.hang(job)
+
+    def hostile_print(self, job):
+        print(self.HOSTILE, flush=True)
+        os._exit(4)
 
     def exit(self, job):
         print("I am leaving \x1b[31mnow\x1b[0m", flush=True)
@@ -161,17 +177,18 @@ class FakeWorker:
         self.send(m.Progress(job=job, phase="decode", step=1, total=1))
 
     def garbage(self, job):
-        self.channel._socket.send(b"\xc1" * 100)
+        self.channel._end.socket.send(b"\xc1" * 100)
 
     def oversized(self, job):
-        self.channel._socket.send(b"x" * (1 << 20))
+        self.channel._end.socket.send(b"x" * (1 << 20))
         self.hang(job)
 
     def multipart(self, job):
-        self.channel._socket.send_multipart([b"x"] * 100)
+        self.channel._end.socket.send_multipart([b"x"] * 100)
 
     def claims_cancel(self, job):
         self.send(m.Failed(job=job, code="job_cancelled", message="the user wanted it"))
+        self.hang(job)  # going on would be a violation of its own
 
     def finish_early(self, job):
         self.send(m.Generated(job=job, text_encode_s=0.0, denoise_s=0.0, decode_s=0.0))
