@@ -188,6 +188,7 @@ class FakeWorker:
 
     def claims_cancel(self, job):
         self.send(m.Failed(job=job, code="job_cancelled", message="the user wanted it"))
+        self.hang(job)
         self.hang(job)  # going on would be a violation of its own
 
     def finish_early(self, job):

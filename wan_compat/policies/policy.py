@@ -93,6 +93,13 @@ def read_policy(table: Mapping[str, Any], source: str) -> dict[str, Any]:
     return {name: getattr(policy, name) for name in fields}
 
 
+def setting_of(policy: Policy, setting: str) -> tuple[str, Any]:
+    """Return (field, value) of a setting as plain data."""
+    name = _READERS[setting][0]
+    value = getattr(policy, name)
+    return name, getattr(value, "value", value)
+
+
 def replace(policy: Policy, fields: Mapping[str, Any]) -> Policy:
     """Return `policy` with `fields` set, in either direction; for sources that the user owns."""
     return Policy(**{**dict(policy), **fields})

@@ -139,7 +139,9 @@ class JobRun:
         limits = deadlines(weight_bytes=model.weight_bytes, timeout_s=self._timeout_s)
         with contextlib.ExitStack() as stack:
             target, encoding = self._prepare_output(stack, resolved)
-            log_file = open_log_file(request.worker_log) if request.worker_log is not None else None
+            log_file = None
+            if request.worker_log is not None:
+                log_file = stack.enter_context(open_log_file(request.worker_log))
             order = context.pool.order(context.policy, request.mode, model, requested, limit)
             worker = self._acquire(order, limits)
             keep = False

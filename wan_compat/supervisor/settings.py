@@ -47,7 +47,7 @@ def load_settings(folder: Path | None = None, environment: Mapping[str, str] | N
         RefusedByPolicy: A file in the working folder would loosen something.
     """
     policy, origins = Policy(), dict.fromkeys(Policy.model_fields, "built in")
-    user_file = Path(platformdirs.user_config_dir("wan-compat")) / "config.toml"
+    user_file = _user_file()
     for source, table in (
         (str(user_file), _read_toml(user_file).get("policy", {})),
         ("environment", _from_environment(os.environ if environment is None else environment)),
@@ -60,6 +60,21 @@ def load_settings(folder: Path | None = None, environment: Mapping[str, str] | N
         policy = narrow(policy, fields, path)
         origins.update(dict.fromkeys(fields, path))
     return Settings(policy, origins)
+
+
+def sources(folder: Path | None = None) -> tuple[str, ...]:
+    """Return where settings are looked for, in the order of reading."""
+    place = folder or Path.cwd()
+    return (
+        str(_user_file()),
+        f"environment ({ENVIRONMENT_PREFIX}...)",
+        str(place / "wan-compat.toml"),
+        f"{place / 'pyproject.toml'} [tool.wan-compat]",
+    )
+
+
+def _user_file() -> Path:
+    return Path(platformdirs.user_config_dir("wan-compat")) / "config.toml"
 
 
 def _working_folder(folder: Path) -> list[tuple[str, Any]]:

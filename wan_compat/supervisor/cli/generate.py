@@ -68,7 +68,8 @@ def generate(
         Isolation, typer.Option("--isolation", help="job: a fresh worker for every video.")
     ] = Isolation.MODEL,
     min_tier: Annotated[
-        MinTier | None, typer.Option("--min-tier", help="Weakest sandbox to accept; see doctor. Default: B.")
+        MinTier | None,
+        typer.Option("--min-tier", help="Weakest sandbox to accept; see doctor. Default: the settings', else B."),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,

@@ -21,6 +21,7 @@ import typer
 
 from wan_compat._version import __version__
 from wan_compat.protocol.errors import InvalidRequest, JobCancelled, Terminated, WanCompatError, clean_text
+from wan_compat.supervisor.cli.config import config
 from wan_compat.supervisor.cli.demo import demo
 from wan_compat.supervisor.cli.doctor import doctor
 from wan_compat.supervisor.cli.generate import generate
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 for verb in (demo, generate, doctor):
     app.command()(verb)
+app.add_typer(config)
 
 
 def _show_version(wanted: bool) -> None:

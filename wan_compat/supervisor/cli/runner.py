@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 
 def run_request(session: Session, request: GenerationRequest, *, min_tier: str | None = None) -> VideoGenerationResult:
-    """Run one request in a supervisor of its own.
+    """Run one request in a supervisor of its own, under the settings that are in force here.
 
     The first Ctrl-C cancels the job and waits for its orderly end, a second one ends it at once; leaving the
     supervisor kills and reaps whatever is still there, in both cases and on any error.
     """
     from wan_compat.supervisor.client import Supervisor
+    from wan_compat.supervisor.settings import load_settings
 
-    with Supervisor(mode=request.mode, min_tier=min_tier, memory_limit_bytes=request.memory_limit_bytes) as supervisor:
+    with Supervisor(mode=request.mode, policy=load_settings().policy, min_tier=min_tier) as supervisor:
         job = supervisor.submit(request)
         try:
             with progress_view(session) as view:

@@ -1,0 +1,35 @@
+"""`wan-compat config show`: the effective settings, and where each comes from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from wan_compat.supervisor.cli.options import Json
+from wan_compat.supervisor.cli.session import Session
+
+config = typer.Typer(name="config", help="Settings: what is in force, and why.", no_args_is_help=True)
+
+
+@config.command()
+def show(context: typer.Context, json: Json = False) -> int:
+    """Print the effective policy; each line names the source that had the last word."""
+    session: Session = context.obj.louder(json=json)
+    from wan_compat.policies.policy import SETTINGS, setting_of
+    from wan_compat.supervisor.settings import load_settings, sources
+
+    settings = load_settings()
+    values: dict[str, dict[str, Any]] = {}
+    for setting in SETTINGS:
+        name, value = setting_of(settings.policy, setting)
+        values[setting] = {"value": value, "origin": settings.origins[name]}
+    if session.json:
+        session.document({"schema_version": 1, "settings": values, "sources": list(sources())})
+    else:
+        lines = [
+            f"{setting:<18} {'-' if entry['value'] is None else entry['value']!s:<12} {entry['origin']}"
+            for setting, entry in values.items()
+        ]
+        session.say("\n".join([*lines, "", "Read from, later ones last:", *(f"  {source}" for source in sources())]))
+    return 0
