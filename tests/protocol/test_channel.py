@@ -1,5 +1,8 @@
 """Two ends of a control channel: bounded, with deadlines, never hanging."""
 
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -8,8 +11,15 @@ import zmq
 from tests.protocol.test_codec import HELLO_BYTES, SAMPLES_FROM_WORKER
 from wan_compat.protocol import codec
 from wan_compat.protocol import messages as m
-from wan_compat.protocol.channel import QUEUE_MESSAGES, Channel
+from wan_compat.protocol.channel import BURST, RATE_PER_S, Channel
 from wan_compat.protocol.errors import DeadlineExceeded, InvalidRequest, ProtocolViolation
+
+
+def greet(supervisor_end):
+    """Let the handshake happen; a supervisor does that in its pump, and has no thread for it."""
+    with pytest.raises(DeadlineExceeded):
+        supervisor_end.receive(0.2)
+    assert supervisor_end._end._reader.established
 
 
 @pytest.fixture
@@ -26,6 +36,7 @@ def supervisor_end(endpoint):
 @pytest.fixture
 def worker_end(endpoint, supervisor_end):
     with Channel(endpoint, bind=False, outgoing=codec.from_worker_codec(), incoming=codec.to_worker_codec()) as channel:
+        greet(supervisor_end)
         yield channel
 
 
@@ -57,10 +68,14 @@ def test_silence_is_a_deadline_not_a_hang(supervisor_end):
 
 
 def test_peer_that_does_not_read_makes_send_fail_with_bounded_memory(supervisor_end, worker_end):
-    # The worker's end never reads: queues of both sides and the socket's buffer fill, then `send` gives up.
+    # The worker's end never reads: its queue and the socket's buffer fill, then `send` gives up.
     with pytest.raises(DeadlineExceeded):
-        for seq in range(1, 200 * QUEUE_MESSAGES):
+        for seq in range(1, 20_000):
             supervisor_end.send(m.Ping(nonce=seq), seq)
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        supervisor_end.send(m.Ping(nonce=1), 1)
+    assert time.monotonic() - began < 0.1  # not waited for twice
 
 
 def test_message_of_several_parts_is_a_violation(supervisor_end, raw_peer):
@@ -69,10 +84,63 @@ def test_message_of_several_parts_is_a_violation(supervisor_end, raw_peer):
         supervisor_end.receive(5)
 
 
-def test_oversized_message_never_reaches_the_codec(supervisor_end, raw_peer):
+def test_oversized_message_is_a_violation_before_it_is_read(supervisor_end, raw_peer):
     raw_peer.send(b"x" * (codec.MAX_MESSAGE_BYTES + 1))
-    with pytest.raises(DeadlineExceeded):  # libzmq drops the peer (ZMQ_MAXMSGSIZE)
-        supervisor_end.receive(0.5)
+    with pytest.raises(ProtocolViolation, match="exceeds"):
+        supervisor_end.receive(5)
+
+
+def test_largest_message_passes(supervisor_end, raw_peer):
+    raw_peer.send(b"\xc1" * codec.MAX_MESSAGE_BYTES)
+    with pytest.raises(ProtocolViolation, match="not allowed"):  # says the codec, so it came through whole
+        supervisor_end.receive(5)
+
+
+def test_flood_of_messages_is_read_at_a_bounded_rate_and_blocks_the_peer(supervisor_end, raw_peer):
+    raw_peer.setsockopt(zmq.SNDTIMEO, 200)
+    greet(supervisor_end)
+    sent = heard = 0
+    began = time.monotonic()
+    while time.monotonic() - began < 2:
+        try:
+            while sent < 200_000:
+                raw_peer.send(codec.from_worker_codec().encode(m.Pong(nonce=sent), 1), zmq.NOBLOCK)
+                sent += 1
+        except zmq.Again:
+            pass
+        while supervisor_end.receive_nowait():
+            heard += 1
+        time.sleep(0.005)
+    took = time.monotonic() - began
+    assert BURST <= heard <= BURST + RATE_PER_S * took
+    assert sent < heard + 20_000  # the rest waits at the peer
+
+
+def test_peer_that_hangs_up_is_not_polled_any_more(supervisor_end, worker_end):
+    worker_end.send(m.Pong(nonce=1), 1)
+    assert supervisor_end.receive(5)[1] == m.Pong(nonce=1)
+    worker_end.close()
+    with pytest.raises(DeadlineExceeded):
+        supervisor_end.receive(0.2)
+    assert supervisor_end.fileno() == -1
+    supervisor_end.send(m.Ping(nonce=1), 1)  # goes nowhere: the pidfd tells of the death
+
+
+def test_last_words_of_a_peer_are_heard_although_it_has_left(supervisor_end, worker_end):
+    worker_end.send(m.Pong(nonce=1), 1)
+    time.sleep(0.1)  # ZeroMQ's thread writes it; LINGER is 0
+    worker_end.close()
+    supervisor_end.send(m.Ping(nonce=1), 1)
+    assert supervisor_end.receive(1)[1] == m.Pong(nonce=1)
+
+
+def test_endpoint_is_gone_once_its_peer_has_come(supervisor_end, worker_end, endpoint):
+    assert not os.path.exists(endpoint.removeprefix("ipc://"))
+
+
+def test_supervisor_does_without_libzmq():
+    code = "import sys, wan_compat.supervisor.client; sys.exit('zmq' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_second_peer_is_not_heard(supervisor_end, worker_end, endpoint):

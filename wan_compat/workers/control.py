@@ -30,6 +30,7 @@ from wan_compat.protocol.codec import from_worker_codec, to_worker_codec
 from wan_compat.protocol.errors import ProtocolViolation, WanCompatError
 from wan_compat.protocol.states import Conversation
 from wan_compat.protocol.values import Value
+from wan_compat.protocol.zmq_end import ZmqEnd as _ZmqEnd  # noqa: F401 - Channel imports it late; here the zygote has it
 from wan_compat.workers.cancellation import Cancellation
 
 EXIT_SHUTDOWN = 0
