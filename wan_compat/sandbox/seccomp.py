@@ -141,12 +141,12 @@ def install_entry_filter(*, allow_gpu: bool = False, notify: bool = False) -> in
         SandboxEntryFailed: The kernel refused the filter.
     """
     with entering(Layer.SECCOMP, "installing the system call filter"):
+        assemble = functools.partial(entry_filter, architecture(), os.getpid(), allow_gpu=allow_gpu)
         if notify:
             # EINVAL before Linux 5.0; EBUSY inside a container whose manager listens itself: one listener per process.
             with contextlib.suppress(OSError):
-                held = entry_filter(architecture(), os.getpid(), allow_gpu=allow_gpu, flagrant=bpf.NOTIFY)
-                return _install(held, _FLAG_NEW_LISTENER)
-        _install(entry_filter(architecture(), os.getpid(), allow_gpu=allow_gpu), 0)
+                return _install(assemble(flagrant=bpf.NOTIFY), _FLAG_NEW_LISTENER)
+        _install(assemble(flagrant=bpf.KILL_PROCESS), 0)
         return -1
 
 
