@@ -30,8 +30,12 @@ from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.inspection import read_model
 from wan_compat.supervisor.worker import Worker, WorkerOrder
 from wan_compat.supervisor.worker_pool import WorkerPool
+from wan_compat.supervisor.zygote import ZYGOTE_ENVIRONMENT
 
 MEMORY_LIMIT_BYTES = 8 << 30
+
+# How a worker's threads wait for each other, from the environment that its zygote gets.
+WAITING = {name: value for name, value in ZYGOTE_ENVIRONMENT.items() if name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
 
 
 class Job:
@@ -91,8 +95,20 @@ class Shared:
 
     @functools.cached_property
     def plain(self) -> Child:
-        """The plain script, imported, with the convolution that a worker takes on a CPU."""
-        child = self._stack.enter_context(Child("benchmarks.plain_script"))
+        """The plain script, imported, with what a worker has on a CPU: its convolution and its way of waiting.
+
+        On a busy machine threads that spin make a script several times slower. That is a difference worth having
+        (isolation_tax shows it in a row of its own), but not what the other benchmarks are about.
+        """
+        return self._plain_child(**WAITING)
+
+    @functools.cached_property
+    def untuned(self) -> Child:
+        """The plain script with a worker's convolution, but without settings in its environment."""
+        return self._plain_child()
+
+    def _plain_child(self, **environment: str) -> Child:
+        child = self._stack.enter_context(Child("benchmarks.plain_script", **environment))
         child.ask(do="use_onednn")
         return child
 

@@ -1,8 +1,10 @@
 """What is left to do after the last frame was decoded (long_clip.py).
 
-ours        from the last frame's publication until the file stands: what is still in the encoder, reading the file
-            back, sync and rename
-reference   export_to_video, which can start only then
+    ours        from the last frame's publication until the file stands: what is still in the encoder, reading the file
+                back, sync and rename
+    reference   export_to_video, which can start only then
+
+A tail is what a user waits for in vain: nothing is computed any more.
 """
 
 from __future__ import annotations

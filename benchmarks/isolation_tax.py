@@ -2,6 +2,7 @@
 
     ours        a warm worker in the sandbox: from submit to all frames in the supervisor's memory
     reference   the same pipeline in the plain script's own process: from the call to all frames as uint8
+                .untuned: with no settings in its environment, where threads spin while they wait (wait_policy)
 
 A model large enough to keep two cores busy for seconds (20 million parameters, 102 MB), same seed, same threads, conv3d
 through oneDNN on both sides. Frames must be equal, or the run does not count.
@@ -13,31 +14,37 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.arms import Shared
-from benchmarks.harness import Benchmark, Row, alternate, part
+from benchmarks.arms import Shared, script_arguments
+from benchmarks.child import Child
+from benchmarks.harness import Benchmark, Row, Samples, part
 
-SIZE: dict[str, Any] = {"height": 128, "width": 224, "num_frames": 33, "num_inference_steps": 6}
+SIZE: dict[str, Any] = {"height": 128, "width": 224, "num_frames": 25, "num_inference_steps": 6}
+TURNS = 5
 
 
 def run(shared: Shared) -> Iterator[Row]:
     request = shared.request("t2v_mid", **SIZE)
-    shared.plain_load("t2v_mid")
-    made = {}
+    children = shared.plain, shared.untuned
+    threads = [child.ask(do="load", model=request.model)["threads"] for child in children]
 
-    def ours() -> float:
+    def ours() -> tuple[float, str]:
         job = shared.job("t2v_mid", **SIZE)
         assert job.result.frames is not None
-        made["ours"] = hashlib.sha256(job.result.frames.frames).hexdigest()
-        return job.seconds
+        return job.seconds, hashlib.sha256(job.result.frames.frames).hexdigest()
 
-    def reference() -> float:
-        moments = shared.plain_generate(request)
-        made["reference"] = moments["sha256"]
-        if made["ours"] != made["reference"]:
+    def reference(child: Child) -> tuple[float, str]:
+        moments = child.ask(do="generate", arguments=script_arguments(request), seed=request.seed)
+        return moments["frames"], moments["sha256"]
+
+    turns = []
+    for _ in range(TURNS + 1):
+        turn = [ours(), *(reference(child) for child in children)]
+        if len({digest for _, digest in turn}) != 1:
             raise AssertionError("the frames differ")
-        return float(moments["frames"])
-
-    yield Row("isolation_tax", alternate(ours, reference, 5, warm_up=1), "s", part(1.03))
+        turns.append([seconds for seconds, _ in turn])
+    seconds, tuned, untuned = zip(*turns[1:], strict=True)  # the first turn is a warm-up
+    yield Row("isolation_tax", Samples(seconds, tuned), "s", part(1.03), f"{threads[0]} threads on both sides")
+    yield Row("isolation_tax.untuned", Samples(seconds, untuned), "s", part())
 
 
 BENCHMARK = Benchmark("isolation_tax", "warm generation in the sandbox against the same pipeline in-process", run)

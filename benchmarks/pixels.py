@@ -14,6 +14,7 @@ from __future__ import annotations
 import select
 from collections.abc import Iterator
 
+from benchmarks.arms import WAITING
 from benchmarks.child import Child, answer
 from benchmarks.harness import Benchmark, Row, alternate, faster
 from wan_compat.protocol.values import FrameSpec
@@ -25,11 +26,10 @@ PIECE = 4
 
 def run(_shared: object) -> Iterator[Row]:
     ring = FrameRing()
-    environment = {"OMP_WAIT_POLICY": "PASSIVE"}  # as in a worker; both arms run in this process
     try:
         ring_fd, doorbell_fd = ring.worker_descriptors
         with Child(
-            "benchmarks.pixels", str(ring_fd), str(doorbell_fd), pass_fds=(ring_fd, doorbell_fd), **environment
+            "benchmarks.pixels", str(ring_fd), str(doorbell_fd), pass_fds=(ring_fd, doorbell_fd), **WAITING
         ) as child:
             ring.close_worker_ends()
             jobs = iter(range(1, 1000))

@@ -37,7 +37,10 @@ def load(model: str) -> dict[str, Any]:
     global _pipeline
     import diffusers
     import torch
+    import transformers
 
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     _pipeline = None
     _pipeline = diffusers.DiffusionPipeline.from_pretrained(model, local_files_only=True)
     _pipeline.set_progress_bar_config(disable=True)

@@ -28,8 +28,8 @@ def run(shared: Shared) -> Iterator[Row]:
     fork, entered, ready, reference = [], [], [], []
     with spawning(shared) as spawn_s:
         for _ in range(TURNS):
-            fork.append(_median_ms(lambda: spawn_s(confined=False)))
-            entered.append(_median_ms(lambda: spawn_s(confined=True)))
+            fork.append(_median_ms(lambda: spawn_s(frozenset())))
+            entered.append(_median_ms(lambda: spawn_s(spawn_s.layers)))
             ready.append(_median_ms(lambda: ready_s(shared)))
             reference.append(run_python(SCRIPT_IMPORTS)[0] * 1000)
     note = f"each run is the median of {FORKS_PER_TURN} forks"

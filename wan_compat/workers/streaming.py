@@ -34,8 +34,8 @@ from wan_compat.workers.frames import check_finite
 
 Publish = Callable[[torch.Tensor], None]
 
-_PROOF_LATENT_FRAMES = 3
-_PROOF_LATENT_SIDE = 8
+_PROOF_LATENT_FRAMES = 3  # the cache has three states: empty, after the first, after any other
+_PROOF_LATENT_SIDE = 4  # what is proved does not depend on the size, and every fresh worker waits for it
 _PRIVATE_NAMES = ("_decode", "clear_cache", "post_quant_conv")
 
 
