@@ -82,7 +82,8 @@ def kernel_call(name: str, *arguments: int, works: bool = False, kills: bool = F
 
 CASES = [
     # Reading what is outside.
-    Case("T1", "read_file", FILES, {"path": "/etc/passwd"}),
+    # A real worker has an /etc/passwd of its own, with itself alone in it.
+    Case("T1", "read_file", FILES, {"path": "/etc/passwd"}, arguments_in_worker={"path": "/etc/group"}),
     Case("T1", "read_file", FILES, {"path": "{secret}"}),
     Case("T1", "read_file", FILES, {"path": "{secret_by_root}"}),
     Case("T1", "read_file", FILES, {"path": "/proc/self/environ"},
