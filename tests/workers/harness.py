@@ -183,7 +183,7 @@ class WorkerProcess:
             theirs.close()
         self.spawn_s = time.perf_counter() - started
         assert isinstance(reply, launch.WorkerSpawned) and reply.worker == name
-        self.pid, (self.pidfd,) = reply.pid, descriptors
+        self.pid, (self.pidfd, *self._listener) = reply.pid, descriptors
         self._started = started
 
     # ---- the conversation ---------------------------------------------------------------------------------------
@@ -289,7 +289,8 @@ class WorkerProcess:
         if hasattr(self, "pidfd"):
             if not self.ended(0):
                 self.kill()
-            os.close(self.pidfd)
+            for descriptor in (self.pidfd, *self._listener):
+                os.close(descriptor)
 
     def __enter__(self) -> WorkerProcess:
         return self
