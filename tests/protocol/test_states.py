@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from tests.protocol.test_codec import PARAMS, PIPELINE, SAMPLES_FROM_WORKER, SAMPLES_TO_WORKER
 from wan_compat.protocol import messages as m
 from wan_compat.protocol.errors import ProtocolViolation
-from wan_compat.protocol.states import RECEIVE, SEND, Conversation, WorkerState
+from wan_compat.protocol.states import (
+    MAX_STEPS_OF_PHASE,
+    MAX_UNANSWERED_PINGS,
+    RECEIVE,
+    SEND,
+    Conversation,
+    WorkerState,
+)
 
 HELLO, READY, PROGRESS, LOADED, GENERATED, CANCELLED, FAILED, PONG = SAMPLES_FROM_WORKER
 
@@ -114,6 +121,42 @@ def test_progress_that_goes_back_or_beyond_its_total_is_a_violation():
     for step, total in ((2, 4), (1, 4), (5, 4)):
         with pytest.raises(ProtocolViolation):
             talk.received(seq + 1, m.Progress(job=1, phase="denoise", step=step, total=total))
+
+
+def progress(phase, step, total, job=1):
+    return m.Progress(job=job, phase=phase, step=step, total=total)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [progress("denoise", 1, 1), progress("text_encode", 1, 1)],
+        [progress("decode", 1, 2), progress("denoise", 2, 2)],
+        [progress("load", 1, 1)],
+        [progress("denoise", 1, MAX_STEPS_OF_PHASE + 1)],
+        [progress("denoise", 0, 0)],
+    ],
+    ids=["back to encoding", "back to denoising", "load while generating", "too many steps", "no step"],
+)
+def test_progress_has_an_end(steps):
+    talk, seq = conversation_in(WorkerState.GENERATING)
+    for offset, message in enumerate(steps[:-1]):
+        talk.received(seq + offset, message)
+    with pytest.raises(ProtocolViolation):
+        talk.received(seq + len(steps) - 1, steps[-1])
+
+
+def test_progress_of_a_generation_is_not_permitted_while_loading():
+    talk, seq = conversation_in(WorkerState.LOADING)
+    with pytest.raises(ProtocolViolation):
+        talk.received(seq, progress("denoise", 1, 1, job=0))
+
+
+def test_worker_that_never_answers_a_ping_is_a_violation_before_the_pings_fill_memory():
+    talk, _ = conversation_in(WorkerState.GENERATING)
+    with pytest.raises(ProtocolViolation, match="has not answered"):
+        for nonce in range(MAX_UNANSWERED_PINGS + 1):
+            talk.sending(m.Ping(nonce=nonce))
 
 
 @settings(max_examples=300, deadline=None)

@@ -55,6 +55,18 @@ SEND: dict[WorkerState, dict[type[Value], WorkerState]] = {
 }
 
 
+# Which phases a worker may report, in the order in which they come: none is gone back to, so that what a worker can say
+# in one job has an end, and with it what a reader of events must keep.
+PHASES: dict[WorkerState, tuple[str, ...]] = {
+    S.LOADING: ("load",),
+    S.GENERATING: ("text_encode", "denoise", "decode"),
+}
+MAX_STEPS_OF_PHASE = 10_000  # ten times the most denoising steps, or latent frames, of any permitted job
+
+# One a second is sent; a worker that talks and yet answers none is broken, or wants our memory of them to grow.
+MAX_UNANSWERED_PINGS = 1024
+
+
 class Conversation:
     """State and sequence numbers of one worker. First violation raises; the caller ends that worker only."""
 
@@ -77,6 +89,8 @@ class Conversation:
         elif isinstance(message, m.LoadModel):
             self.job = 0
         elif isinstance(message, m.Ping):
+            if len(self._pings) >= MAX_UNANSWERED_PINGS:
+                raise ProtocolViolation(f"the worker has not answered {len(self._pings)} pings")
             self._pings.add(message.nonce)
         if isinstance(message, m.Generate | m.LoadModel):
             self._progress = ("", 0)
@@ -102,9 +116,16 @@ class Conversation:
         self.state = permitted[type(message)]
 
     def _check_progress(self, message: m.Progress) -> None:
-        if message.step > message.total:
+        phases = PHASES[self.state]
+        if message.phase not in phases:
+            raise ProtocolViolation(f"progress of {message.phase} is not permitted while {self.state.value}")
+        if not 1 <= message.step <= message.total:
             raise ProtocolViolation(f"progress {message.step} of {message.total}")
+        if message.total > MAX_STEPS_OF_PHASE:
+            raise ProtocolViolation(f"progress of {message.total} steps, more than any phase has")
         phase, step = self._progress
         if message.phase == phase and message.step <= step:
             raise ProtocolViolation(f"progress of {message.phase} went from {step} to {message.step}")
+        if phase and phases.index(message.phase) < phases.index(phase):
+            raise ProtocolViolation(f"progress went from {phase} back to {message.phase}")
         self._progress = (message.phase, message.step)
