@@ -40,7 +40,7 @@ def nothing_is_left_behind() -> Iterator[None]:
     init, and what other sessions on this machine do is not mistaken for ours.
     """
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    before = (_mounts(), _cgroups(), _runtime_folders())
+    before = (_mounts(), _cgroups(), abandoned_runtime_folders())
     known = {process.pid for process in psutil.Process().children(recursive=True)}
     yield
     deadline = time.monotonic() + SETTLE_S
@@ -51,7 +51,7 @@ def nothing_is_left_behind() -> Iterator[None]:
 
 
 def _new(before: tuple[set[str], set[str], set[str]]) -> list[str]:
-    now = (_mounts(), _cgroups(), _runtime_folders())
+    now = (_mounts(), _cgroups(), abandoned_runtime_folders())
     kinds = ("mount", "cgroup", "runtime folder")
     return [
         f"{kind} {name}" for kind, then, found in zip(kinds, before, now, strict=True) for name in sorted(found - then)
@@ -97,7 +97,7 @@ def _cgroups() -> set[str]:
     return found
 
 
-def _runtime_folders() -> set[str]:
+def abandoned_runtime_folders() -> set[str]:
     """Folders of supervisors whose lock nobody holds: their owner is gone and did not clean up."""
     found = set()
     base = Path(runtime_base())

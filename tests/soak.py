@@ -9,7 +9,6 @@ well-behaved fakes of tests/programs/misbehaving_zygote.py: really forked, reall
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import random
 import sys
@@ -21,9 +20,9 @@ from pathlib import Path
 import psutil
 
 from tests.assets.tiny_wan import tiny_model
+from tests.conftest import abandoned_runtime_folders
 from wan_compat import GenerationRequest, Supervisor
 from wan_compat.protocol.errors import WanCompatError
-from wan_compat.supervisor.runtime import runtime_base
 
 PROGRAM = Path(__file__).resolve().parent / "programs" / "misbehaving_zygote.py"
 WAYS = ("finish", "cancel", "kill worker", "stop worker", "kill zygote", "close")
@@ -42,23 +41,8 @@ def count() -> dict[str, int]:
         "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
         "cgroups": cgroups,
         "descriptors": len(os.listdir("/proc/self/fd")),
-        "runtime folders": len(abandoned_folders()),
+        "runtime folders": len(abandoned_runtime_folders()),
     }
-
-
-def abandoned_folders() -> list[str]:
-    """Return runtime folders that nobody holds: those of other supervisors at work on this machine are not ours."""
-    found = []
-    for folder in Path(runtime_base()).iterdir():
-        try:
-            with (folder / "lock").open("r+") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        found.append(folder.name)
-    return found
 
 
 def one_job(supervisor: Supervisor, request: GenerationRequest, way: str, moment: float) -> None:
