@@ -539,6 +539,36 @@ def handle_page_faults() -> str:
 
 
 @attack
+def make_anonymous_file() -> str:
+    os.close(os.memfd_create("file", 0))
+    return "made a file that no folder bounds"
+
+
+@attack
+def queue_kernel_work() -> str:
+    os.close(system_call(number_of("io_uring_setup"), 1, ctypes.create_string_buffer(120)))
+    return "has a queue that makes calls past the filter"
+
+
+@attack
+def count_events() -> str:
+    order = ctypes.create_string_buffer(128)
+    # PERF_TYPE_SOFTWARE, size, PERF_COUNT_SW_TASK_CLOCK; exclude_kernel and exclude_hv, as for everyone.
+    struct.pack_into("=IIQQQQQ", order, 0, 1, 128, 1, 0, 0, 0, 1 << 5 | 1 << 6)
+    os.close(system_call(number_of("perf_event_open"), order, 0, -1, -1, 0))
+    return "counts events of the processor"
+
+
+@attack
+def load_kernel_program() -> str:
+    # BPF_MAP_CREATE: the first step of any program; open to everyone where unprivileged BPF is.
+    order = ctypes.create_string_buffer(128)
+    struct.pack_into("=IIII", order, 0, 2, 4, 4, 1)
+    os.close(system_call(number_of("bpf"), 0, order, 128))
+    return "made a map"
+
+
+@attack
 def type_into_terminal() -> str:
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, 0x5413, bytes(8))

@@ -45,6 +45,7 @@ class Case:
     beside: tuple[Layer, ...] = ()  # what a layer that stops it needs, for an ordinary user
     # A real worker has other numbers than the small sandbox of the single attack.
     arguments_in_worker: dict[str, Any] | None = None
+    setting: tuple[str, int] = ("", 0)  # of /proc/sys, and the highest value with which an ordinary user can do this
     construction: str = ""  # stopped by how things are built, not by a layer: tried in a real worker only
 
     def __str__(self) -> str:
@@ -70,6 +71,7 @@ KILLS = frozenset({SECCOMP})
 SCRATCH = {"scratch": "{scratch}"}
 INHERITED = {"open_first": "{open}"}
 SMALL_FILES = {"limits": {"file_size_bytes": 1 << 20}, **SCRATCH}
+RESTRICTED = ("kernel/apparmor_restrict_unprivileged_userns", 0)
 NEEDS_CAPABILITY = "needs a capability that no set of layers leaves"
 NO_SUCH_ABI = "this kernel may not have that ABI"
 BAD_ARGUMENTS = "the call is made with arguments that the kernel refuses; reaching it is what counts"
@@ -160,8 +162,8 @@ CASES = [
     Case("T6", "spawn_program", (SECCOMP, *FILES)),
     Case("T6", "execute", (SECCOMP, *FILES)),
     Case("T6", "execute_from_memory", (SECCOMP, *FILES)),
-    Case("T6", "new_user_namespace", (SECCOMP,), killed_by=KILLS),
-    Case("T6", "clone_into_namespaces", (SECCOMP,), killed_by=KILLS),
+    Case("T6", "new_user_namespace", (SECCOMP,), killed_by=KILLS, setting=RESTRICTED),
+    Case("T6", "clone_into_namespaces", (SECCOMP,), killed_by=KILLS, setting=RESTRICTED),
     Case("T6", "mount_something", (Layer.CREDENTIALS, SECCOMP), impossible_because=NEEDS_CAPABILITY),
     Case("T6", "become_root", (Layer.CREDENTIALS, SECCOMP), impossible_because=NEEDS_CAPABILITY),
     Case("T6", "take_capabilities", (Layer.CREDENTIALS, SECCOMP), impossible_because=NEEDS_CAPABILITY),
@@ -176,7 +178,7 @@ CASES = [
     Case("T7", "make_call_behind_a_filter", (SECCOMP,), {"name": "keyctl", "arguments": [0, -3, 1]}, killed_by=KILLS),
     kernel_call("keyctl", 0, -3, 1, works=True, kills=True),
     kernel_call("add_key", 0, 0, 0, 0, 0, kills=True),
-    kernel_call("perf_event_open", 0, 0, -1, -1, 0, kills=True),
+    Case("T7", "count_events", (SECCOMP,), killed_by=KILLS, setting=("kernel/perf_event_paranoid", 2)),
     kernel_call("init_module", 0, 0, 0, kills=True),
     kernel_call("kexec_load", 0, 0, 0, 0, kills=True),
     kernel_call("open_tree", -100, 0, 0, kills=True),
@@ -184,14 +186,14 @@ CASES = [
     kernel_call("process_madvise", -1, 0, 0, 0, 0, kills=True),
     kernel_call("pidfd_getfd", -1, 0, 0, kills=True),
     kernel_call("io_uring_enter", -1, 0, 0, 0, 0, kills=True),
-    kernel_call("io_uring_setup", 1, 0),
-    kernel_call("memfd_create", 0, 0),
-    kernel_call("bpf", 0, 0, 0),
+    Case("T7", "queue_kernel_work", (SECCOMP,), setting=("kernel/io_uring_disabled", 0)),
+    Case("T7", "make_anonymous_file", (SECCOMP,)),
+    Case("T7", "load_kernel_program", (SECCOMP,), setting=("kernel/unprivileged_bpf_disabled", 0)),
     Case("T7", "make_shared_object", (SECCOMP,), {"kind": "shm"}),
     Case("T7", "make_shared_object", (SECCOMP,), {"kind": "msg"}),
     Case("T7", "make_shared_object", (SECCOMP,), {"kind": "sem"}),
     kernel_call("inotify_init1", 0, works=True),
-    kernel_call("fanotify_init", 0x200, 0),
+    kernel_call("fanotify_init", 0x200, 0, works=True),
     kernel_call("personality", 0x0040000, works=True),  # ADDR_NO_RANDOMIZE
     kernel_call("vmsplice", -1, 0, 0, 0),
     # Resources.
@@ -371,6 +373,15 @@ def why_not(case: Case, layer: Layer | None = None) -> str:
     if layer is Layer.LANDLOCK and landlock.abi() < max(case.landlock_abi, 1):
         return f"this kernel's Landlock is ABI {landlock.abi()}, {max(case.landlock_abi, 1)} is needed"
     return ""
+
+
+def impossible(case: Case) -> str:
+    """Say why a case does not work here without the sandbox either, or nothing."""
+    name, highest = case.setting
+    with contextlib.suppress(OSError, ValueError):
+        if name and int(Path("/proc/sys", name).read_text()) > highest:
+            return f"{name.replace('/', '.')} forbids it to every ordinary process of this machine"
+    return case.impossible_because
 
 
 def was_killed(answer: dict[str, Any]) -> bool:

@@ -28,6 +28,9 @@ from wan_compat.supervisor.runtime import RuntimeFolder
 from wan_compat.supervisor.worker import Worker, WorkerOrder
 from wan_compat.supervisor.zygote import Zygote
 
+# In every worker's memory, so that a search that finds nothing can be told from one that does not search.
+CONTROL_BEGINS = "wan-test-control-"
+CONTROL = CONTROL_BEGINS + "fedcba9876543210"
 MEMORY_BYTES = 512 << 20
 _DEADLINES = deadlines(weight_bytes=0, timeout_s=None)
 
@@ -95,7 +98,7 @@ class Repository:
         model = self._folder / "model"
         model.mkdir(exist_ok=True)
         (model / "pipeline.py").write_bytes((PROGRAMS / "sandbox_attack.py").read_bytes())
-        (model / "order.json").write_text(json.dumps({"attack": attack, "arguments": arguments}))
+        (model / "order.json").write_text(json.dumps({"attack": attack, "arguments": arguments, "control": CONTROL}))
         facts = []
         for path in sorted(model.iterdir()):
             path.chmod(0o644)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.sandbox.harness import run_program
 from tests.security.attacks import CASES, SECRET, Case, Surroundings, make_surroundings, why_not
-from tests.security.repository import Repository, repository
+from tests.security.repository import CONTROL_BEGINS, Repository, repository
 from wan_compat.policies.confinement import plan_candidates
 from wan_compat.policies.facts import HostFacts
 from wan_compat.policies.policy import Policy
@@ -62,6 +62,19 @@ def test_what_a_worker_wrote_does_not_outlive_it(hostile: Repository) -> None:
     create = Case("T2", "create_file", (), {"folder": "/scratch"})
     for _ in range(2):  # exclusively: the second would fail if the first one's file were still there
         assert hostile.attempt(create)["gained"] == "created a file"
+
+
+def test_search_of_memory_finds_what_is_there(hostile: Repository) -> None:
+    control = Case("T4", "search_memory", (), {"beginning": CONTROL_BEGINS})
+    assert hostile.attempt(control)["gained"] == "found the secret"
+
+
+def test_memory_without_seals_can_be_resized() -> None:
+    descriptor = os.memfd_create("ring", 0)
+    os.ftruncate(descriptor, 8192)
+    os.ftruncate(descriptor, 4096)
+    assert os.fstat(descriptor).st_size == 4096
+    os.close(descriptor)
 
 
 def test_secret_is_found_where_the_zygote_is_not_between() -> None:

@@ -1,0 +1,49 @@
+"""docs/containment.md says of every attack of the suite what stops it, and of nothing else."""
+
+from __future__ import annotations
+
+import re
+
+from tests.security.ablation import BEGIN, DOCUMENT, END, ROWS, measure_lag
+from tests.security.attacks import CASES, ELSEWHERE, why_not
+
+
+def table() -> list[list[str]]:
+    text = DOCUMENT.read_text().partition(BEGIN)[2].partition(END)[0]
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_table_lists_exactly_the_attacks_of_the_suite() -> None:
+    listed = [row[0] for row in table() if len(row) == 5 and row[0] != "attack"]
+    assert listed == [case.title for row in ROWS for case in CASES if case.row == row]
+
+
+def test_table_lists_exactly_the_claimed_layers() -> None:
+    by_title = {row[0]: row for row in table() if len(row) == 5}
+    for case in CASES:
+        row = by_title[case.title]
+        claimed = [layer.value for layer in case.stopped_by]
+        if not why_not(case):
+            assert [part.split(":")[0].strip() for part in row[4].split(";") if part] == claimed, case.title
+
+
+def test_no_cell_contradicts_its_claim() -> None:
+    text = DOCUMENT.read_text()
+    assert "**WORKS**" not in text and "**FAILS**" not in text
+
+
+def test_every_other_row_says_where_it_is_tried() -> None:
+    assert {row[0] for row in table() if len(row) == 2} - {"row"} == set(ELSEWHERE)
+
+
+def test_the_files_that_it_names_exist() -> None:
+    for path in re.findall(r"(?:tests|wan_compat)/[a-z_/]+(?:\.py|/)", DOCUMENT.read_text()):
+        assert (DOCUMENT.parents[1] / path).exists(), path
+
+
+def test_polling_is_late_by_a_bounded_amount() -> None:
+    """What a process can take between two looks: an interval's worth of page faults, and the time of the kill."""
+    (over,) = measure_lag(128 << 20, 1)
+    print(f"\n{over / 1e6:.0f} MB over the cap")
+    assert over < 1 << 30
