@@ -14,6 +14,7 @@ import ctypes
 import encodings.idna  # a look-up imports it, and inside there may be nothing to import from
 import errno
 import fcntl
+import hashlib
 import json
 import mmap
 import os
@@ -656,6 +657,45 @@ def make_many_files(count: int) -> str:
 def grow_pipe() -> str:
     reader, _ = os.pipe()
     return f"pipe of {fcntl.fcntl(reader, 1031, 1 << 20)} bytes"
+
+
+@attack
+def burn_processor(threads: int) -> str:
+    """Hash in several threads for a second; hashing of large data lets go of the interpreter's lock."""
+    block = bytes(1 << 20)
+    deadline = time.monotonic() + 1.0
+
+    def burn() -> None:
+        while time.monotonic() < deadline:
+            hashlib.sha256(block)
+
+    started = time.process_time()
+    running = [threading.Thread(target=burn) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return f"{time.process_time() - started:.2f}"
+
+
+@attack
+def grow_socket(size: int) -> str:
+    with socket.socket(socket.AF_UNIX) as grown:
+        grown.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+        return f"{grown.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)}"
+
+
+@attack
+def force_socket(size: int) -> str:
+    with socket.socket(socket.AF_UNIX) as grown:
+        grown.setsockopt(socket.SOL_SOCKET, 32, size)  # SO_SNDBUFFORCE: past the machine's own limit
+    return "grew it"
+
+
+@attack
+def wait_and_call(seconds: float, name: str) -> str:
+    time.sleep(seconds)
+    return make_call(name)
 
 
 @attack

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -14,8 +15,8 @@ import pytest
 
 from tests.sandbox.harness import REPOSITORY
 from wan_compat.protocol.errors import SandboxEntryFailed
-from wan_compat.sandbox import cgroup
-from wan_compat.sandbox.spec import Limits
+from wan_compat.sandbox import cgroup, failure
+from wan_compat.sandbox.spec import Layer, Limits
 
 SUPPORT = cgroup.detect()
 needs_cgroup = pytest.mark.skipif(not SUPPORT.available, reason=f"no cgroup can be made: {SUPPORT.reason}")
@@ -122,7 +123,7 @@ def test_refusal_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cgroup, "_mounts", list)
     with pytest.raises(SandboxEntryFailed, match="no cgroup can be made") as caught:
         cgroup.create("x", SMALL)
-    assert "systemd-run" in str(caught.value.hint)
+    assert "tier B" in str(caught.value.hint)
     assert not cgroup.detect().available
 
 
@@ -152,6 +153,128 @@ def test_version_2_is_limited_and_read_by_its_own_files(tmp_path: Path, monkeypa
     assert made.usage() == cgroup.CgroupUsage(123, 456, 2, 2, 77)
     made.kill()
     assert (folder / "cgroup.kill").read_text() == "1"
+
+
+class FakeKernel:
+    """What version 2 does with writes, on a tree of ordinary files: no controllers for children while processes are in
+    the group, and a process is in one group only."""
+
+    def __init__(self, group: Path, pids: list[int], controllers: str = "cpu io memory pids") -> None:
+        self.group = group
+        self.forks = 0  # how many children appear in the group while it is being emptied
+        (group / "cgroup.controllers").write_text(controllers)
+        (group / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
+        (group / "cgroup.subtree_control").write_text("")
+
+    def mkdir(self, path: str) -> None:
+        REAL_MKDIR(path)
+        for name in ("memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.max", "cgroup.procs"):
+            Path(path, name).touch()
+
+    def write(self, path: str, text: str) -> None:
+        file = Path(path)
+        if file.name == "cgroup.procs":
+            for procs in (self.group / "cgroup.procs", *self.group.glob("*/cgroup.procs")):
+                procs.write_text("".join(f"{pid}\n" for pid in procs.read_text().split() if pid != text))
+            file.write_text(file.read_text() + f"{text}\n")
+            if self.forks and file.parent != self.group:
+                self.forks -= 1
+                own = self.group / "cgroup.procs"
+                own.write_text(own.read_text() + f"{9000 + self.forks}\n")
+        elif file.name == "cgroup.subtree_control":
+            if (self.group / "cgroup.procs").read_text().split():
+                raise OSError(errno.EBUSY, "Device or resource busy")
+            if missing := {name.lstrip("+") for name in text.split()} - set(
+                (self.group / "cgroup.controllers").read_text().split()
+            ):
+                raise OSError(errno.ENOENT, f"no {missing}")
+            file.write_text(text)
+        else:
+            file.write_text(text)
+
+    def install(self, monkeypatch: pytest.MonkeyPatch, own: Path | None = None) -> FakeKernel:
+        monkeypatch.setattr(cgroup, "_write", self.write)
+        monkeypatch.setattr(cgroup.os, "mkdir", self.mkdir)
+        monkeypatch.setattr(cgroup.os, "makedirs", lambda path, exist_ok: Path(path).exists() or self.mkdir(path))
+        monkeypatch.setattr(cgroup, "_own_v2_folder", lambda: str(own or self.group))
+        return self
+
+    def pids(self, group: Path) -> list[str]:
+        return (group / "cgroup.procs").read_text().split()
+
+
+REAL_MKDIR = os.mkdir
+
+
+def test_delegated_group_is_emptied_into_a_leaf_before_it_gives_controllers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = FakeKernel(tmp_path, [100, os.getpid()]).install(monkeypatch)
+    made = cgroup.create("x", SMALL)
+    leaf = tmp_path / f"wan-compat-supervisor-{os.getpid()}"
+    assert kernel.pids(tmp_path) == [] and sorted(kernel.pids(leaf)) == sorted(["100", str(os.getpid())])
+    assert (tmp_path / "cgroup.subtree_control").read_text() == "+memory +pids +cpu"
+    assert Path(made.dirs[0]).parent == tmp_path
+    # From now on our own group is the leaf; the next worker's group must not end up below it.
+    kernel.install(monkeypatch, own=leaf)
+    assert Path(cgroup.create("y", SMALL).dirs[0]).parent == tmp_path
+
+
+def test_what_forks_while_the_group_is_emptied_is_moved_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = FakeKernel(tmp_path, [100]).install(monkeypatch)
+    kernel.forks = 3
+    cgroup.create("x", SMALL)
+    assert kernel.pids(tmp_path) == []
+
+
+def test_group_that_never_gets_empty_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = FakeKernel(tmp_path, [100]).install(monkeypatch)
+    kernel.forks = 1000
+    monkeypatch.setattr(cgroup, "_mounts", list)  # nor is there a version 1
+    with pytest.raises(SandboxEntryFailed, match="busy"):
+        cgroup.create("x", SMALL)
+    assert "100" in kernel.pids(tmp_path)
+    assert not (tmp_path / "cgroup.subtree_control").read_text()
+
+
+@pytest.mark.parametrize(
+    ("controllers", "cpu_cores", "missing"),
+    [("memory pids", None, ""), ("memory pids", 0.5, "cpu"), ("memory", None, "pids"), ("cpu pids", None, "memory")],
+)
+def test_controllers_that_were_not_delegated_are_named_if_needed(
+    controllers: str, cpu_cores: float | None, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeKernel(tmp_path, [], controllers).install(monkeypatch)
+    monkeypatch.setattr(cgroup, "_mounts", list)
+    limits = Limits(memory_bytes=64 << 20, cpu_cores=cpu_cores)
+    if missing:
+        with pytest.raises(SandboxEntryFailed, match=f"without the controller {missing}"):
+            cgroup.create("x", limits)
+    else:
+        assert cgroup.create("x", limits).version == "v2"
+
+
+@pytest.mark.parametrize(
+    ("uid", "present", "said"),
+    [
+        (0, [], "mount the cgroup file system writable"),
+        (1000, [], "version 1"),
+        (1000, ["/sys/fs/cgroup/cgroup.controllers"], "let root hand you a group"),
+        (1000, ["/sys/fs/cgroup/cgroup.controllers", "/run/systemd/system"], "loginctl enable-linger 1000"),
+        (
+            1000,
+            ["/sys/fs/cgroup/cgroup.controllers", "/run/systemd/system", "/run/user/1000/systemd"],
+            "let systemd delegate a cgroup: systemd-run --user --scope -p Delegate=yes",
+        ),
+    ],
+)
+def test_remedy_fits_the_machine(uid: int, present: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failure.os, "geteuid", lambda: uid)
+    monkeypatch.setattr(failure.os.path, "exists", lambda path: path in present)
+    monkeypatch.setattr(failure.os.path, "isdir", lambda path: path in present)
+    told = failure.remedy(Layer.CGROUP, None)
+    assert said in told and "tier B" in told
+    assert uid == 0 or "systemd-run --user --scope -p Delegate=yes" in told
 
 
 def test_own_group_is_found_below_a_partly_shown_hierarchy() -> None:

@@ -208,6 +208,7 @@ CASES = [
     Case("T8", "open_socket_pairs", (SECCOMP,), {"count": 10}, {"seal": True}),
     Case("T8", "raise_limit", (RLIMITS,), impossible_because=NEEDS_CAPABILITY),
     Case("T8", "grow_pipe", (SECCOMP,)),
+    Case("T8", "force_socket", (Layer.CREDENTIALS,), {"size": 64 << 20}, impossible_because=NEEDS_CAPABILITY),
     Case("T8", "make_message_queue", (SECCOMP, RLIMITS)),
     Case("T8", "queue_signals", (RLIMITS,), {"count": 1000}, beside=(Layer.USER_NAMESPACE,)),
     Case("T8", "write_big_file", (VIEW, RLIMITS), {"size": 16 << 20}, SMALL_FILES,

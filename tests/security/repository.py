@@ -49,9 +49,15 @@ class Repository:
         self._zygote, self._runtime, self._around, self._folder = zygote, runtime, around, folder
         self._count = 0
 
-    def attempt(self, case: Case, mode: Mode = Mode.SAFE, policy: Policy | None = None) -> dict[str, Any]:
+    def attempt(self, case: Case, mode: Mode = Mode.SAFE) -> dict[str, Any]:
         """Make one attack; the answer says also which forbidden call ended the worker, if one did."""
-        policy = policy or Policy()
+        with self.worker(case, mode) as worker:
+            return {**self._listen(worker), "arrived": undo(self._around)}
+
+    @contextlib.contextmanager
+    def worker(self, case: Case, mode: Mode = Mode.SAFE) -> Iterator[Worker]:
+        """Make a worker for an attack, not yet started."""
+        policy = Policy()
         arguments = case.arguments if case.arguments_in_worker is None else case.arguments_in_worker
         order = WorkerOrder(
             admitted=self._model(case.attack, self._around.fill(arguments)),
@@ -72,15 +78,18 @@ class Repository:
         self._count += 1
         worker = Worker(f"a{self._count}", order, layers, self._runtime)
         try:
-            return {**self._listen(worker), "arrived": undo(self._around)}
+            yield worker
         finally:
             worker.close()
+
+    def start(self, worker: Worker) -> None:
+        worker.start(self._zygote, _DEADLINES, _never, self._wake_fd)
 
     def _listen(self, worker: Worker) -> dict[str, Any]:
         deadline = time.monotonic() + 30
         try:
             # The attack may be over before we have read that the worker is ready.
-            worker.start(self._zygote, _DEADLINES, _never, self._wake_fd)
+            self.start(worker)
             while time.monotonic() < deadline:
                 worker.pump(0.05)
                 for line in worker.log.tail().splitlines():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +18,7 @@ from wan_compat.policies.facts import HostFacts
 from wan_compat.policies.policy import Policy
 from wan_compat.protocol.values import Mode
 from wan_compat.sandbox.spec import Tier
+from wan_compat.supervisor import incidents
 from wan_compat.supervisor.host import read_host
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="these layers are Linux's")
@@ -62,6 +65,22 @@ def test_what_a_worker_wrote_does_not_outlive_it(hostile: Repository) -> None:
     create = Case("T2", "create_file", (), {"folder": "/scratch"})
     for _ in range(2):  # exclusively: the second would fail if the first one's file were still there
         assert hostile.attempt(create)["gained"] == "created a file"
+
+
+def test_call_of_a_worker_that_nobody_waits_for_ends_it_all_the_same(hostile: Repository) -> None:
+    """Warm between two jobs: it is not alive for the next one, and what it did is recorded when it is cleared away."""
+    late = Case("T7", "wait_and_call", (), {"seconds": 0.3, "name": "ptrace"})
+    with hostile.worker(late) as worker:
+        hostile.start(worker)
+        assert worker.alive
+        deadline = time.monotonic() + 10
+        while worker.alive and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not worker.alive
+        pid = worker.pid
+    last = json.loads(incidents.audit_file().read_text().splitlines()[-1])
+    assert (last["worker"], last["what"], last["state"]) == (worker.name, "ptrace", "ready")
+    assert not os.path.exists(f"/proc/{pid}")
 
 
 def test_search_of_memory_finds_what_is_there(hostile: Repository) -> None:

@@ -9,8 +9,9 @@ bounds it (a container, a systemd unit) bounds its workers too.
 
 In v2, a group that gives controllers to its children may hold no process itself
 (Documentation/admin-guide/cgroup-v2.rst, "No Internal Process Constraint"). So a supervisor to which a group was
-delegated first moves itself into a leaf of it. An ordinary user gets such a group by `systemd-run --user --scope -p
-Delegate=yes`.
+delegated first moves itself, and whoever else is in the group (the shell that started it), into a leaf of it. An
+ordinary user gets such a group by `systemd-run --user --scope -p Delegate=yes`. Which controllers come with it is the
+administrator's choice: memory and pids are needed, cpu only for a limit on processor time.
 
 Groups are named `wan-compat-<supervisor pid>-<its start time>-<name>`, so that `sweep_stale` can tell those of a dead
 supervisor from those of a living one, also when the pid has been used again.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import re
 import signal
@@ -35,6 +37,8 @@ _CPU_PERIOD_US = 100_000
 _POLL_S = 0.005
 # The worker's own threads, plus the launcher's short-lived first child (A), which joins before it is gone.
 _PIDS_SLACK = 2
+# Attempts to empty a group that we give controllers to: what forks meanwhile leaves its child there.
+_MOVES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +194,7 @@ def _create_v2(name: str, limits: Limits) -> Cgroup:
     own = _own_v2_folder()
     if own is None:
         raise FileNotFoundError("no cgroup2 file system is mounted, or it has no memory controller")
-    parent = _delegate(own)
+    parent = _delegate(own, needs_cpu=limits.cpu_cores is not None)
     folder = f"{parent}/{name}"
     os.mkdir(folder)
     try:
@@ -207,34 +211,61 @@ def _create_v2(name: str, limits: Limits) -> Cgroup:
     return Cgroup("v2", (folder,))
 
 
-def _delegate(own: str) -> str:
-    """Return the folder below which groups get controllers, after making that possible."""
-    wanted = "+memory +pids +cpu"
+def _delegate(own: str, *, needs_cpu: bool) -> str:
+    """Return the folder below which groups get controllers, after making that possible.
+
+    Raises:
+        OSError: We may not, or a controller that is needed was not delegated.
+    """
     if os.path.basename(own).startswith(f"{_PREFIX}-supervisor-"):
         own = os.path.dirname(own)
-    try:
+    wanted = " ".join(f"+{name}" for name in _controllers(own, needs_cpu=needs_cpu))
+    with contextlib.suppress(OSError):
         _write(f"{own}/cgroup.subtree_control", wanted)
         return own
-    except OSError:
-        pass
     leaf = f"{own}/{_PREFIX}-supervisor-{os.getpid()}"
     os.makedirs(leaf, exist_ok=True)
     try:
-        with open(f"{own}/cgroup.procs", encoding="ascii") as file:
-            pids = [int(line) for line in file]
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                _write(f"{leaf}/cgroup.procs", str(pid))
-        _write(f"{own}/cgroup.subtree_control", wanted)
+        for attempt in range(_MOVES):
+            _move(own, leaf)
+            try:
+                _write(f"{own}/cgroup.subtree_control", wanted)
+                break
+            except OSError as error:
+                if error.errno != errno.EBUSY or attempt == _MOVES - 1:
+                    raise
     except OSError:
         # Back to where we were: a half-made delegation would confuse whoever manages this group.
         with contextlib.suppress(OSError):
-            with open(f"{leaf}/cgroup.procs", encoding="ascii") as file:
-                for line in file:
-                    _write(f"{own}/cgroup.procs", line.strip())
+            _move(leaf, own)
             os.rmdir(leaf)
         raise
     return own
+
+
+def _controllers(own: str, *, needs_cpu: bool) -> list[str]:
+    """Return the controllers to hand on, of those that were handed to us."""
+    try:
+        with open(f"{own}/cgroup.controllers", encoding="ascii") as file:
+            available = file.read().split()
+    except FileNotFoundError:
+        available = ["memory", "pids", "cpu"]
+    needed = ["memory", "pids", *(["cpu"] if needs_cpu else [])]
+    missing = [name for name in needed if name not in available]
+    if missing:
+        raise PermissionError(errno.EPERM, f"{own} was delegated without the controller {' and '.join(missing)}")
+    return [name for name in ("memory", "pids", "cpu") if name in available]
+
+
+def _move(source: str, target: str) -> None:
+    """Move every process of one group into another."""
+    with open(f"{source}/cgroup.procs", encoding="ascii") as file:
+        pids = [int(line) for line in file]
+    for pid in pids:
+        # 0 is one that our pid namespace does not show: it cannot be moved, and the next write will say EBUSY.
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                _write(f"{target}/cgroup.procs", str(pid))
 
 
 def _own_v2_folder() -> str | None:

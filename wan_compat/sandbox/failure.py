@@ -37,10 +37,7 @@ def remedy(layer: Layer, number: int | None) -> str:
     if layer in NAMESPACE_LAYERS:
         return _namespace_remedy(layer, number)
     if layer is Layer.CGROUP:
-        return (
-            "run as root, or let systemd delegate a cgroup: systemd-run --user --scope -p Delegate=yes wan-compat ...; "
-            "or accept tier B, where memory is bounded by RLIMIT_DATA"
-        )
+        return f"{_cgroup_remedy()}; or accept tier B, where memory is bounded by RLIMIT_DATA"
     if layer is Layer.VIEW:
         return "a Linux of 5.12 or later is needed, and permission to mount inside a user namespace"
     if layer is Layer.LANDLOCK:
@@ -69,6 +66,22 @@ def _namespace_remedy(layer: Layer, number: int | None) -> str:
             "a container's seccomp profile probably forbids user namespaces: allow unshare, or accept tier C by policy"
         )
     return f"the kernel was built without this namespace ({layer.value}), or a container forbids it"
+
+
+def _cgroup_remedy() -> str:
+    scope = "systemd-run --user --scope -p Delegate=yes wan-compat ..."
+    if os.geteuid() == 0:
+        return "mount the cgroup file system writable (in a container: --cgroupns=private and /sys/fs/cgroup writable)"
+    if not os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
+        return (
+            "run as root: this machine's cgroups are version 1, which cannot be handed to a user "
+            f"(boot with systemd.unified_cgroup_hierarchy=1, then {scope})"
+        )
+    if not os.path.isdir("/run/systemd/system"):
+        return f"run as root, or let root hand you a group (chown its folder and cgroup.procs); systemd does: {scope}"
+    if not os.path.exists(f"/run/user/{os.geteuid()}/systemd"):
+        return f"log in with a session of your own (or: loginctl enable-linger {os.geteuid()}), then {scope}"
+    return f"let systemd delegate a cgroup: {scope}"
 
 
 def _setting(name: str) -> str | None:
