@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import struct
 from collections.abc import Iterator, Mapping
@@ -21,8 +22,10 @@ MAX_FILES = 2000
 MAX_DEPTH = 3
 MAX_JSON_BYTES = 4 << 20
 MAX_JSON_DEPTH = 32
-MAX_HEADER_BYTES = 64 << 20  # safetensors itself allows 100 MB; the largest Wan shard has 0.3 MB
-MAX_TENSORS = 100_000
+# Of one document, counted before anything is built: `[[],[],...` costs a byte of file per 30 bytes of memory.
+MAX_JSON_VALUES = 250_000
+MAX_HEADER_BYTES = 8 << 20  # safetensors itself allows 100 MB; the largest Wan shard has 0.3 MB
+MAX_TENSORS = 20_000  # of one component; the largest Wan transformer has 1,100, quantised ones three times that
 
 # https://github.com/huggingface/safetensors#format; sub-byte types are not used by any Wan repository.
 _DTYPE_BYTES = {
@@ -31,6 +34,7 @@ _DTYPE_BYTES = {
 }  # fmt: skip
 
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_model(path: str) -> ModelFacts:
@@ -152,13 +156,15 @@ def parse_json(raw: bytes, name: str) -> Mapping[str, Any]:
             found[key] = value
         return found
 
-    depth = deepest = 0
-    # Brackets inside strings count too, which only makes the limit stricter.
+    # Signs inside strings count too, which only makes the limits stricter.
+    values = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
+    if values > MAX_JSON_VALUES:
+        raise ModelCorrupt(f"{name} has {values} values, more than any configuration or header needs")
+    depth = 0
     for byte in raw.translate(None, _NOT_BRACKETS):
         depth += 1 if byte in b"[{" else -1
-        deepest = max(deepest, depth)
-    if deepest > MAX_JSON_DEPTH:
-        raise ModelCorrupt(f"{name} is nested {deepest} deep, more than any configuration needs")
+        if depth > MAX_JSON_DEPTH:
+            raise ModelCorrupt(f"{name} is nested deeper than {MAX_JSON_DEPTH}, more than any configuration needs")
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=pairs)
     except (ValueError, RecursionError) as error:
@@ -167,18 +173,29 @@ def parse_json(raw: bytes, name: str) -> Mapping[str, Any]:
         ) from error
     if not isinstance(value, dict):
         raise ModelCorrupt(f"{name} holds a {type(value).__name__}, not an object", hint="download the file again")
+    if _SURROGATE.search(raw):
+        # Half a character is a Python string that can be neither printed nor sent.
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ModelCorrupt(
+                f"{name} holds half a character (\\uD800 to \\uDFFF)", hint="download it again"
+            ) from error
     return value
 
 
 def _read_headers(folder: str, files: Mapping[str, FileFact]) -> dict[str, TensorFact]:
     found: dict[str, TensorFact] = {}
+    count = 0  # of entries, not of names: the same name in a thousand files has to be read a thousand times
     for path, fact in files.items():
         if not (path.startswith(f"{folder}/") and path.count("/") == 1 and path.endswith(".safetensors")):
             continue
-        for name, tensor in read_safetensors_header(fact).items():
+        header = read_safetensors_header(fact)
+        count += len(header)
+        if count > MAX_TENSORS:
+            raise ModelCorrupt(f"{folder} has more than {MAX_TENSORS} tensors")
+        for name, tensor in header.items():
             found.setdefault(name, tensor)
-            if len(found) > MAX_TENSORS:
-                raise ModelCorrupt(f"{folder} has more than {MAX_TENSORS} tensors")
     return found
 
 

@@ -1,0 +1,328 @@
+"""What is fuzzed: every parser of the supervisor that reads a worker's or a model author's bytes, with its promise.
+
+A target takes bytes and either accepts them or raises one of its typed errors. Anything else that it raises, an
+`AssertionError` about its promise included, is a finding; so is an input that takes too long or too much memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import json
+import os
+import resource
+import socket
+import struct
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+from wan_compat.policies.facts import FileFact
+from wan_compat.protocol import codec, launch, states
+from wan_compat.protocol import messages as m
+from wan_compat.protocol.errors import CorruptFrame, ModelCorrupt, ProtocolViolation, WanCompatError
+from wan_compat.protocol.ring import RING_BYTES, pack_doorbell
+from wan_compat.protocol.values import ComponentSpec, FrameSpec, GenerationParams, PipelineSpec
+from wan_compat.protocol.zmtp import GREETING, READY, PairReader, pack_frame
+from wan_compat.supervisor.frame_ring import FrameRing
+from wan_compat.supervisor.inspection import parse_json, read_safetensors_header
+
+MAX_CPU_S = 1.0
+MAX_GROWTH_BYTES = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    run: Callable[[bytes], None]
+    allowed: tuple[type[BaseException], ...]
+    seeds: Callable[[], Iterator[bytes]]
+    max_len: int = 4096
+
+
+def check(target: Target, data: bytes) -> None:
+    """Run one input. Raises whatever is a finding."""
+    began, resident = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        target.run(data)
+    except target.allowed as error:
+        assert isinstance(error, WanCompatError)
+        error.message.encode()  # goes to terminals and files
+        json.dumps(error.to_json()).encode()
+    took_s = time.process_time() - began
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident) << 10
+    assert took_s < MAX_CPU_S, f"slow: {took_s:.2f} s for {len(data)} bytes"
+    assert grown < MAX_GROWTH_BYTES, f"hungry: {grown >> 20} MiB for {len(data)} bytes"
+
+
+# ---- codec ----------------------------------------------------------------------------------------------------------
+
+FROM_WORKER = codec.from_worker_codec()
+TO_WORKER = codec.to_worker_codec()
+
+_PROBE = m.Probe(name="inet_socket", denied=True, detail="EPERM")
+FROM_WORKER_SAMPLES = (
+    m.Hello(protocol_version=1, layers=("view", "seccomp"), probes=(_PROBE,), versions={"torch": "2"}, entry_s=0.01),
+    m.Ready(probes=(_PROBE,)),
+    m.Progress(job=0, phase="load", step=1, total=5),
+    m.Progress(job=1, phase="denoise", step=1, total=5),
+    m.Progress(job=1, phase="decode", step=5, total=5),
+    m.ModelLoaded(
+        pipeline_class="WanPipeline", parameters={"vae": 5}, streaming=True, streaming_reason="equal", load_s=0.2
+    ),
+    m.Generated(job=1, text_encode_s=0.1, denoise_s=1.0, decode_s=0.5, peak_vram_bytes=1 << 40),
+    m.Cancelled(job=1),
+    m.Failed(job=1, code="unusable_frames", message="NaN", fixes=("try another seed",)),
+    m.Failed(job=0, code="model_corrupt", message="läuft nicht"),
+    m.Pong(nonce=7),
+)
+_PIPELINE = PipelineSpec(
+    pipeline_class="WanPipeline",
+    components=(ComponentSpec(name="vae", library="diffusers", class_name="AutoencoderKLWan", subfolder="vae"),),
+    threads=2,
+)
+_PARAMS = GenerationParams(
+    prompt="a fox",
+    seed=1,
+    num_inference_steps=4,
+    guidance_scale=5.0,
+    frames=FrameSpec(height=16, width=16, num_frames=9),
+)
+TO_WORKER_SAMPLES = (
+    m.Welcome(),
+    m.LoadModel(pipeline=_PIPELINE),
+    m.Generate(job=1, params=_PARAMS),
+    m.Cancel(job=1),
+    m.Ping(nonce=7),
+    m.Shutdown(),
+)
+
+
+def run_codec(data: bytes) -> None:
+    seq, message = FROM_WORKER.decode(data)
+    assert FROM_WORKER.decode(FROM_WORKER.encode(message, seq)) == (seq, message)
+
+
+def codec_seeds() -> Iterator[bytes]:
+    for sample in FROM_WORKER_SAMPLES:
+        yield FROM_WORKER.encode(sample, 3)
+
+
+# ---- state machine --------------------------------------------------------------------------------------------------
+
+
+def run_states(data: bytes) -> None:
+    """Each pair of bytes is a step: what to say, and how to twist it."""
+    talk = states.Conversation()
+    seq = 0
+    for what, twist in zip(data[::2], data[1::2], strict=False):
+        before = talk.state
+        if what & 0x80:
+            message = TO_WORKER_SAMPLES[what % len(TO_WORKER_SAMPLES)]
+            if isinstance(message, m.Ping):
+                message = m.Ping(nonce=twist)
+            if type(message) not in states.SEND[before]:
+                continue  # ours to get right, and tested elsewhere
+            talk.sending(message)
+            assert talk.state == states.SEND[before][type(message)]
+            continue
+        message = FROM_WORKER_SAMPLES[what % len(FROM_WORKER_SAMPLES)]
+        if isinstance(message, m.Pong):
+            message = m.Pong(nonce=twist)
+        elif isinstance(message, m.Progress):
+            message = message.model_copy(update={"step": twist % 16, "total": twist // 16})
+        elif twist > 250:
+            seq += 1
+        talk.received(seq + 1, message)
+        seq += 1
+        assert type(message) in states.RECEIVE[before]
+        assert talk.state == states.RECEIVE[before][type(message)]
+
+
+def states_seeds() -> Iterator[bytes]:
+    def said(kind: int, twist: int = 0) -> bytes:
+        return bytes([kind, twist])
+
+    def told(kind: int, twist: int = 0) -> bytes:
+        return bytes([next(byte for byte in range(0x80, 0x100) if byte % len(TO_WORKER_SAMPLES) == kind), twist])
+
+    begin = said(0) + told(0) + said(1) + told(1) + said(2, 0x51) + said(5)
+    yield begin + told(4, 9) + said(10, 9) + told(2) + said(3, 0x51) + said(3, 0x52) + said(4, 0x51) + said(6)
+    yield begin + told(2) + told(3) + said(7) + told(2) + said(8) + told(5)
+    yield said(0) + told(0) + said(1) + told(1) + said(9) + told(1)
+
+
+# ---- ring -----------------------------------------------------------------------------------------------------------
+
+
+def run_ring(data: bytes) -> None:
+    """Bytes are steps of worker and supervisor against one ring: packets are the worker's, the rest is ours."""
+    ring = FrameRing()
+    theirs = socket.socket(fileno=os.dup(ring.worker_descriptors[1]))
+    theirs.setblocking(False)
+    stream = io.BytesIO(data)
+    job = 0
+    try:
+        while step := stream.read(1):
+            match step[0] % 8:
+                case 0:
+                    job += 1
+                    side = 1 << (step[0] >> 5)
+                    ring.begin(job, FrameSpec(height=side, width=4096, num_frames=1 + (step[0] >> 3)))
+                case 1 | 2:
+                    _send(theirs, stream.read(stream.read(1)[0] % 12 if step[0] & 8 else 8))
+                case 3 | 4:
+                    _send(theirs, pack_doorbell(job, ring.published + (step[0] >> 6)))
+                case 5:
+                    ready = ring.collect()
+                    assert 0 <= ready == ring.published - ring.consumed <= 4
+                case 6:
+                    if ring._layout is not None and ring.published > ring.consumed:
+                        with ring.front() as view:
+                            assert view.readonly and len(view) == ring._layout.frame.frame_bytes
+                        assert ring._layout.offset(ring.consumed) + ring._layout.frame.frame_bytes <= RING_BYTES
+                        ring.release()
+                case 7:
+                    if step[0] & 8:
+                        ring.end()
+                    elif ring.complete:
+                        assert ring.consumed == ring._layout.frame.num_frames  # type: ignore[union-attr]
+            assert 0 <= ring.consumed <= ring.published
+    except IndexError:
+        pass  # the input ended in the middle of a step
+    finally:
+        theirs.close()
+        ring.close()
+
+
+def _send(sock: socket.socket, packet: bytes) -> None:
+    try:
+        sock.send(packet)
+    except (BlockingIOError, BrokenPipeError):
+        pass
+
+
+def ring_seeds() -> Iterator[bytes]:
+    yield bytes([0x20, 3, 5, 6, 7])  # one short frame of five; then the job's end is looked at
+    yield bytes([0x20, 3, 5, 3, 5, 3, 5, 3, 5, 6, 6, 6, 6, 3, 5, 6, 7, 15])
+    yield bytes([0x28, 1]) + pack_doorbell(1, 0) + bytes([5, 6, 9, 0, 5])  # and hangs up by an empty packet
+
+
+# ---- ZMTP -----------------------------------------------------------------------------------------------------------
+
+
+def run_zmtp(data: bytes) -> None:
+    """The first byte says how the rest is cut."""
+    reader = PairReader(1000)
+    cut = 1 + (data[0] if data else 0)
+    for position in range(1, len(data), cut):
+        answer = reader.feed(data[position : position + cut])
+        assert answer in (b"", READY)
+        while (message := reader.next_message()) is not None:
+            assert len(message) <= 1000 and reader.established
+        assert len(reader._buffer) <= 1009 + cut
+
+
+def zmtp_seeds() -> Iterator[bytes]:
+    for cut in (0, 6, 255):
+        yield bytes([cut]) + GREETING + READY + pack_frame(b"short") + pack_frame(b"long" * 100) + pack_frame(b"")
+
+
+# ---- JSON and safetensors -------------------------------------------------------------------------------------------
+
+
+def run_json(data: bytes) -> None:
+    value = parse_json(data, "config.json")
+    assert json.loads(data) is not None
+    json.dumps(value, ensure_ascii=False).encode()  # facts go into reports
+
+
+def json_seeds() -> Iterator[bytes]:
+    index = {"_class_name": "WanPipeline", "vae": ["diffusers", "AutoencoderKLWan"], "boundary_ratio": None}
+    config = {"z_dim": 16, "latents_mean": [-0.75, 1e-3], "lambda_min_clipped": float("-inf"), "a": {"b": [True, "é"]}}
+    yield json.dumps(index, indent=2).encode()
+    yield json.dumps(config).encode()
+    yield b'{"fox": "\\ud83e\\udd8a"}'
+
+
+@functools.cache
+def _scratch_file() -> str:
+    return tempfile.mkstemp(prefix="wan-compat-fuzz-", suffix=".safetensors")[1]
+
+
+def run_safetensors(data: bytes) -> None:
+    """Accepted by us and by the loader's own reader, a file must say the same to both."""
+    path = _scratch_file()
+    with open(path, "wb") as file:
+        file.write(data)
+    info = os.stat(path)
+    ours = read_safetensors_header(
+        FileFact("x.safetensors", path, info.st_size, info.st_dev, info.st_ino, info.st_mtime_ns)
+    )
+    assert sum(fact.bytes for fact in ours.values()) <= len(data)
+    try:
+        from safetensors import SafetensorError, deserialize
+    except ImportError:  # the worker's libraries are not installed
+        return
+    try:
+        theirs = dict(deserialize(data))
+    except SafetensorError:
+        return  # stricter than we are: the worker says so
+    assert set(theirs) == set(ours)
+    for name, fact in ours.items():
+        assert tuple(theirs[name]["shape"]) == fact.shape, (name, theirs[name]["shape"], fact)
+        assert theirs[name]["dtype"] == fact.dtype
+        assert len(theirs[name]["data"]) == fact.bytes
+
+
+def safetensors_seeds() -> Iterator[bytes]:
+    for header, size in (
+        ({}, 0),
+        ({"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}, 16),
+        (
+            {
+                "__metadata__": {"format": "pt"},
+                "blocks.0.weight": {"dtype": "BF16", "shape": [3, 1, 2], "data_offsets": [4, 16]},
+                "scale": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]},
+                "none": {"dtype": "U8", "shape": [0, 5], "data_offsets": [16, 16]},
+            },
+            16,
+        ),
+    ):
+        raw = json.dumps(header).encode()
+        raw += b" " * (-len(raw) % 8)
+        yield struct.pack("<Q", len(raw)) + raw + bytes(size)
+
+
+# ---- the zygote's link ----------------------------------------------------------------------------------------------
+
+
+def run_launch(data: bytes) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        theirs.send(data or b"\0")
+        packet = launch.receive_packet(ours, "from")
+        assert packet is not None and packet[1] == ()
+
+
+def launch_seeds() -> Iterator[bytes]:
+    import msgpack
+
+    for message in (
+        launch.ZygoteReady(import_s=1.0, threads=1, versions={"torch": "2"}),
+        launch.WorkerSpawned(worker="w1", pid=5),
+        launch.SpawnFailed(worker="w1", code="x", message="y", fixes=("z",), layer="view"),
+        launch.WorkerExited(worker="w1", pid=5, status=9),
+    ):
+        yield msgpack.packb(message.model_dump())
+
+
+TARGETS = {
+    "codec": Target(run_codec, (ProtocolViolation,), codec_seeds),
+    "states": Target(run_states, (ProtocolViolation,), states_seeds, max_len=512),
+    "ring": Target(run_ring, (CorruptFrame,), ring_seeds, max_len=256),
+    "zmtp": Target(run_zmtp, (ProtocolViolation,), zmtp_seeds),
+    "json": Target(run_json, (ModelCorrupt,), json_seeds),
+    "safetensors": Target(run_safetensors, (ModelCorrupt,), safetensors_seeds),
+    "launch": Target(run_launch, (ProtocolViolation,), launch_seeds),
+}
