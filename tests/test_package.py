@@ -19,7 +19,7 @@ from wan_compat.protocol import launch, messages
 from wan_compat.protocol.values import Value
 from wan_compat.supervisor.cli.main import app
 
-HEAVY = {"torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy"}
+HEAVY = {"zmq", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy"}
 IMPORT_BUDGET_S = 0.25
 IMPORT_BUDGET_MB = 40
 

@@ -114,7 +114,7 @@ def test_overwrite_and_worker_log(cli: RunCli, cwd: Path) -> None:
 def test_a_timeout_is_124_and_leaves_nothing(cli: RunCli, cwd: Path) -> None:
     ended = cli("generate", MODEL, "--prompt", "x", *LONG, "--timeout", "4s", "--json")
     assert ended.code == 124, ended
-    assert ended.document["error"]["code"] == "deadline_exceeded"
+    assert ended.document["error"]["code"] == "job_timeout"
     assert list(cwd.iterdir()) == []
 
 
