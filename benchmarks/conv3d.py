@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.arms import WAITING
 from benchmarks.child import Child, answer
 from benchmarks.harness import Benchmark, Row, alternate, part
 from tests.assets.tiny_wan import tiny_model
@@ -18,7 +19,7 @@ from tests.assets.tiny_wan import tiny_model
 
 def run(_shared: object) -> Iterator[Row]:
     for name, kind, repeats in (("conv3d", "t2v", 5), ("conv3d.mid", "t2v_mid", 3)):
-        with Child("benchmarks.conv3d") as child:
+        with Child("benchmarks.conv3d", **WAITING) as child:
             child.ask(do="load", folder=str(Path(tiny_model(kind)) / "vae"))
             samples = alternate(
                 lambda child=child: child.ask(do="decode", arm=0),

@@ -12,6 +12,7 @@ import select
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.arms import WAITING
 from benchmarks.child import Child, answer
 from benchmarks.harness import Benchmark, Row, alternate, part
 from tests.assets.tiny_wan import tiny_model
@@ -31,7 +32,9 @@ def _stream(folder: str) -> float:
     ring = FrameRing()
     try:
         descriptors = ring.worker_descriptors
-        with Child("benchmarks.decode_memory", folder, *map(str, descriptors), pass_fds=descriptors) as child:
+        with Child(
+            "benchmarks.decode_memory", folder, *map(str, descriptors), pass_fds=descriptors, **WAITING
+        ) as child:
             ring.close_worker_ends()
             ring.begin(1, FRAMES)
             poll = select.poll()
@@ -48,7 +51,7 @@ def _stream(folder: str) -> float:
 
 
 def _whole(folder: str) -> float:
-    with Child("benchmarks.decode_memory", folder) as child:
+    with Child("benchmarks.decode_memory", folder, **WAITING) as child:
         return float(child.ask(do="whole"))
 
 

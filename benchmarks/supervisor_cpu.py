@@ -24,7 +24,7 @@ def run(shared: Shared) -> Iterator[Row]:
 
 
 def _share(shared: Shared) -> float:
-    request = shared.request("t2v_mid", height=128, width=224, num_frames=33, num_inference_steps=12)
+    request = shared.request("t2v_mid", height=128, width=224, num_frames=25, num_inference_steps=12)
     moments = []
     job = shared.supervisor.submit(request)
     for event in job.events():
