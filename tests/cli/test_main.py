@@ -52,9 +52,10 @@ def test_help_is_plain_text_on_stdout(verb: str, flag: str, cli: RunCli) -> None
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_option_of_every_verb_has_a_help_text(verb: str) -> None:
-    parameters = typer.main.get_command(app).commands[verb].params  # type: ignore[attr-defined]
-    assert [parameter.name for parameter in parameters if not parameter.help] == []
-    assert {"--json", "--quiet", "--verbose"} <= {option for parameter in parameters for option in parameter.opts}
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    for leaf in getattr(command, "commands", {verb: command}).values():
+        assert [parameter.name for parameter in leaf.params if not parameter.help] == []
+        assert {"--json", "--quiet", "--verbose"} <= {option for parameter in leaf.params for option in parameter.opts}
 
 
 def test_nothing_at_all_is_a_usage_error_that_shows_the_help(cli: RunCli) -> None:

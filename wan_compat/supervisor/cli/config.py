@@ -6,16 +6,16 @@ from typing import Any
 
 import typer
 
-from wan_compat.supervisor.cli.options import Json
+from wan_compat.supervisor.cli.options import Json, Quiet, Verbose
 from wan_compat.supervisor.cli.session import Session
 
 config = typer.Typer(name="config", help="Settings: what is in force, and why.", no_args_is_help=True)
 
 
 @config.command()
-def show(context: typer.Context, json: Json = False) -> int:
+def show(context: typer.Context, json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> int:
     """Print the effective policy; each line names the source that had the last word."""
-    session: Session = context.obj.louder(json=json)
+    session: Session = context.obj.louder(json=json, quiet=quiet, verbose=verbose)
     from wan_compat.policies.policy import SETTINGS, setting_of
     from wan_compat.supervisor.settings import load_settings, sources
 
