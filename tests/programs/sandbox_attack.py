@@ -761,14 +761,6 @@ def resize_ring() -> str | None:
 
 
 @attack
-def stop_oneself() -> str:
-    os.kill(os.getpid(), signal.SIGSTOP)
-    if os.getpid() != 1:
-        return "stopped and was woken"
-    raise OSError(errno.EPERM, "the first process of a namespace cannot stop itself")
-
-
-@attack
 def outlive_parent() -> str:
     libc.prctl(libc.PR_SET_PDEATHSIG, 0)
     return "does not die with its parent"

@@ -214,11 +214,12 @@ class Worker:
 
     def close(self, grace_s: float = 0.0) -> None:
         """End the worker and remove everything that belonged to it. `grace_s` > 0 asks first."""
-        self._forbidden_call()  # also one that nobody waited for, while the worker was warm or told to go
+        self._forbidden_call()  # also one that nobody waited for, while the worker was warm
         if self.alive and grace_s > 0 and self.state not in (WorkerState.CONNECTING, WorkerState.GREETED):
             with contextlib.suppress(WanCompatError):
                 self.send(m.Shutdown())
                 self._wait_death(grace_s)
+                self._forbidden_call()
         self._kill()
         if self._pidfd >= 0:
             if self._zygote is not None and self._zygote.alive():
