@@ -7,13 +7,15 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 PYTEST_ARGS ?=
 
-.PHONY: help demo test check suite bench clean
+.PHONY: help demo test check suite bench soak containment clean
 
 help:
 	@echo 'make demo    install into $(VENV) and generate a clip with the demo model'
 	@echo 'make test    install, then every check and the whole test suite'
 	@echo 'make check   format, lint, types, import contracts, README in step with --help'
 	@echo 'make bench   measure against the budget'
+	@echo 'make soak    500 workers ended at random moments; nothing may be left'
+	@echo 'make containment   make the table of attacks in docs/containment.md anew'
 	@echo 'make clean   remove $(VENV) and everything that was built'
 	@echo 'Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  PYTEST_ARGS='
 
@@ -39,6 +41,12 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.soak --workers 500
+
+containment: $(VENV)/.dev
+	$(BIN)/python -m tests.security.ablation --write
 
 # Stamps: an installation is repeated when what it was made from has changed, and not otherwise.
 $(VENV)/.base:

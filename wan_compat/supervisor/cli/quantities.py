@@ -1,4 +1,4 @@
-"""Sizes and lengths on the command line: those of `policies/quantities.py`, with typer's errors, and for reading."""
+"""Sizes and lengths on the command line; what they mean stands in `policies/quantities.py`."""
 
 from __future__ import annotations
 
