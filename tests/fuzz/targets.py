@@ -7,7 +7,6 @@ A target takes bytes and either accepts them or raises one of its typed errors. 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import io
 import json
 import os
@@ -245,20 +244,19 @@ def json_seeds() -> Iterator[bytes]:
     yield b'{"fox": "\\ud83e\\udd8a"}'
 
 
-@functools.cache
-def _scratch_file() -> str:
-    return tempfile.mkstemp(prefix="wan-compat-fuzz-", suffix=".safetensors")[1]
-
-
 def run_safetensors(data: bytes) -> None:
     """Accepted by us and by the loader's own reader, a file must say the same to both."""
-    path = _scratch_file()
-    with open(path, "wb") as file:
-        file.write(data)
-    info = os.stat(path)
-    ours = read_safetensors_header(
-        FileFact("x.safetensors", path, info.st_size, info.st_dev, info.st_ino, info.st_mtime_ns)
-    )
+    # Made and removed each time: libFuzzer ends the process without any cleaning up.
+    descriptor, path = tempfile.mkstemp(prefix="wan-compat-fuzz-", suffix=".safetensors")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        info = os.stat(path)
+        ours = read_safetensors_header(
+            FileFact("x.safetensors", path, info.st_size, info.st_dev, info.st_ino, info.st_mtime_ns)
+        )
+    finally:
+        os.unlink(path)
     assert sum(fact.bytes for fact in ours.values()) <= len(data)
     try:
         from safetensors import SafetensorError, deserialize
