@@ -11,8 +11,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import settings
 
 from wan_compat.supervisor.runtime import runtime_base
+
+# No examples are kept between runs: the checkout may belong to another user than the one who tests it.
+settings.register_profile("no-database", database=None)
+settings.load_profile("no-database")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PR_SET_CHILD_SUBREAPER = 36
