@@ -47,7 +47,9 @@ class Candidate:
     layers: frozenset[Layer]
 
 
-def plan_candidates(host: HostFacts, policy: Policy, mode: Mode, *, has_cgroup: bool) -> tuple[Candidate, ...]:
+def plan_candidates(
+    host: HostFacts, policy: Policy, mode: Mode, *, has_cgroup: bool, why_no_cgroup: str = "", cgroup_remedy: str = ""
+) -> tuple[Candidate, ...]:
     """Return what to try, strongest first, down to the weakest that policy and mode accept.
 
     The strongest is everything: less the user namespace for root, who can do without, and less the cgroup where there
@@ -73,7 +75,7 @@ def plan_candidates(host: HostFacts, policy: Policy, mode: Mode, *, has_cgroup: 
     ]
     accepted = tuple(candidate for candidate in candidates if candidate.tier.satisfies(minimum))
     if not accepted:
-        raise tier_unavailable(candidates[0].tier, minimum, [])
+        raise tier_unavailable(candidates[0].tier, minimum, [cgroup_remedy] if cgroup_remedy else [], why_no_cgroup)
     return accepted
 
 
@@ -165,10 +167,11 @@ def accept_self_test(
     return decision
 
 
-def tier_unavailable(found: Tier, minimum: Tier, remedies: Iterable[str]) -> SandboxUnavailable:
-    """Return the error for a machine that offers less than was demanded."""
+def tier_unavailable(found: Tier, minimum: Tier, remedies: Iterable[str], because: str = "") -> SandboxUnavailable:
+    """Return the error for a machine that offers less than was demanded, and the mechanism that is missing."""
     return SandboxUnavailable(
-        f"tier {minimum.value} is required, this machine offers tier {found.value}",
+        f"tier {minimum.value} is required, this machine offers tier {found.value}"
+        + (f": {because}" if because else ""),
         fixes=[*remedies, "run `wan-compat doctor` to see what is missing and how to get it"],
         details={"tier": found.value, "min_tier": minimum.value},
     )

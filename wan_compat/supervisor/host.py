@@ -7,11 +7,22 @@ import os
 import psutil
 
 from wan_compat.policies.facts import HostFacts
+from wan_compat.protocol.errors import EnvironmentLacks
 
 
 def read_host() -> HostFacts:
-    """Return the machine's facts; memory is what is available now, or what our own cgroup leaves if that is less."""
-    memory = psutil.virtual_memory()
+    """Return the machine's facts; memory is what is available now, or what our own cgroup leaves if that is less.
+
+    Raises:
+        EnvironmentLacks: /proc does not tell.
+    """
+    try:
+        memory = psutil.virtual_memory()
+    except OSError as error:
+        raise EnvironmentLacks(
+            f"the machine's memory cannot be read: {error.filename}: {error.strerror}",
+            hint="mount /proc (mount -t proc proc /proc); in a container, do not mask it",
+        ) from error
     available, total = int(memory.available), int(memory.total)
     for limit, used in _cgroup_memory():
         total = min(total, limit)

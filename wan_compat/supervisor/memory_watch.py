@@ -22,9 +22,14 @@ class MemoryWatch:
         self._path = f"/proc/{pid}/status"
         self.used_bytes = 0
         self.peak_bytes = 0
+        self.blind = False
 
     def poll(self) -> int:
-        """Return the bytes charged now; the last known number once the process is gone."""
+        """Return the bytes charged now; the last known number, and `blind` set, when the kernel tells none.
+
+        That is so once the process ends, and always where /proc is masked: the caller must tell the two apart.
+        """
+        self.blind = True
         try:
             with open(self._path, "rb") as file:
                 content = file.read(8192)
@@ -32,6 +37,7 @@ class MemoryWatch:
             return self.used_bytes
         found = {name: int(kilobytes) << 10 for name, kilobytes in _FIELDS.findall(content)}
         if b"RssAnon" in found:
+            self.blind = False
             self.used_bytes = found[b"RssAnon"] + found.get(b"RssShmem", 0)
             self.peak_bytes = max(self.peak_bytes, found.get(b"VmHWM", 0))
         return self.used_bytes

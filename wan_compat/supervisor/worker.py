@@ -33,6 +33,7 @@ from wan_compat.protocol.errors import (
     JobCancelled,
     MemoryExceeded,
     ProtocolViolation,
+    SandboxUnavailable,
     WanCompatError,
     WorkerDied,
     WorkerSilent,
@@ -54,6 +55,8 @@ V = TypeVar("V", bound=Value)
 
 SOCKET_NAME = "c"
 PING_S = 1.0
+
+EXIT_S = 0.5  # longest that a process takes from giving its memory back to being ended
 
 # Per-worker user ids for a supervisor that is root: the range that systemd keeps for its DynamicUser= services
 # (61184..65519), so that no account of the machine has one. https://systemd.io/UIDS-GIDS/
@@ -366,9 +369,19 @@ class Worker:
             return
         self._polled = now
         used = self._watch.poll()
-        if self._cgroup is None and used > self.order.memory_limit_bytes:
+        if self._cgroup is not None:
+            return
+        if used > self.order.memory_limit_bytes:
             self._kill()
             raise self._memory_exceeded(used)
+        if self._watch.blind and not self._dead:
+            self._wait_death(EXIT_S)  # memory is given back some moments before a process counts as ended
+            if not self._dead:
+                self._kill()
+                raise SandboxUnavailable(
+                    "the worker's memory cannot be watched: /proc does not show it, and there is no cgroup to bound it",
+                    hint="mount /proc without hidepid, or run where a cgroup can be made (`wan-compat doctor`)",
+                )
 
     def _watch_silence(self, silence_s: float) -> None:
         now = time.monotonic()

@@ -130,7 +130,14 @@ class WorkerPool:
         """Start a worker in the strongest tier that can be entered, down to the order's minimum and not below."""
         if self._cgroup is None:
             self._cgroup = cgroups.detect()
-        candidates = plan_candidates(read_host(), order.policy, order.mode, has_cgroup=self._cgroup.available)
+        candidates = plan_candidates(
+            read_host(),
+            order.policy,
+            order.mode,
+            has_cgroup=self._cgroup.available,
+            why_no_cgroup=self._cgroup.reason,
+            cgroup_remedy=self._cgroup.remedy,
+        )
         zygote = self._zygote(light, deadlines, cancelled)
         downgrades: list[SandboxEntryFailed] = []
         for candidate in candidates:
