@@ -51,9 +51,9 @@ ZYGOTE_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    # Threads that wait sleep instead of spinning: on a machine with other work on its cores, spinning made the demo's
-    # denoising 27 times slower (0.9 s -> 25 s beside two busy processes on two cores).
-    "OMP_WAIT_POLICY": "PASSIVE",
+    # Threads that wait spin for some microseconds and then sleep. libgomp's own choice, to spin for milliseconds, made
+    # the demo's denoising up to 27 times slower on a machine with other work on its cores (docs/adr/0011).
+    "GOMP_SPINCOUNT": "1000",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONDONTWRITEBYTECODE": "1",
     "HF_HUB_OFFLINE": "1",
