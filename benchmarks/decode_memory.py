@@ -95,8 +95,12 @@ def _be_child(folder: str, descriptors: list[int]) -> None:
             act()
         return status("VmHWM") - before
 
+    # Kept to the end: closed with credits unread, a socket resets its peer.
+    ring = WorkerRing(descriptors[0], descriptors[1], Cancellation()) if descriptors else None
+
     def stream() -> None:
-        writer = WorkerRing(descriptors[0], descriptors[1], Cancellation()).writer(1, FRAMES)
+        assert ring is not None
+        writer = ring.writer(1, FRAMES)
         with frame_exit.publishing(writer.publish):
             vae.decode(latents, return_dict=False)
         writer.finish()

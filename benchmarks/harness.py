@@ -68,6 +68,8 @@ class Row:
         name: The benchmark's, with a suffix where it has several rows.
         unit: Of the samples: "s", "ms", "MB", "%", "bytes".
         note: What a reader must know to not misread the numbers.
+        fastest: Show and compare each arm's fastest run instead of medians. For a bar of a few percent, where runs of
+            the same arm differ by ten: what a machine does besides only ever adds time.
     """
 
     name: str
@@ -75,14 +77,18 @@ class Row:
     unit: str
     bar: Bar
     note: str = ""
+    fastest: bool = False
 
     @property
     def ours(self) -> float:
-        return statistics.median(self.samples.ours)
+        return self._typical(self.samples.ours)
 
     @property
     def reference(self) -> float | None:
-        return statistics.median(self.samples.reference) if self.samples.reference else None
+        return self._typical(self.samples.reference) if self.samples.reference else None
+
+    def _typical(self, samples: tuple[float, ...]) -> float:
+        return min(samples) if self.fastest else statistics.median(samples)
 
     @property
     def ratio(self) -> float | None:
@@ -90,6 +96,8 @@ class Row:
         if not self.samples.reference:
             return None
         pairs = list(zip(self.samples.ours, self.samples.reference, strict=True))
+        if self.fastest:
+            pairs = [(min(self.samples.ours), min(self.samples.reference))]
         if self.bar.kind is Kind.FASTER:
             return statistics.median(reference / ours for ours, reference in pairs)
         return statistics.median(ours / reference for ours, reference in pairs)

@@ -36,6 +36,11 @@ def test_a_ratio_is_the_median_of_neighbours_not_of_arms() -> None:
     assert row.ok
 
 
+def test_the_fastest_runs_are_compared_where_a_row_says_so() -> None:
+    row = Row("x", Samples((1.0, 5.0, 5.0), (1.0, 1.0, 2.0)), "s", part(1.03), fastest=True)
+    assert (row.ours, row.reference, row.ratio, row.ok) == (1.0, 1.0, 1.0, True)
+
+
 @pytest.mark.parametrize(
     ("bar", "ours", "reference", "ok"),
     [
