@@ -37,7 +37,7 @@ def run(shared: Shared) -> Iterator[Row]:
     note = f"fork with {len(layers)} layers {medians[0]:.1f} ms, without {medians[1]:.1f} ms"
     yield Row("sandbox_entry", Samples(_less(entered, forked)), "ms", at_most(10), note)
     if Layer.CGROUP in layers:
-        note = "joining a cgroup waits for the kernel to quiesce (an RCU grace period), 5 to 12 ms of mere waiting"
+        note = "joining a version 2 cgroup waits for the kernel to quiesce, 5 to 12 ms; a version 1 one does not"
         yield Row("sandbox_entry.without_cgroup", Samples(_less(without_cgroup, forked)), "ms", at_most(), note)
 
 
