@@ -482,8 +482,7 @@ def test_ffmpeg_dies_with_the_thread_that_started_it(tmp_path):
             encoder = spawn_encoder(config, 5, target)
             found.append(encoder)
             feed(encoder, smooth_frames(SPEC)[:1])
-            # Its name and not its link, which is closed to an ordinary user while the launcher confines itself.
-        while not Path(f"/proc/{encoder.pid}/comm").read_text().startswith("ffmpeg"):
+            while not Path(f"/proc/{encoder.pid}/comm").read_text().startswith("ffmpeg"):
                 time.sleep(0.01)
 
         thread = threading.Thread(target=spawn)
