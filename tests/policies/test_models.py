@@ -7,7 +7,7 @@ import dataclasses
 
 import pytest
 
-from wan_compat.policies.facts import FileFact, ModelFacts, TensorFact
+from wan_compat.policies.facts import FileFact, ModelFacts, TensorFact, WeightFile
 from wan_compat.policies.models import decide_model
 from wan_compat.protocol import errors
 
@@ -56,9 +56,12 @@ def facts(files=FILES, index=INDEX, configs=CONFIGS, tensors=None) -> ModelFacts
     return ModelFacts(
         root="/models/m",
         files={path: file(path) for path in files},
-        index=copy.deepcopy(index),
-        configs=copy.deepcopy(configs),
-        tensors=tensors or dict.fromkeys(("transformer", "vae", "text_encoder"), parameters),
+        documents={"model_index.json": copy.deepcopy(index)}
+        | {f"{name}/config.json": copy.deepcopy(config) for name, config in configs.items()},
+        weights={
+            f"{name}/w.safetensors": WeightFile(f"{name}/w.safetensors", "safetensors", given, {}, 100)
+            for name, given in (tensors or dict.fromkeys(("transformer", "vae", "text_encoder"), parameters)).items()
+        },
     )
 
 

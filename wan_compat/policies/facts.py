@@ -1,10 +1,16 @@
-"""What was observed about a model folder: plain values, read by `supervisor/inspection.py`, judged by this room."""
+"""What was observed about a model: plain values, read by `supervisor/inspection`, judged by this room."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
+
+from wan_compat.policies.findings import Finding
+
+# Where a component's configuration may stand, first one first.
+CONFIG_NAMES = ("config.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +28,7 @@ class FileFact:
 
 @dataclasses.dataclass(frozen=True)
 class TensorFact:
-    """One entry of a safetensors header."""
+    """One entry of a weight file's header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -30,15 +36,62 @@ class TensorFact:
 
 
 @dataclasses.dataclass(frozen=True)
+class WeightFile:
+    """The header of one weight file. `metadata` is safetensors' `__metadata__`, or the scalar key-values of a GGUF.
+
+    GGUF tensors carry their quantisation as dtype (`Q4_K`) and their shape in torch's order (outermost first)."""
+
+    path: str
+    format: Literal["safetensors", "gguf"]
+    tensors: Mapping[str, TensorFact]
+    metadata: Mapping[str, str | int | float | bool]
+    header_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """A diffusers folder as found. `configs` has the parsed JSON of each component, by subfolder; `tensors` what the
-    headers of its safetensors files say, by subfolder and tensor name."""
+    """A model as found: a folder in any layout, or a single weight file (then `files` has just that one).
+
+    `documents` holds every configuration that could be parsed, by path (`model_index.json`, `transformer/config.json`,
+    shard indexes); `weights` every header that could be read, by path. What could not be is in `problems`, so that one
+    broken file does not hide the rest. `repository` and `revision` are known for Hugging Face cache snapshots only.
+    """
 
     root: str
     files: Mapping[str, FileFact]
-    index: Mapping[str, Any]
-    configs: Mapping[str, Mapping[str, Any]]
-    tensors: Mapping[str, Mapping[str, TensorFact]]
+    documents: Mapping[str, Mapping[str, Any]]
+    weights: Mapping[str, WeightFile]
+    problems: tuple[Finding, ...] = ()
+    is_file: bool = False
+    repository: str | None = None
+    revision: str | None = None
+
+    @functools.cached_property
+    def index(self) -> Mapping[str, Any]:
+        """model_index.json, or nothing where it is absent or unreadable."""
+        return self.documents.get("model_index.json", {})
+
+    @functools.cached_property
+    def configs(self) -> Mapping[str, Mapping[str, Any]]:
+        """The configuration of each component folder, whatever it is called there."""
+        found: dict[str, Mapping[str, Any]] = {}
+        for name in CONFIG_NAMES:
+            for path, document in self.documents.items():
+                folder, _, file = path.rpartition("/")
+                if file == name and folder and "/" not in folder:
+                    found.setdefault(folder, document)
+        return found
+
+    @functools.cached_property
+    def tensors(self) -> Mapping[str, Mapping[str, TensorFact]]:
+        """The tensors of each component folder, all its safetensors files together ("" for those at the root)."""
+        found: dict[str, dict[str, TensorFact]] = {}
+        for path, weights in self.weights.items():
+            if weights.format == "safetensors":
+                folder = found.setdefault(path.rpartition("/")[0], {})
+                for name, tensor in weights.tensors.items():
+                    folder.setdefault(name, tensor)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

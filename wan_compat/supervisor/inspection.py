@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
-from wan_compat.policies.facts import FileFact, ModelFacts, TensorFact
+from wan_compat.policies.facts import FileFact, ModelFacts, TensorFact, WeightFile
 from wan_compat.protocol.errors import ModelCorrupt, ModelIndexMissing, ModelNotFound, ModelUnreadable, clean_text
 
 MAX_FILES = 2000
@@ -61,17 +61,17 @@ def read_model(path: str) -> ModelFacts:
             hint="give the top folder of a repository in diffusers layout; "
             "Wan-AI names these repositories with -Diffusers at the end",
         )
-    index = _read_json(files["model_index.json"])
-    configs: dict[str, Mapping[str, Any]] = {}
-    tensors: dict[str, Mapping[str, TensorFact]] = {}
+    documents = {"model_index.json": _read_json(files["model_index.json"])}
+    index = documents["model_index.json"]
+    weights: dict[str, WeightFile] = {}
     for folder in sorted({name.split("/")[0] for name in files if name.count("/") == 1}):
         for name in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
             if (fact := files.get(f"{folder}/{name}")) is not None:
-                configs[folder] = _read_json(fact)
+                documents[fact.path] = _read_json(fact)
                 break
         if folder in index:
-            tensors[folder] = _read_headers(folder, files)
-    return ModelFacts(root=root, files=files, index=index, configs=configs, tensors=tensors)
+            weights.update(_read_headers(folder, files))
+    return ModelFacts(root=root, files=files, documents=documents, weights=weights)
 
 
 def _walk(root: str) -> Iterator[FileFact]:
@@ -184,8 +184,8 @@ def parse_json(raw: bytes, name: str) -> Mapping[str, Any]:
     return value
 
 
-def _read_headers(folder: str, files: Mapping[str, FileFact]) -> dict[str, TensorFact]:
-    found: dict[str, TensorFact] = {}
+def _read_headers(folder: str, files: Mapping[str, FileFact]) -> dict[str, WeightFile]:
+    found: dict[str, WeightFile] = {}
     count = 0  # of entries, not of names: the same name in a thousand files has to be read a thousand times
     for path, fact in files.items():
         if not (path.startswith(f"{folder}/") and path.count("/") == 1 and path.endswith(".safetensors")):
@@ -194,8 +194,7 @@ def _read_headers(folder: str, files: Mapping[str, FileFact]) -> dict[str, Tenso
         count += len(header)
         if count > MAX_TENSORS:
             raise ModelCorrupt(f"{folder} has more than {MAX_TENSORS} tensors")
-        for name, tensor in header.items():
-            found.setdefault(name, tensor)
+        found[path] = WeightFile(path, "safetensors", header, {}, 0)
     return found
 
 

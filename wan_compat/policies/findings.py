@@ -1,0 +1,302 @@
+"""Findings: everything that can be wrong or noteworthy about a model, under stable codes.
+
+One table, `FINDINGS`: code -> severity, what it means, what to do, and the error that an act (such as `generate`)
+raises when it meets an `error`. Readers and decisions only add the actual values: `finding("lfs_pointer", "...")`.
+docs/findings.md is checked against this table.
+
+    error     it cannot be loaded as it is
+    warning   it can, but something is likely to go wrong, or was not what it claimed
+    info      worth knowing, nothing to do
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+from wan_compat.protocol.errors import (
+    EnvironmentLacks,
+    MemoryExceeded,
+    ModelCorrupt,
+    ModelIndexMissing,
+    ModelInvalid,
+    ModelNotCompatible,
+    ModelUnreadable,
+    PickleRefused,
+    RemoteCodeRefused,
+    WanCompatError,
+    clean_text,
+)
+
+MAX_MESSAGE_CHARS = 600
+
+
+class Severity(enum.StrEnum):
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+
+
+@dataclasses.dataclass(frozen=True)
+class FindingKind:
+    """What a code means. `error` is raised by acts that meet this finding at severity `error`."""
+
+    severity: Severity
+    meaning: str
+    fix: str
+    error: type[WanCompatError] = ModelInvalid
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One observation about a model. `path` is relative to the model's root; `line` and `rule` are used by `scan`."""
+
+    code: str
+    severity: Severity
+    message: str
+    fix: str
+    component: str | None = None
+    path: str | None = None
+    line: int | None = None
+    rule: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields of INTERFACES' finding; `path`, `line` and `rule` only where they are known."""
+        document: dict[str, Any] = {
+            "code": self.code,
+            "severity": self.severity.value,
+            "component": self.component,
+            "message": self.message,
+            "fix": self.fix,
+        }
+        extra = {"path": self.path, "line": self.line, "rule": self.rule}
+        return document | {name: value for name, value in extra.items() if value is not None}
+
+    def to_error(self, root: str) -> WanCompatError:
+        """Return the error that an act on the model at `root` raises for this finding."""
+        return FINDINGS[self.code].error(f"{root}: {self.message}", hint=self.fix, details={"finding": self.code})
+
+
+def finding(
+    code: str,
+    message: str,
+    *,
+    component: str | None = None,
+    path: str | None = None,
+    line: int | None = None,
+    rule: str | None = None,
+    fix: str | None = None,
+    severity: Severity | None = None,
+) -> Finding:
+    """Return a finding of a known code with its text cleaned and bounded: it quotes what the repository says."""
+    kind = FINDINGS[code]
+    return Finding(
+        code=code,
+        severity=severity or kind.severity,
+        message=clean_text(message, MAX_MESSAGE_CHARS),
+        fix=clean_text(fix or kind.fix, MAX_MESSAGE_CHARS),
+        component=None if component is None else clean_text(component, 80),
+        path=None if path is None else clean_text(path, 300),
+        line=line,
+        rule=rule,
+    )
+
+
+_E, _W, _I = Severity.ERROR, Severity.WARNING, Severity.INFO
+_AGAIN = "download the file again"
+_ALL_AGAIN = "download the repository again, all of it"
+_OWN_FOLDER = "give the model's own folder"
+
+FINDINGS: Mapping[str, FindingKind] = {
+    # --- reading files -------------------------------------------------------------------------------------------
+    "file_unreadable": FindingKind(_E, "A file may not be read by this user.", "run as its owner", ModelUnreadable),
+    "path_escape": FindingKind(
+        _E, "A link or reference leads out of the repository.", "copy the file in if you trust it", ModelUnreadable
+    ),
+    "special_file": FindingKind(_W, "A FIFO, socket or device lies among the files.", "remove it"),
+    "link_broken": FindingKind(_E, "A link leads to nothing or to itself.", _ALL_AGAIN, ModelCorrupt),
+    "file_name_unsafe": FindingKind(_W, "A file name has control characters or is no text.", "rename or remove it"),
+    "too_many_files": FindingKind(_E, "More files or folders than any model has.", _OWN_FOLDER, ModelCorrupt),
+    "too_deep": FindingKind(_W, "Folders nested deeper than any model's; not looked into.", _OWN_FOLDER),
+    "json_corrupt": FindingKind(_E, "A JSON file cannot be parsed.", _AGAIN, ModelCorrupt),
+    "json_duplicate_key": FindingKind(
+        _E, "A JSON object has a key twice: readers disagree on its value.", _AGAIN, ModelCorrupt
+    ),
+    "json_byte_order_mark": FindingKind(
+        _E,
+        "A JSON file starts with a byte order mark, which the libraries refuse.",
+        "save it as plain UTF-8",
+        ModelCorrupt,
+    ),
+    "json_too_large": FindingKind(_E, "A JSON file beyond the limits on bytes, depth or values.", _AGAIN, ModelCorrupt),
+    "json_not_an_object": FindingKind(_E, "A JSON file holds something else than an object.", _AGAIN, ModelCorrupt),
+    "weights_corrupt": FindingKind(_E, "The header of a weight file is malformed or lies.", _AGAIN, ModelCorrupt),
+    "weights_truncated": FindingKind(_E, "A weight file is shorter than its header says.", _AGAIN, ModelCorrupt),
+    "lfs_pointer": FindingKind(
+        _E, "A Git LFS pointer instead of the file.", "run `git lfs pull`, or download the file itself", ModelCorrupt
+    ),
+    # --- what the folder holds -----------------------------------------------------------------------------------
+    "model_index_missing": FindingKind(
+        _W,
+        "No model_index.json.",
+        "use a repository in diffusers layout (Wan-AI's end in -Diffusers)",
+        ModelIndexMissing,
+    ),
+    "model_index_corrupt": FindingKind(
+        _E,
+        "model_index.json cannot be used; component files tell what it should say.",
+        "run `wan-compat check MODEL --repair DIR` for a copy with a rebuilt model_index.json",
+        ModelCorrupt,
+    ),
+    "wrong_type": FindingKind(_E, "A field has a value of the wrong type.", _AGAIN, ModelCorrupt),
+    "out_of_range": FindingKind(_E, "A number is outside of what can be.", _AGAIN, ModelCorrupt),
+    "component_missing": FindingKind(_E, "A component that the pipeline needs is missing.", _ALL_AGAIN, ModelCorrupt),
+    "component_config_missing": FindingKind(_E, "A component has no configuration.", _ALL_AGAIN, ModelCorrupt),
+    "weights_missing": FindingKind(_E, "A component has no weights.", _ALL_AGAIN, ModelCorrupt),
+    "shard_missing": FindingKind(_E, "A shard of the weights is missing.", "download the missing files", ModelCorrupt),
+    "shard_index_mismatch": FindingKind(_E, "The shard index and the shards disagree.", _ALL_AGAIN, ModelCorrupt),
+    "tensors_duplicate": FindingKind(_E, "Two weight files hold the same tensor.", _ALL_AGAIN, ModelCorrupt),
+    "layout_not_diffusers": FindingKind(
+        _E,
+        "The layout has no loader in diffusers.",
+        "use the -Diffusers repository of the same model, or `wan-compat convert`",
+        ModelNotCompatible,
+    ),
+    "empty_model": FindingKind(_E, "Nothing here is a model.", _OWN_FOLDER),
+    # --- what it is ------------------------------------------------------------------------------------------------
+    "not_wan": FindingKind(_E, "A model of another family.", "use its own program, or a Wan model", ModelNotCompatible),
+    "unknown_architecture": FindingKind(
+        _E, "No known architecture.", "see the evidence; use a known Wan model", ModelNotCompatible
+    ),
+    "ambiguous_variant": FindingKind(_I, "Files alone cannot tell some variants apart.", "nothing; see `candidates`"),
+    "no_pipeline": FindingKind(
+        _E, "diffusers has no pipeline for this model.", "use an alternative that the message names", ModelNotCompatible
+    ),
+    "pipeline_class_unknown": FindingKind(
+        _E,
+        "The pipeline class is not part of diffusers.",
+        "use a repository whose pipeline diffusers has",
+        ModelNotCompatible,
+    ),
+    "class_unknown": FindingKind(
+        _E,
+        "A component's class is not part of diffusers or transformers.",
+        "use a repository with known classes",
+        ModelNotCompatible,
+    ),
+    "library_unknown": FindingKind(
+        _E,
+        "A component comes from a library other than diffusers and transformers.",
+        "use a repository whose components are part of diffusers and transformers",
+        RemoteCodeRefused,
+    ),
+    "pipeline_mismatch": FindingKind(
+        _W, "model_index.json names a pipeline that does not fit the transformer.", "the right one is used"
+    ),
+    "transformer_vae_mismatch": FindingKind(
+        _E, "Transformer and VAE work on different latents.", "take both from one repository"
+    ),
+    "text_encoder_mismatch": FindingKind(
+        _E, "The text encoder's width is not what the transformer takes.", "take both from one repository"
+    ),
+    "image_encoder_mismatch": FindingKind(
+        _E, "Image encoder and transformer do not fit together.", "take both from one repository"
+    ),
+    "experts_differ": FindingKind(_E, "The two experts differ in shape.", "take both from one repository"),
+    "boundary_without_second_expert": FindingKind(
+        _E,
+        "boundary_ratio is set, but there is no second expert: sampling would fail half-way.",
+        "run `wan-compat check MODEL --repair DIR`, which sets boundary_ratio to null in a copy",
+    ),
+    "second_expert_without_boundary": FindingKind(
+        _E,
+        "A second expert without boundary_ratio would silently never run.",
+        "run `wan-compat check MODEL --repair DIR`, which sets the family's boundary_ratio in a copy",
+    ),
+    "header_against_config": FindingKind(
+        _E,
+        "The weights' shapes are not what config.json says; the header is believed.",
+        "take both from one repository",
+    ),
+    "config_fields_ignored": FindingKind(
+        _W, "config.json has fields that the class ignores: they decide in another program.", "see the message"
+    ),
+    "fp8_scaled": FindingKind(
+        _E,
+        "fp8 weights with scale tensors, which diffusers does not understand.",
+        "use the fp16 or bf16 file of the same model",
+        ModelNotCompatible,
+    ),
+    "key_prefix_unusual": FindingKind(
+        _W, "Tensor names carry a prefix that diffusers takes for another model.", "none needed"
+    ),
+    "dtype_mixed": FindingKind(_I, "Weights of several precisions in one component.", "none needed"),
+    "quantized": FindingKind(_I, "Quantised weights.", "the matching backend must be installed"),
+    # --- code and pickles -----------------------------------------------------------------------------------------
+    "remote_code_pipeline": FindingKind(
+        _E,
+        "The repository brings a pipeline of its own.",
+        "use a repository whose pipeline is part of diffusers",
+        RemoteCodeRefused,
+    ),
+    "remote_code_auto_map": FindingKind(
+        _E,
+        "A configuration names Python code of the repository (auto_map).",
+        "use a repository without code of its own",
+        RemoteCodeRefused,
+    ),
+    "remote_code_kernel": FindingKind(
+        _E,
+        "A configuration names kernels or code to fetch.",
+        "use a repository without code of its own",
+        RemoteCodeRefused,
+    ),
+    "remote_code_flag": FindingKind(
+        _E,
+        "A configuration switches trust_remote_code on for itself.",
+        "use a repository without code of its own",
+        RemoteCodeRefused,
+    ),
+    "remote_code_file": FindingKind(
+        _W,
+        "Python or native code lies in the repository; safe mode never shows it to a worker.",
+        "nothing to do in safe mode",
+    ),
+    "cross_repository_reference": FindingKind(
+        _W, "A component is fetched from another repository.", "download that repository and check it on its own"
+    ),
+    "pickle_weights": FindingKind(
+        _E,
+        "Weights only as a pickle, which can run code when it is loaded.",
+        "use a repository with .safetensors weights",
+        PickleRefused,
+    ),
+    "pickle_beside_safetensors": FindingKind(
+        _I, "A pickle lies beside safetensors weights; it is never opened.", "nothing to do"
+    ),
+    # --- whether it runs here --------------------------------------------------------------------------------------
+    "diffusers_missing": FindingKind(
+        _E, "diffusers is not installed.", "pip install 'wan-compat[worker]'", EnvironmentLacks
+    ),
+    "diffusers_too_old": FindingKind(
+        _E, "The installed diffusers is too old for this model.", "upgrade diffusers", EnvironmentLacks
+    ),
+    "transformers_too_old": FindingKind(
+        _E, "The installed transformers is too old.", "upgrade transformers", EnvironmentLacks
+    ),
+    "dependency_missing": FindingKind(
+        _E, "A package that this model needs is not installed.", "wan-compat install-deps MODEL", EnvironmentLacks
+    ),
+    "memory_short": FindingKind(
+        _E,
+        "The weights alone need more memory than this machine has.",
+        "use a smaller or quantised model",
+        MemoryExceeded,
+    ),
+    "memory_tight": FindingKind(_W, "The weights take most of the memory there is.", "close other programs"),
+    "not_runnable_yet": FindingKind(
+        _E, "A sound model for which this version has no way to run.", "see the message", ModelNotCompatible
+    ),
+}
