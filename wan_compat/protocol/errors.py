@@ -6,7 +6,9 @@
     ├── EnvironmentLacks             environment_lacks          3   this machine or installation misses something
     │   ├── FfmpegMissing            ffmpeg_missing             3
     │   ├── WorkerExtraMissing       worker_extra_missing       3
-    │   └── OutputNotWritable        output_not_writable        3
+    │   ├── OutputNotWritable        output_not_writable        3
+    │   ├── StateUnsafe              state_unsafe               3   a state file is foreign, writable by others or no file
+    │   └── StateCorrupt             state_corrupt              3   trust store or audit log: malformed or tampered with
     ├── ModelInvalid                 model_invalid              4   the files are not a usable model
     │   ├── ModelNotFound            model_not_found            4
     │   ├── ModelIndexMissing        model_index_missing        4
@@ -15,6 +17,8 @@
     ├── ModelNotCompatible           model_not_compatible       1   a sound model that cannot run here
     ├── RefusedByPolicy              refused_by_policy          5   possible, but not allowed
     │   ├── RemoteCodeRefused        remote_code_refused        5
+    │   ├── TrustRefused             trust_refused              5   trust mode, and no approval covers what is there
+    │   ├── NotConfirmed             not_confirmed              5   a person said no, or could not be asked
     │   └── PickleRefused            pickle_refused             5
     ├── ResourceExceeded             resource_exceeded          6   not enough, or more than allowed
     │   ├── MemoryExceeded           memory_exceeded            6
@@ -147,6 +151,16 @@ class OutputNotWritable(EnvironmentLacks):
     title = "Output cannot be written"
 
 
+class StateUnsafe(EnvironmentLacks):
+    code = "state_unsafe"
+    title = "The state folder is not safe to use"
+
+
+class StateCorrupt(EnvironmentLacks):
+    code = "state_corrupt"
+    title = "Saved state is damaged"
+
+
 class ModelInvalid(WanCompatError):
     code = "model_invalid"
     title = "Model Compatibility Error"
@@ -183,6 +197,17 @@ class RefusedByPolicy(WanCompatError):
 
 class RemoteCodeRefused(RefusedByPolicy):
     code = "remote_code_refused"
+
+
+class TrustRefused(RefusedByPolicy):
+    """`details` carry `tree_hash` and the difference to the nearest approval: `added`, `removed`, `changed`."""
+
+    code = "trust_refused"
+
+
+class NotConfirmed(RefusedByPolicy):
+    code = "not_confirmed"
+    title = "Not confirmed"
 
 
 class PickleRefused(RefusedByPolicy):
