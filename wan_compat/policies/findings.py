@@ -25,6 +25,7 @@ from wan_compat.protocol.errors import (
     ModelNotCompatible,
     ModelUnreadable,
     PickleRefused,
+    RefusedByPolicy,
     RemoteCodeRefused,
     WanCompatError,
     clean_text,
@@ -119,6 +120,11 @@ FINDINGS: Mapping[str, FindingKind] = {
     "link_broken": FindingKind(_E, "A link leads to nothing or to itself.", _ALL_AGAIN, ModelCorrupt),
     "file_name_unsafe": FindingKind(_W, "A file name has control characters or is no text.", "rename or remove it"),
     "too_many_files": FindingKind(_E, "More files or folders than any model has.", _OWN_FOLDER, ModelCorrupt),
+    "folder_link": FindingKind(_W, "A link to a folder; not followed.", "copy the folder to where the link is"),
+    "file_changed": FindingKind(
+        _E, "A file changed while it was read.", "wait until its download has ended, then try again", ModelCorrupt
+    ),
+    "reading_limit": FindingKind(_E, "More to read than any model has; the rest is unread.", _OWN_FOLDER, ModelCorrupt),
     "too_deep": FindingKind(_W, "Folders nested deeper than any model's; not looked into.", _OWN_FOLDER),
     "json_corrupt": FindingKind(_E, "A JSON file cannot be parsed.", _AGAIN, ModelCorrupt),
     "json_duplicate_key": FindingKind(
@@ -132,6 +138,7 @@ FINDINGS: Mapping[str, FindingKind] = {
     ),
     "json_too_large": FindingKind(_E, "A JSON file beyond the limits on bytes, depth or values.", _AGAIN, ModelCorrupt),
     "json_not_an_object": FindingKind(_E, "A JSON file holds something else than an object.", _AGAIN, ModelCorrupt),
+    "json_constant": FindingKind(_W, "NaN or Infinity, which only Python takes for JSON.", "put a number in its place"),
     "weights_corrupt": FindingKind(_E, "The header of a weight file is malformed or lies.", _AGAIN, ModelCorrupt),
     "weights_truncated": FindingKind(_E, "A weight file is shorter than its header says.", _AGAIN, ModelCorrupt),
     "lfs_pointer": FindingKind(
@@ -173,6 +180,9 @@ FINDINGS: Mapping[str, FindingKind] = {
     "ambiguous_variant": FindingKind(_I, "Files alone cannot tell some variants apart.", "nothing; see `candidates`"),
     "no_pipeline": FindingKind(
         _E, "diffusers has no pipeline for this model.", "use an alternative that the message names", ModelNotCompatible
+    ),
+    "task_not_supported": FindingKind(
+        _E, "The model does not do the task that was asked for.", "use a model of that task", ModelNotCompatible
     ),
     "pipeline_class_unknown": FindingKind(
         _E,
@@ -275,6 +285,51 @@ FINDINGS: Mapping[str, FindingKind] = {
     ),
     "pickle_beside_safetensors": FindingKind(
         _I, "A pickle lies beside safetensors weights; it is never opened.", "nothing to do"
+    ),
+    # --- scan ------------------------------------------------------------------------------------------------------
+    "scan_pickle": FindingKind(
+        _W, "A pickle: loading it can run code.", "use a repository with .safetensors weights", PickleRefused
+    ),
+    "scan_pickle_code": FindingKind(
+        _E, "A pickle that names code beyond tensors.", "do not load it; report the repository", PickleRefused
+    ),
+    "scan_pickle_malformed": FindingKind(
+        _E, "A pickle that is cut, malformed or goes on after its end.", "do not load it", PickleRefused
+    ),
+    "scan_code": FindingKind(
+        _W, "Code lies in the repository.", "nothing to do in safe mode, which never shows it", RemoteCodeRefused
+    ),
+    "scan_code_danger": FindingKind(
+        _E,
+        "Code that does what no pipeline needs, or hides what it does.",
+        "do not approve it; safe mode never runs it",
+        RemoteCodeRefused,
+    ),
+    "scan_native_code": FindingKind(_E, "Compiled code lies in the repository.", "do not run it", RemoteCodeRefused),
+    "scan_restricted": FindingKind(_I, "RestrictedPython's advice on a source file.", "advice only"),
+    "scan_format": FindingKind(_W, "A file's format is not what it says, or is not known.", "see where it comes from"),
+    "scan_format_code": FindingKind(
+        _E,
+        "A format that carries a program beside its weights.",
+        "use a repository with .safetensors weights",
+        RemoteCodeRefused,
+    ),
+    "scan_archive": FindingKind(_W, "An archive lies among the files.", "unpack it and scan what comes out"),
+    "scan_archive_hostile": FindingKind(
+        _E, "An archive that is built to harm who unpacks or checks it.", "do not unpack it", RefusedByPolicy
+    ),
+    "scan_config": FindingKind(
+        _W, "A configuration holds what can run or hide code.", "read it before use", RemoteCodeRefused
+    ),
+    "scan_config_path": FindingKind(
+        _E, "A configuration names a path outside of the repository.", "do not use it", RefusedByPolicy
+    ),
+    "scan_config_note": FindingKind(_I, "A configuration names an address or a path of its author's.", "nothing to do"),
+    "scan_link": FindingKind(_I, "A link among the files.", "nothing to do"),
+    "scan_hidden": FindingKind(_I, "A hidden file.", "nothing to do"),
+    "scan_limit": FindingKind(_W, "A limit of the scan was reached.", _OWN_FOLDER),
+    "changed_while_scanned": FindingKind(
+        _E, "The repository changed while it was read: what was checked may be gone.", "scan it again", ModelCorrupt
     ),
     # --- whether it runs here --------------------------------------------------------------------------------------
     "diffusers_missing": FindingKind(
