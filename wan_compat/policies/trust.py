@@ -24,6 +24,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from wan_compat.policies.facts import FileFact
 from wan_compat.protocol.values import Mode
 
 MAX_FILES = 10_000
@@ -86,12 +87,17 @@ class TrustGrant(_Record):
 
 @dataclasses.dataclass(frozen=True)
 class RepositoryTree:
-    """A repository as it was read. `excluded` are paths that are not part of it, each with the reason."""
+    """A repository as it was read.
+
+    `facts` say where each file lay while it was hashed, in the order of `files`, for the admission of these very files
+    to a worker's view. `excluded` are paths that are not part of the tree, each with the reason.
+    """
 
     source: str
     revision: str | None
     root: str
     files: tuple[TrustedFile, ...]
+    facts: tuple[FileFact, ...] = ()
     excluded: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -134,7 +140,7 @@ class TrustDecision:
 
     outcome: TrustOutcome
     reason: str
-    tree_hash: str
+    tree: RepositoryTree
     grant: TrustGrant | None = None
     difference: TreeDifference = TreeDifference()
 
@@ -162,17 +168,17 @@ def decide_trust(mode: Mode, tree: RepositoryTree, grants: Sequence[TrustGrant])
         mode: Safe mode needs no grant, and gets no code whatever was granted.
         grants: Everything that was approved, for whatever repository.
     """
-    found = tree.hash
     if mode is Mode.SAFE:
-        return TrustDecision(TrustOutcome.NOT_NEEDED, "safe mode runs no code of the repository", found)
+        return TrustDecision(TrustOutcome.NOT_NEEDED, "safe mode runs no code of the repository", tree)
+    found = tree.hash
     for grant in grants:
         if (grant.source, grant.revision, grant.tree_hash) == (tree.source, tree.revision, found):
             return TrustDecision(
-                TrustOutcome.GRANTED, f"approved on {grant.approved_at} as {found[:16]}", found, grant=grant
+                TrustOutcome.GRANTED, f"approved on {grant.approved_at} as {found[:16]}", tree, grant=grant
             )
     earlier = nearest_grant(tree, grants)
     if earlier is None:
-        return TrustDecision(TrustOutcome.REFUSED, "no code of it was approved", found)
+        return TrustDecision(TrustOutcome.REFUSED, "no code of it was approved", tree)
     difference = compare_trees(earlier.files, tree.files)
     if earlier.revision != tree.revision:
         reason = (
@@ -181,7 +187,7 @@ def decide_trust(mode: Mode, tree: RepositoryTree, grants: Sequence[TrustGrant])
         )
     else:
         reason = f"it is not what was approved on {earlier.approved_at} ({difference.describe()})"
-    return TrustDecision(TrustOutcome.REFUSED, reason, found, grant=earlier, difference=difference)
+    return TrustDecision(TrustOutcome.REFUSED, reason, tree, grant=earlier, difference=difference)
 
 
 def nearest_grant(tree: RepositoryTree, grants: Sequence[TrustGrant]) -> TrustGrant | None:
