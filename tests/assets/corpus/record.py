@@ -189,7 +189,10 @@ def record_original(name: str, root: Path) -> dict[str, Any]:
 
 
 def _entry(config: dict[str, Any], model: Any) -> dict[str, Any]:
-    return {"config": config, "tensors": compress({key: list(value.shape) for key, value in model.state_dict().items()})}
+    return {
+        "config": config,
+        "tensors": compress({key: list(value.shape) for key, value in model.state_dict().items()}),
+    }
 
 
 def main() -> None:

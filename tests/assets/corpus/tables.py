@@ -46,7 +46,8 @@ def expand(patterns: Mapping[str, str]) -> Tensors:
     for pattern, shapes in patterns.items():
         shape = tuple(int(side) for side in shapes.split("x") if side)
         pieces = [
-            [piece] if index % 2 == 0 else _numbers(piece) for index, piece in enumerate(re.split(r"\{(.*?)\}", pattern))
+            [piece] if index % 2 == 0 else _numbers(piece)
+            for index, piece in enumerate(re.split(r"\{(.*?)\}", pattern))
         ]
         for name in itertools.product(*pieces):
             found["".join(name)] = shape
