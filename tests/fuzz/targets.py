@@ -17,7 +17,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-from wan_compat.policies.facts import FileFact
+from tests.assets.weight_files import gguf_file
+from wan_compat.policies.facts import FileFact, WeightFile
 from wan_compat.protocol import codec, launch, states
 from wan_compat.protocol import messages as m
 from wan_compat.protocol.errors import CorruptFrame, ModelCorrupt, ProtocolViolation, WanCompatError
@@ -25,7 +26,7 @@ from wan_compat.protocol.ring import RING_BYTES, pack_doorbell
 from wan_compat.protocol.values import ComponentSpec, FrameSpec, GenerationParams, PipelineSpec
 from wan_compat.protocol.zmtp import GREETING, READY, PairReader, pack_frame
 from wan_compat.supervisor.frame_ring import FrameRing
-from wan_compat.supervisor.inspection import parse_json, read_safetensors_header
+from wan_compat.supervisor.inspection import parse_json, read_gguf_header, read_safetensors_header
 
 MAX_CPU_S = 1.0
 MAX_GROWTH_BYTES = 64 << 20
@@ -227,7 +228,7 @@ def zmtp_seeds() -> Iterator[bytes]:
         yield bytes([cut]) + GREETING + READY + pack_frame(b"short") + pack_frame(b"long" * 100) + pack_frame(b"")
 
 
-# ---- JSON and safetensors -------------------------------------------------------------------------------------------
+# ---- JSON, safetensors and GGUF ----------------------------------------------------------------------------------
 
 
 def run_json(data: bytes) -> None:
@@ -246,18 +247,8 @@ def json_seeds() -> Iterator[bytes]:
 
 def run_safetensors(data: bytes) -> None:
     """Accepted by us and by the loader's own reader, a file must say the same to both."""
-    # Made and removed each time: libFuzzer ends the process without any cleaning up.
-    descriptor, path = tempfile.mkstemp(prefix="wan-compat-fuzz-", suffix=".safetensors")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        info = os.stat(path)
-        ours = read_safetensors_header(
-            FileFact("x.safetensors", path, info.st_size, info.st_dev, info.st_ino, info.st_mtime_ns)
-        )
-    finally:
-        os.unlink(path)
-    assert sum(fact.bytes for fact in ours.values()) <= len(data)
+    ours = _header_of(data, "x.safetensors", read_safetensors_header)
+    assert sum(fact.bytes for fact in ours.tensors.values()) + ours.header_bytes + 8 == len(data)
     try:
         from safetensors import SafetensorError, deserialize
     except ImportError:  # the worker's libraries are not installed
@@ -266,11 +257,23 @@ def run_safetensors(data: bytes) -> None:
         theirs = dict(deserialize(data))
     except SafetensorError:
         return  # stricter than we are: the worker says so
-    assert set(theirs) == set(ours)
-    for name, fact in ours.items():
+    assert set(theirs) == set(ours.tensors)
+    for name, fact in ours.tensors.items():
         assert tuple(theirs[name]["shape"]) == fact.shape, (name, theirs[name]["shape"], fact)
         assert theirs[name]["dtype"] == fact.dtype
         assert len(theirs[name]["data"]) == fact.bytes
+
+
+def _header_of(data: bytes, name: str, read: Callable[[FileFact], WeightFile]) -> WeightFile:
+    # Made and removed each time: libFuzzer ends the process without any cleaning up.
+    descriptor, path = tempfile.mkstemp(prefix="wan-compat-fuzz-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        info = os.stat(path)
+        return read(FileFact(name, path, info.st_size, info.st_dev, info.st_ino, info.st_mtime_ns))
+    finally:
+        os.unlink(path)
 
 
 def safetensors_seeds() -> Iterator[bytes]:
@@ -290,6 +293,27 @@ def safetensors_seeds() -> Iterator[bytes]:
         raw = json.dumps(header).encode()
         raw += b" " * (-len(raw) % 8)
         yield struct.pack("<Q", len(raw)) + raw + bytes(size)
+
+
+def run_gguf(data: bytes) -> None:
+    ours = _header_of(data, "x.gguf", read_gguf_header)
+    assert ours.header_bytes + sum(fact.bytes for fact in ours.tensors.values()) <= len(data)
+    for fact in ours.tensors.values():
+        assert len(fact.shape) <= 8 and all(side >= 0 for side in fact.shape)
+    json.dumps(dict(ours.metadata), ensure_ascii=False).encode()
+
+
+def gguf_seeds() -> Iterator[bytes]:
+    yield gguf_file([], [])
+    pairs = [("general.architecture", 8, "wan"), ("general.alignment", 4, 64), ("x", 6, 0.5), ("y", 7, True)]
+    arrays = [
+        ("tokens", (8, ["a", "b", "c"])),
+        ("scores", (6, [0.5, 1.5])),
+        ("comfy.gguf.orig_shape.p", (5, [2, 1, 16])),
+    ]
+    tensors = [("p", (32,), 0, 128), ("blocks.0.weight", (256, 2), 12, 288), ("none", (0,), 1, 0)]
+    yield gguf_file([*pairs, *((key, 9, value) for key, value in arrays)], tensors, alignment=64)
+    yield gguf_file(pairs[:1], tensors[:2], version=2)
 
 
 # ---- the zygote's link ----------------------------------------------------------------------------------------------
@@ -322,5 +346,6 @@ TARGETS = {
     "zmtp": Target(run_zmtp, (ProtocolViolation,), zmtp_seeds),
     "json": Target(run_json, (ModelCorrupt,), json_seeds),
     "safetensors": Target(run_safetensors, (ModelCorrupt,), safetensors_seeds),
+    "gguf": Target(run_gguf, (ModelCorrupt,), gguf_seeds),
     "launch": Target(run_launch, (ProtocolViolation,), launch_seeds),
 }

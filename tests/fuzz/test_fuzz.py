@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tests.fuzz.__main__ import NAMES
 from tests.fuzz.targets import TARGETS, check
 from wan_compat.protocol.codec import MAX_ITEMS, MAX_MESSAGE_BYTES
-from wan_compat.supervisor.inspection import MAX_HEADER_BYTES, MAX_JSON_BYTES
+from wan_compat.supervisor.inspection.json_document import MAX_JSON_BYTES
+from wan_compat.supervisor.inspection.safetensors_header import MAX_HEADER_BYTES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -15,6 +15,7 @@ from tests.assets.tiny_wan import tiny_model
 from wan_compat.policies.facts import FileFact
 from wan_compat.protocol import errors
 from wan_compat.supervisor import inspection
+from wan_compat.supervisor.inspection.walk import MAX_ENTRIES
 
 
 @pytest.fixture
@@ -189,7 +190,7 @@ def test_any_bytes_are_a_header_or_a_typed_error(tmp_path, data):
 
 
 def test_folder_with_too_many_files_is_refused_early(tmp_path):
-    for number in range(inspection.MAX_FILES + 1):
+    for number in range(MAX_ENTRIES + 1):
         (tmp_path / f"{number}").touch()
     with pytest.raises(errors.ModelCorrupt, match="more than"):
         inspection.read_model(str(tmp_path))
