@@ -86,7 +86,8 @@ def tiers(host=HOST, mode=Mode.SAFE, has_cgroup=True, **policy):
         ({"min_tier": Tier.E, "allow_unsandboxed": True}, "ACE"),
         ({"min_tier": Tier.C, "mode": Mode.TRUST}, "A"),
         ({"min_tier": Tier.E, "allow_unsandboxed": True, "mode": Mode.TRUST}, "A"),
-        ({"host": USER, "has_cgroup": False}, "B"),
+        ({"host": USER, "has_cgroup": False}, "BB"),
+        ({"host": USER, "min_tier": Tier.C}, "AAC"),
     ],
     ids=str,
 )
@@ -107,8 +108,17 @@ def test_no_sandbox_is_never_tried_without_being_allowed_by_name():
 
 def test_root_needs_no_user_namespace_and_an_ordinary_user_does():
     for host, expected in ((HOST, False), (USER, True)):
-        (candidate,) = plan_candidates(host, Policy(), Mode.SAFE, has_cgroup=True)
+        candidate = plan_candidates(host, Policy(), Mode.SAFE, has_cgroup=True)[0]
         assert (Layer.USER_NAMESPACE in candidate.layers) is expected
+
+
+@pytest.mark.parametrize("has_cgroup", [True, False])
+def test_an_ordinary_users_namespaces_may_be_made_by_bubblewrap_when_own_ones_cannot(has_cgroup):
+    own, outer = plan_candidates(USER, Policy(), Mode.SAFE, has_cgroup=has_cgroup)
+    assert not own.outer and outer.outer < outer.layers and outer.tier is own.tier
+    assert {Layer.VIEW, Layer.NET_NAMESPACE, Layer.PID_NAMESPACE} <= outer.outer
+    assert {Layer.LANDLOCK, Layer.SECCOMP, Layer.NO_NEW_PRIVS, Layer.RLIMITS} <= outer.layers - outer.outer
+    assert all(not candidate.outer for candidate in plan_candidates(HOST, Policy(), Mode.SAFE, has_cgroup=has_cgroup))
 
 
 def test_view_of_the_model_is_the_admitted_files_and_nothing_else():

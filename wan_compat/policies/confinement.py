@@ -13,6 +13,7 @@ from wan_compat.sandbox.spec import (
     ALL_LAYERS,
     MODEL_TARGET,
     NAMESPACE_LAYERS,
+    OUTER_LAYERS,
     Bind,
     ConfinementSpec,
     FileIdentity,
@@ -41,10 +42,14 @@ TRUST_MINIMUM = Tier.B
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A set of layers to try, and the tier that it makes when it can be entered."""
+    """A set of layers to try, and the tier that it makes when it can be entered.
+
+    `outer` are those of them that bubblewrap makes around the worker's launcher; none where the worker makes its own.
+    """
 
     tier: Tier
     layers: frozenset[Layer]
+    outer: frozenset[Layer] = frozenset()
 
 
 def plan_candidates(
@@ -53,8 +58,10 @@ def plan_candidates(
     """Return what to try, strongest first, down to the weakest that policy and mode accept.
 
     The strongest is everything: less the user namespace for root, who can do without, and less the cgroup where there
-    is none. Then what a container without namespaces can enter (C), and last, only where the policy allows it by name
-    and in safe mode alone, no sandbox (E). Tier D has no mechanism on Linux.
+    is none. Then the same with namespaces and view made by bubblewrap, for an ordinary user whose machine allows them
+    to nobody else: root who may not make namespaces may not make them through it either. Then what a container without
+    namespaces can enter (C), and last, only where the policy allows it by name and in safe mode alone, no sandbox (E).
+    Tier D has no mechanism on Linux.
 
     Raises:
         RefusedByPolicy: Tier E is asked for without `allow_unsandboxed`, or with trust mode.
@@ -68,8 +75,11 @@ def plan_candidates(
         )
     full = ALL_LAYERS - ({Layer.USER_NAMESPACE} if host.is_root else set())
     cgroup = frozenset({Layer.CGROUP}) if has_cgroup else frozenset()
+    best = Tier.A if has_cgroup else Tier.B
+    outer = OUTER_LAYERS | cgroup
     candidates = [
-        Candidate(Tier.A if has_cgroup else Tier.B, full - {Layer.CGROUP} | cgroup),
+        Candidate(best, full - {Layer.CGROUP} | cgroup),
+        *([] if host.is_root else [Candidate(best, _TIER_C | outer, outer)]),
         Candidate(Tier.C, _TIER_C | cgroup),
         Candidate(Tier.E, _BASE),
     ]
@@ -101,10 +111,13 @@ def plan_confinement(
     limits: Limits,
     identity: Identity | None,
     cgroup_dirs: tuple[str, ...],
+    outer: frozenset[Layer] = frozenset(),
 ) -> ConfinementSpec:
     """Compose the spec. The model's part of the view is the list of admitted files, one bind each, and nothing else.
 
     Args:
+        layers: All that shall be in force.
+        outer: Those of them that somebody else makes around the launcher.
         scratch_dir: Host folder that is scratch where there is no view (tier C); None otherwise.
     """
     model = tuple(
@@ -116,7 +129,8 @@ def plan_confinement(
         for fact in admitted
     )
     return ConfinementSpec(
-        layers=layers,
+        layers=layers - outer,
+        outer=outer,
         view=View(
             binds=(*runtime_binds, *model),
             files=tuple(runtime_files),

@@ -42,6 +42,8 @@ class ZygoteReady(Value):
     import_s: Seconds
     threads: Count
     versions: dict[str, str] = Field(max_length=32)
+    # Inside another program's sandbox: what that should have denied, and did not.
+    open_doors: tuple[Annotated[str, StringConstraints(max_length=64)], ...] = Field(default=(), max_length=32)
 
 
 class SpawnWorker(Value):

@@ -58,6 +58,7 @@ class SandboxReport:
     layers: list[str]
     memory_limit_bytes: int
     self_test: dict[str, bool]  # probe -> denied
+    outer: str | None = None  # the program that made namespaces and view around the worker; None: the worker itself did
 
 
 @dataclasses.dataclass(frozen=True)

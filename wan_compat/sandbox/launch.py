@@ -50,7 +50,7 @@ from wan_compat.sandbox.syscalls import architecture
 __all__ = ["EntryReport", "Launched", "become_subreaper", "launch"]
 
 # When memory runs out on the machine, the worker goes first and not the user's editor.
-_OOM_SCORE = b"500"
+OOM_SCORE = b"500"
 _MAX_MESSAGE_BYTES = 64 << 10
 
 
@@ -207,10 +207,12 @@ def _check(spec: ConfinementSpec) -> None:
     layers = spec.layers
     if Layer.VIEW in layers and Layer.MOUNT_NAMESPACE not in layers:
         raise failed(Layer.VIEW, "a view needs a mount namespace of its own", "add the layer mount_namespace")
-    if (Layer.CGROUP in layers) != bool(spec.cgroup_dirs):
+    if layers & spec.outer:
+        raise failed("launch", "a layer is both in force already and to be entered", "name it once")
+    if (Layer.CGROUP in spec.in_force) != bool(spec.cgroup_dirs):
         raise failed(
             Layer.CGROUP,
-            f"the spec has {len(spec.cgroup_dirs)} cgroup folders and layer cgroup is {Layer.CGROUP in layers}",
+            f"the spec has {len(spec.cgroup_dirs)} cgroup folders and layer cgroup is {Layer.CGROUP in spec.in_force}",
             "name both or neither",
         )
     if layers & {Layer.LANDLOCK, Layer.SECCOMP} and Layer.NO_NEW_PRIVS not in layers:
@@ -228,9 +230,9 @@ def _check(spec: ConfinementSpec) -> None:
     targets = [bind.target for bind in spec.view.binds] + [file.target for file in spec.view.files]
     if len(set(targets)) != len(targets):
         raise failed(Layer.VIEW, "two things of the view have the same target", "remove one of them")
-    threads = os.listdir("/proc/self/task")
-    if len(threads) != 1:
-        raise failed("launch", f"the launcher has {len(threads)} threads; a fork copies only one", "launch earlier")
+    threads = libc.count_threads()
+    if threads != 1:
+        raise failed("launch", f"the launcher has {threads} threads; a fork copies only one", "launch earlier")
     if not libc.is_subreaper():
         raise failed("launch", "the launcher is not a subreaper", "call become_subreaper() once, first")
 
@@ -340,7 +342,7 @@ def _enter(
         entered.append(layer)
         clock.note(layer.value)
 
-    entered.extend(layer for layer in Layer if layer in layers & (NAMESPACE_LAYERS | {Layer.CGROUP}))
+    entered.extend(layer for layer in Layer if layer in layers & (NAMESPACE_LAYERS | {Layer.CGROUP}) | spec.outer)
     os.setsid()
     namespaces.name_host(spec)
     _replace_streams(own.output_fd)
@@ -350,6 +352,8 @@ def _enter(
     if Layer.VIEW in layers:
         view.build(spec, picked)
         done(Layer.VIEW)
+    elif Layer.VIEW in spec.outer:
+        view.check_admitted(spec)
     os.umask(0o077)
     if Layer.RLIMITS in layers:
         rlimits.apply(spec)
@@ -384,8 +388,8 @@ def _enter(
 
 def _join_cgroups(spec: ConfinementSpec) -> None:
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb") as file:
-        file.write(_OOM_SCORE)
-    for folder in spec.cgroup_dirs:
+        file.write(OOM_SCORE)
+    for folder in spec.cgroup_dirs if Layer.CGROUP in spec.layers else ():
         # Moving a process takes a lock for which the kernel waits out an RCU grace period, 8 to 13 ms; a thread that
         # moves itself need not (cgroup_attach_lock in kernel/cgroup/cgroup.c). We have one thread, so in version 1,
         # whose `tasks` takes threads, that is the same move in 0.2 ms. Version 2 has no such file.

@@ -49,7 +49,7 @@ def limits_of(spec: ConfinementSpec) -> dict[int, int]:
     }
     if _threads_are_countable(spec):
         chosen[resource.RLIMIT_NPROC] = limits.threads
-    if Layer.CGROUP not in spec.layers:
+    if Layer.CGROUP not in spec.in_force:
         chosen[resource.RLIMIT_DATA] = limits.memory_bytes
     if not spec.allow_gpu:  # CUDA reserves address space for all of the host's and the device's memory
         files = sum(bind.identity.size for bind in spec.view.binds if bind.identity is not None)
@@ -68,7 +68,7 @@ def _set(kind: int, value: int) -> None:
 def _threads_are_countable(spec: ConfinementSpec) -> bool:
     if spec.identity is not None:
         return True
-    if Layer.USER_NAMESPACE not in spec.layers:
+    if Layer.USER_NAMESPACE not in spec.in_force:
         return False
     release = os.uname().release.split(".")
     return (int(release[0]), int(release[1].split("-")[0])) >= (5, 14)

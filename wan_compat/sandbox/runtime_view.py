@@ -41,6 +41,19 @@ def runtime_binds() -> tuple[Bind, ...]:
     return tuple(chosen)
 
 
+def interpreter_binds() -> tuple[Bind, ...]:
+    """Return the binds that starting this interpreter inside a view needs besides `runtime_binds`.
+
+    The program under its own name, and where it belongs to a virtual environment the file that says so, and no more of
+    the folders that they lie in.
+    """
+    chosen = [Bind(source=os.path.realpath(sys.executable), target=os.path.abspath(sys.executable), executable=True)]
+    configuration = os.path.join(sys.prefix, "pyvenv.cfg")
+    if os.path.exists(configuration):
+        chosen.append(Bind(source=os.path.realpath(configuration), target=configuration))
+    return tuple(chosen)
+
+
 def runtime_files(identity: Identity | None = None) -> tuple[StaticFile, ...]:
     """Return the small files that libraries look for: processor facts, and a passwd with the worker alone in it.
 

@@ -60,6 +60,15 @@ def run_sealed_probes() -> tuple[ProbeResult, ...]:
     return tuple(_run(probe) for probe in _SEALED_PROBES)
 
 
+def run_outer_probes(layers: Collection[str]) -> tuple[ProbeResult, ...]:
+    """Try what `layers`, made by another program around this process, must deny by themselves.
+
+    Runs in a launcher inside that program's sandbox, before a layer of our own could hide that one of them is missing.
+    """
+    entered = {Layer(layer) for layer in layers}
+    return tuple(_run(probe) for probe in _OUTER_PROBES if entered & set(probe.layers))
+
+
 def expected_denied(layers: Collection[str]) -> frozenset[str]:
     """Return the names of the probes that must be denied once `layers` have been entered."""
     entered = {Layer(layer) for layer in layers}
@@ -120,6 +129,12 @@ def _see_processes() -> str | None:
 def _signal_others() -> str | None:
     os.kill(-1, 0)  # signal 0 only asks; -1 is everyone but pid 1 and oneself
     return "other processes can be signalled"
+
+
+def _reach_outside() -> str | None:
+    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
+        probe.connect(("192.0.2.1", 9))  # TEST-NET-1, RFC 5737: asks for a route, sends nothing
+    return "there is a route to elsewhere"
 
 
 def _open_network_socket() -> str | None:
@@ -277,6 +292,19 @@ _PROBES: tuple[_Probe, ...] = (
     _Probe("gain_privileges", (Layer.NO_NEW_PRIVS,), _gain_privileges),
     _Probe("be_dumped", (Layer.CREDENTIALS,), _be_dumped),
     _Probe("raise_limits", (Layer.RLIMITS,), _raise_limits),
+)
+
+# Loopback is left out: bubblewrap starts it, with nobody on it but who is inside.
+_OUTER_PROBES: tuple[_Probe, ...] = (
+    _Probe("read_host_files", (Layer.VIEW,), _read_host_files),
+    _Probe("write_outside_scratch", (Layer.VIEW,), _write_outside_scratch),
+    _Probe("see_processes", (Layer.VIEW,), _see_processes),
+    _Probe("map_scratch_executable", (Layer.VIEW,), _map_scratch_executable),
+    _Probe("signal_others", (Layer.PID_NAMESPACE,), _signal_others),
+    _Probe("reach_outside", (Layer.NET_NAMESPACE,), _reach_outside),
+    _Probe("mount", (Layer.MOUNT_NAMESPACE,), _mount),
+    _Probe("hold_capabilities", (Layer.MOUNT_NAMESPACE,), _hold_capabilities),
+    _Probe("gain_privileges", (Layer.MOUNT_NAMESPACE,), _gain_privileges),
 )
 
 _SEALED_PROBES: tuple[_Probe, ...] = (_Probe("new_connection", (Layer.SECCOMP,), _new_connection),)

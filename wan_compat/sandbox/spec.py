@@ -122,6 +122,12 @@ class ConfinementSpec:
     cgroup_dirs: tuple[str, ...] = ()  # folders whose cgroup.procs the worker joins, made by the supervisor
     hostname: str = "wan-worker"
     allow_gpu: bool = False
+    outer: frozenset[Layer] = frozenset()  # in force around the launcher already (`bwrap.py`), not to be entered again
+
+    @property
+    def in_force(self) -> frozenset[Layer]:
+        """Every layer that confines the worker once it has entered."""
+        return self.layers | self.outer
 
 
 CONTROL_TARGET = "/ctl"
@@ -140,6 +146,9 @@ NAMESPACE_LAYERS = frozenset(
         Layer.CGROUP_NAMESPACE,
     }
 )
+
+# What bubblewrap makes around a launcher (`bwrap.py`). A user namespace may come along, or not where it is setuid.
+OUTER_LAYERS = NAMESPACE_LAYERS - {Layer.USER_NAMESPACE} | {Layer.VIEW}
 
 
 def to_wire(value: Any) -> Any:

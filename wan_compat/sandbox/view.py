@@ -158,13 +158,32 @@ def build(spec: ConfinementSpec, picked: PickedUp) -> None:
         os.umask(0o077)
 
 
+def check_admitted(spec: ConfinementSpec) -> None:
+    """Compare the admitted files in a view that somebody else has built with what the supervisor saw.
+
+    They are the mounted files themselves, and nobody inside may mount: there is no moment between check and use.
+
+    Raises:
+        SandboxEntryFailed: A file is not the one that was admitted.
+    """
+    for bind in spec.view.binds:
+        if bind.identity is None:
+            continue
+        with entering(Layer.VIEW, f"looking at {bind.source}"):
+            descriptor = os.open(bind.target, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            _check_identity(bind, descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def check_readable(spec: ConfinementSpec) -> None:
     """Open what was bound, as the worker: a file that it cannot read must be known now and by its name.
 
     Runs after privileges are dropped and before Landlock and seccomp, so that a refusal is one of ordinary permissions.
     """
     for bind in spec.view.binds:
-        path = bind.target if Layer.VIEW in spec.layers else bind.source
+        path = bind.target if Layer.VIEW in spec.in_force else bind.source
         try:
             os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
         except OSError as error:
@@ -178,7 +197,7 @@ def check_readable(spec: ConfinementSpec) -> None:
 
 def access_rules(spec: ConfinementSpec) -> Iterator[tuple[str, int]]:
     """Yield the Landlock rules that say the same as the view: (path, rights)."""
-    inside = Layer.VIEW in spec.layers
+    inside = Layer.VIEW in spec.in_force
     for bind in spec.view.binds:
         yield (bind.target if inside else bind.source), landlock.READ
     yield "/dev/null", landlock.READ_FILE | landlock.WRITE_FILE
@@ -189,7 +208,7 @@ def access_rules(spec: ConfinementSpec) -> Iterator[tuple[str, int]]:
         # Libraries list the folder that they load from. It is ours, and holds admitted files alone.
         if any(bind.target.startswith(f"{MODEL_TARGET}/") for bind in spec.view.binds):
             yield MODEL_TARGET, landlock.READ_DIR
-        yield SCRATCH_TARGET, landlock.WRITE
+        yield SCRATCH_TARGET, landlock.WRITE if Layer.VIEW in spec.layers else landlock.READ
         if spec.view.control_dir is not None:
             yield CONTROL_TARGET, landlock.READ
     elif spec.view.host_scratch_dir is not None:

@@ -45,6 +45,7 @@ from wan_compat.sandbox import cgroup as cgroups
 from wan_compat.sandbox import runtime_view, seccomp_notify, selftest
 from wan_compat.sandbox.spec import CONTROL_TARGET, Identity, Layer, to_wire
 from wan_compat.supervisor import incidents
+from wan_compat.supervisor.bwrap_zygote import BwrapZygote
 from wan_compat.supervisor.frame_ring import FrameRing
 from wan_compat.supervisor.memory_watch import POLL_S, MemoryWatch
 from wan_compat.supervisor.runtime import RuntimeFolder
@@ -92,7 +93,14 @@ class Heard:
 class Worker:
     """A running worker. Belongs to the runner thread. Use `start`, then `close` in every case."""
 
-    def __init__(self, name: str, order: WorkerOrder, layers: frozenset[Layer], runtime: RuntimeFolder) -> None:
+    def __init__(
+        self,
+        name: str,
+        order: WorkerOrder,
+        layers: frozenset[Layer],
+        runtime: RuntimeFolder,
+        outer: frozenset[Layer] = frozenset(),
+    ) -> None:
         self.name = name
         self.order = order
         self._ordered_layers = layers
@@ -104,6 +112,7 @@ class Worker:
         self._loaded: m.ModelLoaded | None = None
         self.jobs_started = 0
         self.downgraded_because: tuple[str, ...] = ()
+        self.outer_by: str | None = None  # the program that made the namespaces and the view, if not the worker
         self._runtime = runtime
         self._conversation = Conversation()
         self._pidfd = self._listener = -1
@@ -142,7 +151,10 @@ class Worker:
             self._spec = plan_confinement(
                 layers=layers,
                 runtime_binds=runtime_view.runtime_binds(),
-                runtime_files=runtime_view.runtime_files(identity),
+                # Through bwrap it keeps its number, which a setuid one cannot translate.
+                runtime_files=runtime_view.runtime_files(
+                    Identity(os.geteuid(), os.getegid()) if outer and identity is None else identity
+                ),
                 admitted=order.admitted,
                 control_dir=self._folder,
                 scratch_dir=None if Layer.VIEW in layers else runtime.make_scratch_folder(name, identity),
@@ -150,10 +162,23 @@ class Worker:
                 limits=limits,
                 identity=identity,
                 cgroup_dirs=self._cgroup.dirs if self._cgroup is not None else (),
+                outer=outer,
             )
             self._undo = undo.pop_all()
 
     # -- life ----------------------------------------------------------------------------------------------------
+
+    def make_own_zygote(self, deadlines: Deadlines, cancelled: Callable[[], bool], wake_fd: int) -> Zygote:
+        """Start the zygote whose sandbox is this worker's alone; it ends with the worker.
+
+        Raises:
+            SandboxEntryFailed: bubblewrap is missing, not to be trusted, or could not make the sandbox.
+        """
+        zygote = BwrapZygote(self._spec)
+        self._undo.callback(zygote.close)
+        self.outer_by = zygote.path
+        zygote.wait_ready(deadlines.zygote_s, cancelled, wake_fd)
+        return zygote
 
     def start(self, zygote: Zygote, deadlines: Deadlines, cancelled: Callable[[], bool], wake_fd: int) -> None:
         """Fork, confine, and accept the worker; afterwards it is READY and has not seen a model byte.
@@ -168,6 +193,8 @@ class Worker:
             WorkerStartFailed, WorkerDied, DeadlineExceeded: It did not come up.
         """
         self._zygote = zygote
+        # A user namespace may have come along with what was asked for.
+        self._spec = dataclasses.replace(self._spec, outer=zygote.outer)
         folder_inside = CONTROL_TARGET if Layer.VIEW in self._ordered_layers else self._folder
         self.pid, self._pidfd, self._listener = zygote.spawn(
             SpawnWorker(

@@ -22,8 +22,9 @@ from wan_compat.protocol.errors import (
     WorkerStartFailed,
 )
 from wan_compat.protocol.values import Mode
+from wan_compat.sandbox import bwrap
 from wan_compat.sandbox import cgroup as cgroups
-from wan_compat.sandbox.spec import Tier
+from wan_compat.sandbox.spec import NAMESPACE_LAYERS, Tier
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.runtime import RuntimeFolder
 from wan_compat.supervisor.worker import Worker, WorkerOrder
@@ -49,6 +50,7 @@ class WorkerPool:
         self._warm: list[Worker] = []
         self._count = 0
         self._cgroup: cgroups.CgroupSupport | None = None
+        self._refused: SandboxEntryFailed | None = None  # what this machine said to namespaces of our own
 
     def order(
         self,
@@ -119,12 +121,15 @@ class WorkerPool:
         for worker in self._warm:
             worker.close(grace_s=0.5)
         self._warm.clear()
-        for zygote in self._zygotes.values():
-            zygote.close()
-        self._zygotes.clear()
+        self._close_zygotes()
         if self._runtime is not None:
             self._runtime.close()
             self._runtime = None
+
+    def _close_zygotes(self) -> None:
+        for zygote in self._zygotes.values():
+            zygote.close()
+        self._zygotes.clear()
 
     def _start(self, order: WorkerOrder, deadlines: Deadlines, light: bool, cancelled: Callable[[], bool]) -> Worker:
         """Start a worker in the strongest tier that can be entered, down to the order's minimum and not below."""
@@ -138,36 +143,51 @@ class WorkerPool:
             why_no_cgroup=self._cgroup.reason,
             cgroup_remedy=self._cgroup.remedy,
         )
-        zygote = self._zygote(light, deadlines, cancelled)
         downgrades: list[SandboxEntryFailed] = []
         for candidate in candidates:
             try:
-                worker = self._start_one(zygote, order, candidate, deadlines, cancelled)
+                worker = self._start_one(light, order, candidate, deadlines, cancelled)
             except SandboxEntryFailed as error:
                 downgrades.append(error)
                 continue
-            worker.downgraded_because = tuple(error.message for error in downgrades)
+            if candidate.tier is not candidates[0].tier:
+                worker.downgraded_because = tuple(error.message for error in downgrades)
             return worker
-        minimum, last = candidates[-1].tier, downgrades[-1]
-        remedies = [self._cgroup.remedy] if not self._cgroup.available and minimum is Tier.A else []
+        # What our own layers met is the cause; that bubblewrap is no way out either adds to the remedies.
+        minimum, last = candidates[-1].tier, [e for e in downgrades if e.details.get("layer") != bwrap.NAME][-1]
+        remedies = [fix for error in downgrades if error is not last for fix in error.fixes]
+        remedies += [self._cgroup.remedy] if not self._cgroup.available and minimum is Tier.A else []
+        remedies.append("run `wan-compat doctor` to see what is missing and how to get it")
         raise SandboxUnavailable(
             f"tier {minimum.value} is required, but {last.message}",
-            fixes=[*last.fixes, *remedies, "run `wan-compat doctor` to see what is missing and how to get it"],
+            fixes=[*last.fixes, *dict.fromkeys(remedies)],
             details=last.details,
         ) from last
 
     def _start_one(
         self,
-        zygote: Zygote,
+        light: bool,
         order: WorkerOrder,
         candidate: Candidate,
         deadlines: Deadlines,
         cancelled: Callable[[], bool],
     ) -> Worker:
+        needs_own = bool(candidate.layers & NAMESPACE_LAYERS) and not candidate.outer
+        if needs_own and self._refused is not None:
+            raise self._refused
+        zygote = None if candidate.outer else self._zygote(light, deadlines, cancelled)
         self._count += 1
-        worker = Worker(f"w{self._count}", order, candidate.layers, self._runtime_folder())
+        worker = Worker(f"w{self._count}", order, candidate.layers, self._runtime_folder(), candidate.outer)
         try:
+            if zygote is None:
+                zygote = worker.make_own_zygote(deadlines, cancelled, self._wake_fd)
+                self._close_zygotes()  # the shared ones, which could not do this; they hold much memory
             worker.start(zygote, deadlines, cancelled, self._wake_fd)
+        except SandboxEntryFailed as error:
+            worker.close()
+            if needs_own and error.details.get("layer") in NAMESPACE_LAYERS:
+                self._refused = error
+            raise
         except BaseException:
             worker.close()
             raise

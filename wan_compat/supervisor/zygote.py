@@ -38,7 +38,7 @@ from wan_compat.protocol.launch import (
     receive_packet,
     send_packet,
 )
-from wan_compat.sandbox.spec import SCRATCH_TARGET
+from wan_compat.sandbox.spec import SCRATCH_TARGET, Layer
 from wan_compat.supervisor.worker_log import BoundedLog
 
 # Set by hand, not inherited: nothing of the user's environment (tokens, proxies, paths) may be in a worker's memory.
@@ -70,7 +70,12 @@ REPLY_TIMEOUT_S = 20.0
 
 
 class Zygote:
-    """One running zygote process. Not thread-safe: it belongs to the supervisor's runner thread."""
+    """One running zygote process. Not thread-safe: it belongs to the supervisor's runner thread.
+
+    `outer`: the layers that are in force around it already (`bwrap_zygote.py`); none here.
+    """
+
+    outer: frozenset[Layer] = frozenset()
 
     def __init__(self, *, light: bool = False, program: Sequence[str] = ZYGOTE_PROGRAM) -> None:
         self.light = light
@@ -81,27 +86,33 @@ class Zygote:
         os.set_blocking(log_reader, False)
         self.log = BoundedLog(log_reader)
         try:
-            argv = [sys.executable, "-I", *program]
-            argv += ["--control-fd", str(theirs.fileno()), "--parent-pid", str(os.getpid())]
+            argv = [sys.executable, "-I", *program, "--control-fd", str(theirs.fileno())]
             argv += ["--light"] if light else []
-            self._process = subprocess.Popen(
-                argv,
-                env=ZYGOTE_ENVIRONMENT,
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=log_writer,
-                stderr=log_writer,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # the terminal's Ctrl-C is for the supervisor alone
-            )
+            self._process = self._start(argv, theirs.fileno(), log_writer)
         except OSError as error:
             ours.close()
             self.log.close()
             raise WorkerStartFailed(f"{sys.executable!r} could not be started: {error.strerror}") from error
+        except BaseException:
+            ours.close()
+            self.log.close()
+            raise
         finally:
             theirs.close()
             os.close(log_writer)
         self._socket = ours
+
+    def _start(self, argv: list[str], control_fd: int, log_writer: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*argv, "--parent-pid", str(os.getpid())],
+            env=ZYGOTE_ENVIRONMENT,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=log_writer,
+            stderr=log_writer,
+            pass_fds=[control_fd],
+            start_new_session=True,  # the terminal's Ctrl-C is for the supervisor alone
+        )
 
     @property
     def pid(self) -> int:
@@ -156,7 +167,7 @@ class Zygote:
             reply, received = self._receive_with_descriptors()
             complete = 1 <= len(received) <= len(SPAWNED_DESCRIPTORS)
             if isinstance(reply, WorkerSpawned) and reply.worker == message.worker and complete:
-                return reply.pid, received[0], received[1] if len(received) > 1 else -1
+                return _host_pid(received[0]), received[0], received[1] if len(received) > 1 else -1
             for descriptor in received:
                 os.close(descriptor)
             if isinstance(reply, SpawnFailed):
@@ -216,6 +227,12 @@ class Zygote:
             self._process.kill()
             self._process.wait()
         self.log.close()
+
+
+def _host_pid(pidfd: int) -> int:
+    """Return the number that a process has here: the one that the zygote told may be of a namespace of its own."""
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("Pid:"))
 
 
 def _spawn_error(reply: SpawnFailed) -> WanCompatError:

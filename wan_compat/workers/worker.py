@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import tempfile
 from typing import TYPE_CHECKING
 
 from wan_compat.protocol import messages as m
@@ -49,6 +50,10 @@ def run(
     """
     # First of all, while no descriptor is open but what was handed over.
     probes = _probes(selftest.run_probes((ring_fd, doorbell_fd)))
+    if spec.Layer.VIEW in confinement.outer:
+        # Nothing can be written there (sandbox/bwrap.py). torch asks for the name of a folder when it is imported, and
+        # tempfile would look for one that it can write to.
+        tempfile.tempdir = spec.SCRATCH_TARGET
     if light:
         libraries.import_libraries()
     reseed(order.seed)
@@ -86,7 +91,7 @@ def model_folder(confinement: spec.ConfinementSpec) -> str:
     libraries want a folder: links in the scratch folder give the admitted files the same layout.
     """
     scratch = confinement.view.host_scratch_dir
-    if spec.Layer.VIEW in confinement.layers or scratch is None:
+    if spec.Layer.VIEW in confinement.in_force or scratch is None:
         return spec.MODEL_TARGET
     folder = os.path.join(scratch, "model")
     for bind in confinement.view.binds:

@@ -1,11 +1,12 @@
 """The zygote: imports the worker's libraries once, then forks a confined worker whenever the supervisor asks.
 
-    python -I -m wan_compat.workers.zygote --control-fd N --parent-pid P [--light]
+    python -I -m wan_compat.workers.zygote --control-fd N --parent-pid P [--light] [--outer LAYER,...]
 
 It sees no model, no prompt and no secret, computes nothing, and has one thread at every fork: a lock or a thread pool
 that another thread holds would be broken in every child. What it says and hears is in protocol/launch.py. A light
 zygote imports nothing; its workers import for themselves, after they entered (the second path, should forking with
-torch loaded ever fail).
+torch loaded ever fail). Inside another program's sandbox (`sandbox/bwrap.py`) it tries first what the layers named by
+--outer must deny, and tells when it is ready.
 
 Lifetimes: the zygote dies with its supervisor (parent-death signal, and end of file on the control socket), its workers
 die with the zygote. It is their reaper, so their exit status is known and no pid is reused while a pidfd is in use.
@@ -37,7 +38,7 @@ from wan_compat.protocol.launch import (
     send_packet,
 )
 from wan_compat.sandbox import launch as launcher
-from wan_compat.sandbox import spec
+from wan_compat.sandbox import libc, selftest, spec
 from wan_compat.sandbox.credentials import die_with_parent
 from wan_compat.workers import huge_pages, libraries, worker
 
@@ -54,6 +55,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--parent-pid", type=int, required=True)
     parser.add_argument("--light", action="store_true", help="leave the imports to the workers")
+    parser.add_argument("--outer", default="", help="the layers in force around this process")
     options = parser.parse_args(arguments)
     die_with_parent()
     if os.getppid() != options.parent_pid:
@@ -62,12 +64,18 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if os.environ.get(name) != "1":
             raise SystemExit(f"zygote: {name} must be 1")
     launcher.become_subreaper()
+    outer = [layer for layer in options.outer.split(",") if layer]
+    open_doors = tuple(probe.name for probe in selftest.run_outer_probes(outer) if not probe.denied)
     import_s = 0.0 if options.light else libraries.import_libraries()
     libraries.freeze()
     with socket.socket(fileno=options.control_fd) as control:
         control.set_inheritable(False)
         zygote = Zygote(control, light=options.light)
-        zygote.serve(ZygoteReady(import_s=import_s, threads=_thread_count(), versions=libraries.versions()))
+        zygote.serve(
+            ZygoteReady(
+                import_s=import_s, threads=libc.count_threads(), versions=libraries.versions(), open_doors=open_doors
+            )
+        )
     sys.stderr.flush()
     os._exit(0)  # tearing torch down takes longer than the supervisor should wait
 
@@ -144,7 +152,7 @@ class Zygote:
     def _launch(self, order: SpawnWorker, descriptors: tuple[int, ...]) -> launcher.Launched:
         if len(descriptors) != len(WORKER_DESCRIPTORS):
             raise WorkerStartFailed(f"{len(WORKER_DESCRIPTORS)} descriptors expected, {len(descriptors)} received")
-        threads = _thread_count()
+        threads = libc.count_threads()
         if threads != 1:
             raise WorkerStartFailed(
                 f"the zygote has {threads} threads, and a fork copies only one",
@@ -208,10 +216,6 @@ def _be_worker(
     report: launcher.EntryReport,
 ) -> None:
     worker.run(order, confinement, ring, doorbell, report, light=light)
-
-
-def _thread_count() -> int:
-    return len(os.listdir("/proc/self/task"))
 
 
 if __name__ == "__main__":
