@@ -118,7 +118,9 @@ def documented_inputs(docstring: str) -> Parameters | None:
     heading = next((line for line in lines if line.strip() == "Inputs:"), None)
     if heading is None:
         return None
-    required, optional, accepts_more = [], {}, False
+    required: list[str] = []
+    optional: dict[str, str] = {}
+    accepts_more = False
     for line in lines:
         text = line.strip()
         if text and _indent(line) <= _indent(heading):
