@@ -250,7 +250,7 @@ def _is_safetensors(head: bytes, size: int) -> bool:
     if len(head) < 10 or head[8:9] != b"{":
         return False
     (length,) = struct.unpack_from("<Q", head)
-    return 2 <= length <= size - 8
+    return 2 <= int(length) <= size - 8
 
 
 def _is_compiled(head: bytes) -> bool:

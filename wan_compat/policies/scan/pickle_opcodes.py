@@ -1,8 +1,8 @@
 """What a pickle would import and call, read from its opcodes, without loading anything.
 
-A symbolic machine with the unpickler's stack and memo, which knows strings, names, and "something" for the rest. It follows
-CPython's C unpickler where the two of the standard library differ, and reports what it saw up to the first opcode that no
-reader gets over: by then, that has run.
+A symbolic machine with the unpickler's stack and memo, which knows strings, names, and "something" for the rest. It
+follows CPython's C unpickler where the two of the standard library differ, and reports what it saw up to the first
+opcode that no reader gets over: by then, that has run.
 
     opcodes           https://github.com/python/cpython/blob/main/Lib/pickletools.py
     torch's own list  torch/_weights_only_unpickler.py
@@ -61,8 +61,8 @@ _EXPECTED_NAMES = {
     "numpy._core.multiarray": _words("_reconstruct scalar"),
 }
 
-# Modules whose only use in a pickle is to run something. Naming them makes the message plain; what is in neither list is
-# refused just the same.
+# Modules whose only use in a pickle is to run something. Naming them makes the message plain; what is in neither list
+# is refused just the same.
 _DANGEROUS_MODULES = _words(
     """
     os posix nt ntpath posixpath subprocess _posixsubprocess sys shutil socket _socket pty commands runpy importlib imp
@@ -619,26 +619,24 @@ def _index(line: bytes) -> int:
 
 
 _STOP = ord(".")
-_ACTS: dict[int, Any] = {
-    ord(key) if isinstance(key, str) else key: act
-    for key, act in {
-        0x80: _protocol, "c": _global, 0x93: _stack_global, "i": _instance, "o": _object, "R": _reduce,
-        0x81: _reduce, 0x92: _new_object_ex, "b": _build,
-        0x82: _extension("<B"), 0x83: _extension("<H"), 0x84: _extension("<i"),
-        "N": _constant, 0x88: _constant, 0x89: _constant, "]": _constant, "}": _constant, 0x8F: _constant,
-        ")": _empty_tuple, "K": _fixed(1), "M": _fixed(2), "J": _fixed(4), "G": _fixed(8),
-        0x8A: _counted("<B"), 0x8B: _counted("<i"),
-        "I": _number_line, "L": _number_line, "F": _number_line,
-        "S": _quoted_line, "T": _string("<i", "latin-1", "strict"), "U": _string("<B", "latin-1", "strict"),
-        "B": _bytes("<I"), "C": _bytes("<B"), 0x8E: _bytes("<Q"), 0x96: _bytes("<Q"),
-        "V": _unicode_line, "X": _string("<I", "utf-8", "surrogatepass"),
-        0x8C: _string("<B", "utf-8", "surrogatepass"), 0x8D: _string("<Q", "utf-8", "surrogatepass"),
-        "P": _persistent_line, "Q": _persistent, 0x95: _frame, 0x97: _next_buffer, 0x98: _read_only,
-        "(": _mark, "0": _pop, "1": _pop_to_mark, "2": _duplicate,
-        0x85: _tuple(1), 0x86: _tuple(2), 0x87: _tuple(3), "t": _tuple_from_mark,
-        "l": _collect, "d": _collect, 0x91: _collect, "e": _into, "u": _into, 0x90: _into,
-        "a": _append, "s": _set_item,
-        "p": _put_line, "q": _put("<B"), "r": _put("<I"), 0x94: _memoize,
-        "g": _get_line, "h": _get("<B"), "j": _get("<I"),
-    }.items()
+_OPCODES: dict[str | int, Any] = {
+    0x80: _protocol, "c": _global, 0x93: _stack_global, "i": _instance, "o": _object, "R": _reduce,
+    0x81: _reduce, 0x92: _new_object_ex, "b": _build,
+    0x82: _extension("<B"), 0x83: _extension("<H"), 0x84: _extension("<i"),
+    "N": _constant, 0x88: _constant, 0x89: _constant, "]": _constant, "}": _constant, 0x8F: _constant,
+    ")": _empty_tuple, "K": _fixed(1), "M": _fixed(2), "J": _fixed(4), "G": _fixed(8),
+    0x8A: _counted("<B"), 0x8B: _counted("<i"),
+    "I": _number_line, "L": _number_line, "F": _number_line,
+    "S": _quoted_line, "T": _string("<i", "latin-1", "strict"), "U": _string("<B", "latin-1", "strict"),
+    "B": _bytes("<I"), "C": _bytes("<B"), 0x8E: _bytes("<Q"), 0x96: _bytes("<Q"),
+    "V": _unicode_line, "X": _string("<I", "utf-8", "surrogatepass"),
+    0x8C: _string("<B", "utf-8", "surrogatepass"), 0x8D: _string("<Q", "utf-8", "surrogatepass"),
+    "P": _persistent_line, "Q": _persistent, 0x95: _frame, 0x97: _next_buffer, 0x98: _read_only,
+    "(": _mark, "0": _pop, "1": _pop_to_mark, "2": _duplicate,
+    0x85: _tuple(1), 0x86: _tuple(2), 0x87: _tuple(3), "t": _tuple_from_mark,
+    "l": _collect, "d": _collect, 0x91: _collect, "e": _into, "u": _into, 0x90: _into,
+    "a": _append, "s": _set_item,
+    "p": _put_line, "q": _put("<B"), "r": _put("<I"), 0x94: _memoize,
+    "g": _get_line, "h": _get("<B"), "j": _get("<I"),
 }  # fmt: skip
+_ACTS = {ord(key) if isinstance(key, str) else key: act for key, act in _OPCODES.items()}

@@ -71,7 +71,7 @@ RULES: Mapping[str, Rule] = {
     "python-unpickle": Rule("scan_code_danger", "Loads pickles or other data that runs code."),
     "python-remote-code": Rule("scan_code_danger", "Switches remote code on."),
     "python-file-write": Rule("scan_code", "Writes or removes files."),
-    "python-environment": Rule("scan_code_danger", "Reads the environment, where tokens are kept."),
+    "python-environment": Rule("scan_code", "Reads the environment, where tokens are kept."),
     "python-credentials": Rule("scan_code_danger", "Names places where keys and passwords are kept."),
     "python-obfuscation": Rule("scan_code_danger", "Hides what it does."),
     "python-hook": Rule("scan_code_danger", "Hooks itself into the interpreter."),

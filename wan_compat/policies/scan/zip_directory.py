@@ -96,17 +96,16 @@ def find_directory(tail: bytes, size: int) -> DirectoryPlace | None:
         return None
     _, disk, start_disk, here, entries, length, offset, _ = record
     end = base + position
-    if 0xFFFF in (here, entries) or 0xFFFFFFFF in (length, offset):
-        if position >= _LOCATOR64.size:
-            mark, _, end64, _ = _LOCATOR64.unpack_from(tail, position - _LOCATOR64.size)
-            if mark == b"PK\x06\x07":
-                if not 0 <= end64 - base <= position - _LOCATOR64.size - _END64.size:
-                    raise BadZip(f"its zip64 record is said to be at byte {end64:,}")
-                record64 = _END64.unpack_from(tail, end64 - base)
-                if record64[0] != b"PK\x06\x06":
-                    raise BadZip("its zip64 record is none")
-                disk, start_disk, here, entries, length, offset = record64[4:]
-                end = end64
+    if (0xFFFF in (here, entries) or 0xFFFFFFFF in (length, offset)) and position >= _LOCATOR64.size:
+        mark, _, end64, _ = _LOCATOR64.unpack_from(tail, position - _LOCATOR64.size)
+        if mark == b"PK\x06\x07":
+            if not 0 <= end64 - base <= position - _LOCATOR64.size - _END64.size:
+                raise BadZip(f"its zip64 record is said to be at byte {end64:,}")
+            record64 = _END64.unpack_from(tail, end64 - base)
+            if record64[0] != b"PK\x06\x06":
+                raise BadZip("its zip64 record is none")
+            disk, start_disk, here, entries, length, offset = record64[4:]
+            end = end64
     if disk or start_disk or here != entries:
         raise BadZip("it is a part of several disks")
     shift = end - length - offset
@@ -163,7 +162,7 @@ def data_offset(entry: Entry, local: bytes) -> int:
         raise BadZip(f"{entry.name!r} of its directory is {name.decode('utf-8', 'replace')!r} in the file")
     if method != entry.method:
         raise BadZip(f"{entry.name!r} is packed in two ways, by directory {entry.method} and by header {method}")
-    return entry.offset + _LOCAL.size + name_length + extra_length
+    return entry.offset + _LOCAL.size + int(name_length) + int(extra_length)
 
 
 def judge_entries(entries: Sequence[Entry], place: DirectoryPlace) -> Iterator[Observation]:
