@@ -33,9 +33,10 @@ RunCli = Callable[..., Ended]
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """An environment without a user's settings; its cache and runtime folders belong to the test."""
+    """An environment without a user's settings; its cache and state folders belong to the test."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LC_ALL", "CI") if name in os.environ}
-    return {**kept, "XDG_CACHE_HOME": str(tmp_path / "cache"), "COLUMNS": "100"}
+    folders = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_STATE_HOME": str(tmp_path / "state")}
+    return {**kept, **folders, "COLUMNS": "100"}
 
 
 @pytest.fixture

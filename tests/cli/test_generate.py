@@ -67,8 +67,8 @@ REFUSALS = [
     ([MODEL, "--prompt", "x", "--fps", "nan"], 2, "invalid_request"),
     ([MODEL, "--prompt", "x", "--memory-limit", "500GiB"], 6, "memory_exceeded"),
     ([MODEL, "--prompt", "x", "--output", "nowhere/x.mp4"], 3, "output_not_writable"),
-    ([MODEL, "--prompt", "x", "--mode", "trust"], 5, "refused_by_policy"),
-    ([MODEL, "--prompt", "x", "--trust-remote-code"], 5, "refused_by_policy"),
+    ([MODEL, "--prompt", "x", "--mode", "trust"], 5, "trust_refused"),
+    ([MODEL, "--prompt", "x", "--trust-remote-code"], 5, "trust_refused"),
     ([MODEL, "--prompt", "x", "--mode", "trust", "--safe-mode"], 2, "invalid_request"),
     ([MODEL, "--prompt", "x", "--min-tier", "E"], 5, "refused_by_policy"),
 ]

@@ -28,7 +28,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wan_compat.protocol.errors import StateCorrupt, StateUnsafe, WanCompatError, clean_text
+from wan_compat.protocol.errors import (
+    RefusedByPolicy,
+    SandboxUnavailable,
+    StateCorrupt,
+    StateUnsafe,
+    TrustRefused,
+    WanCompatError,
+    clean_text,
+)
 from wan_compat.supervisor.private_files import PrivateFolder, state_folder
 
 LOG_NAME = "audit.jsonl"
@@ -230,16 +238,37 @@ class AuditLog:
                 raise _Broken(f"{head.seq - last.seq} of {head.seq} entries are missing at the end", last.seq + 1)
 
 
-def note(event: AuditEvent, **fields: Any) -> bool:
-    """Append to this user's log as well as possible; return whether it was written.
+def note(event: AuditEvent, *, folder: Path | None = None, **fields: Any) -> bool:
+    """Append to a log (None: this user's) as well as possible; return whether it was written.
 
     For what has already happened, or opens no door: a job is not stopped because its refusal cannot be written down.
     """
     try:
-        AuditLog().append(event, **fields)
+        AuditLog(folder).append(event, **fields)
     except (WanCompatError, OSError):
         return False
     return True
+
+
+def note_error(error: WanCompatError, *, model: str | None, mode: str) -> None:
+    """Note how a job ended, if that is an incident, a refusal by policy or a sandbox too weak; by code, not by text.
+
+    `incidents.jsonl` has an incident's evidence. A refusal of trust was noted where it was decided.
+    """
+    incident = error.details.get("incident")
+    if incident is not None:
+        what = incident["what"] if incident["kind"] == "forbidden_call" else None
+        note(
+            AuditEvent.INCIDENT,
+            model=model,
+            mode=mode,
+            kind=incident["kind"],
+            call=what,
+            state=incident["state"],
+            incident_at=incident["at"],
+        )
+    elif isinstance(error, RefusedByPolicy | SandboxUnavailable) and not isinstance(error, TrustRefused):
+        note(AuditEvent.REFUSED, model=model, mode=mode, code=error.code, finding=error.details.get("finding"))
 
 
 def _make_entry(head: _Head, event: AuditEvent, fields: dict[str, Any]) -> tuple[AuditEntry, bytes]:

@@ -37,8 +37,8 @@ from wan_compat.protocol.errors import (
 from wan_compat.protocol.results import VideoGenerationResult
 from wan_compat.protocol.values import GenerationRequest, Mode
 from wan_compat.sandbox.spec import Tier
+from wan_compat.supervisor import audit_log, incidents
 from wan_compat.supervisor import events as ev
-from wan_compat.supervisor import incidents
 from wan_compat.supervisor.job_run import JobContext, JobRun
 from wan_compat.supervisor.worker_pool import WorkerPool
 from wan_compat.supervisor.zygote import ZYGOTE_PROGRAM
@@ -142,11 +142,11 @@ class Supervisor:
         except ValidationError as error:
             raise InvalidRequest(f"memory_limit_bytes is {memory_limit_bytes!r}, out of range") from error
         if self.policy.min_tier is Tier.E and not self.policy.allow_unsandboxed:
-            raise RefusedByPolicy(
-                "tier E means no sandbox at all, and the policy does not allow it", hint="ask for tier A, B or C"
+            raise self._refusal(
+                "tier E means no sandbox at all, and the policy does not allow it", "ask for tier A, B or C"
             )
         if self.mode is Mode.TRUST and self.policy.mode is Mode.SAFE:
-            raise RefusedByPolicy("the policy allows safe mode only", hint="run the model in safe mode")
+            raise self._refusal("the policy allows safe mode only", "run the model in safe mode")
         if start_method not in ("zygote", "spawn"):
             raise InvalidRequest(f"start_method is {start_method!r}; known are 'zygote' and 'spawn'")
         self._zygote_program: Sequence[str] = ZYGOTE_PROGRAM
@@ -163,9 +163,10 @@ class Supervisor:
         if not isinstance(request, GenerationRequest):
             raise InvalidRequest(f"a GenerationRequest is needed, not a {type(request).__name__}")
         if self.mode is Mode.SAFE and request.mode is Mode.TRUST:
-            raise RefusedByPolicy(
+            raise self._refusal(
                 "the request asks for trust mode, this supervisor runs in safe mode only",
-                hint="run the model in safe mode, which needs no code from the repository",
+                "run the model in safe mode, which needs no code from the repository",
+                request.model,
             )
         with self._lock:
             if self._closing:
@@ -206,6 +207,11 @@ class Supervisor:
     ) -> None:
         self.close()
 
+    def _refusal(self, message: str, hint: str, model: str | None = None) -> RefusedByPolicy:
+        error = RefusedByPolicy(message, hint=hint)
+        audit_log.note_error(error, model=model, mode=self.mode.value)
+        return error
+
     # -- the runner thread ---------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
@@ -244,6 +250,7 @@ class Supervisor:
         try:
             return JobRun(job.request, context).execute()
         except WanCompatError as error:
+            audit_log.note_error(error, model=job.request.model, mode=job.request.mode.value)
             return error
         except Exception as error:  # noqa: BLE001 - the runner must survive its own bugs; the job tells them
             failure = GenerationFailed(

@@ -46,9 +46,11 @@ from wan_compat.protocol.results import (
 from wan_compat.protocol.states import WorkerState
 from wan_compat.protocol.values import GenerationRequest, Isolation, Mode
 from wan_compat.sandbox.spec import Tier
+from wan_compat.supervisor import audit_log, first_use
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.inspection import read_model
+from wan_compat.supervisor.trust_gate import require_trust
 from wan_compat.supervisor.worker import Heard, Worker, WorkerOrder
 from wan_compat.supervisor.worker_log import open_log_file
 from wan_compat.supervisor.worker_pool import WorkerPool
@@ -127,8 +129,9 @@ class JobRun:
     def execute(self) -> VideoGenerationResult:
         request, context = self._request, self._context
         if request.mode is Mode.TRUST:
+            decision = require_trust(request.model, request.mode)
             raise RefusedByPolicy(
-                f"trust mode was asked for {request.model!r}, but no code of it was approved",
+                f"the code of {request.model!r} is {decision.reason}, but this version has no way to run it",
                 hint="run it in safe mode, which needs no code from the repository",
             )
         host = read_host()
@@ -137,6 +140,7 @@ class JobRun:
         model = decide_model(read_model(request.model), threads=host.cpu_count, memory_limit_bytes=limit)
         resolved = resolve_request(request, model, seed=secrets.randbelow(1 << 31))
         limits = deadlines(weight_bytes=model.weight_bytes, timeout_s=self._timeout_s)
+        self._note_first_use()
         with contextlib.ExitStack() as stack:
             target, encoding = self._prepare_output(stack, resolved)
             log_file = None
@@ -165,6 +169,13 @@ class JobRun:
                     worker.log.tee(None)
                 context.pool.release(worker, keep=keep)
             return result
+
+    def _note_first_use(self) -> None:
+        """Record it; that opens no door and closes none, so that a record which cannot be made stops nothing."""
+        try:
+            first_use.remember(self._request.model, self._request.mode, confirmed=False)
+        except (WanCompatError, OSError) as error:
+            self._warn(f"the first use of this model could not be recorded: {error}")
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -196,6 +207,13 @@ class JobRun:
         self._context.emit(ev.Started(worker.tier.tier.value, worker.layers))
         if worker.tier.tier is Tier.E:
             self._warn("NOT SANDBOXED: this model could do to this machine whatever its user can")
+        if worker.jobs_started == 0 and (worker.downgraded_because or worker.tier.tier is Tier.E):
+            audit_log.note(
+                audit_log.AuditEvent.DOWNGRADE,
+                model=self._request.model,
+                tier=worker.tier.tier.value,
+                reasons=list(worker.downgraded_because),
+            )
         for reason in worker.downgraded_because:
             self._warn(f"running in tier {worker.tier.tier.value}, because {reason}")
         return worker
@@ -336,7 +354,6 @@ class JobRun:
                 layers=list(worker.layers),
                 memory_limit_bytes=worker.order.memory_limit_bytes,
                 self_test=dict(worker.self_test),
-                outer=worker.outer_by,
             ),
             peak={"worker_rss_bytes": peak, "vram_bytes": self._generated[0].peak_vram_bytes},
             recovery=[],

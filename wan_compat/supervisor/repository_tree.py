@@ -14,70 +14,68 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import re
 import stat
 from collections.abc import Iterator
 
 from wan_compat.policies.facts import FileFact
 from wan_compat.policies.trust import MAX_FILES, RepositoryTree, TrustedFile, must_hash
 from wan_compat.protocol.errors import ModelCorrupt, ModelInvalid, ModelNotFound, ModelUnreadable, clean_text
+from wan_compat.supervisor.inspection.locate import Place, locate
 
 MAX_ENTRIES = 20_000  # files, folders and whatever else, hidden ones too
 MAX_DEPTH = 12
 MAX_PATH_CHARS = 1000
 _CHUNK_BYTES = 1 << 20
 
-_SNAPSHOT = re.compile(r"(?P<base>.*/models--(?P<org>[^/]+?)--(?P<name>[^/]+))/snapshots/(?P<revision>[^/]+)")
-
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
+class _Entry:
     """One file to read. `target` is the blob that it links to, None for a file in its place."""
 
     path: str
     target: str | None
 
 
-def identify(path: str) -> tuple[str, str, str | None]:
-    """Return (real path, source, revision) of a model's folder: the names under which approvals are kept.
+def identify(path: str) -> tuple[Place, str]:
+    """Return where a model lies, and the name under which it is remembered: repository id, or real path.
 
     Raises:
-        ModelNotFound: No such folder.
+        ModelNotFound, ModelUnreadable: As `locate`.
+        ModelInvalid: The path is not UTF-8.
     """
-    root = os.path.realpath(path)
-    if not os.path.isdir(root):
-        raise ModelNotFound(
-            f"{path!r} is no folder; approvals are about the folder of a repository",
-            hint="give the folder of the model, or of its snapshot in the Hugging Face cache",
-        )
+    place = locate(path)
+    source = place.repository or place.real
     try:
-        root.encode("utf-8")
+        source.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ModelInvalid(f"the path {path!r} is not UTF-8", hint="rename the folder") from error
-    snapshot = _SNAPSHOT.fullmatch(root)
-    if snapshot is not None and os.path.isdir(os.path.join(snapshot["base"], "blobs")):
-        return root, f"{snapshot['org']}/{snapshot['name']}", snapshot["revision"]
-    return root, root, None
+    return place, source
 
 
 def read_tree(path: str) -> RepositoryTree:
     """Read and hash a repository. Takes about a second per gigabyte that is not weights.
 
     Raises:
-        ModelNotFound: No such folder.
+        ModelNotFound: No such folder, or a single file, which has no code of its own.
         ModelUnreadable: A file may not be read by this user.
         ModelCorrupt: More files or deeper folders than any model has, or a broken link of a snapshot.
         ModelInvalid: A name that is not UTF-8, or a file that changed while it was read.
     """
-    root, source, revision = identify(path)
-    blobs = os.path.join(os.path.dirname(os.path.dirname(root)), "blobs") if revision is not None else None
+    place, source = identify(path)
+    if place.is_file:
+        raise ModelNotFound(
+            f"{path!r} is a single file; approvals are about the folder of a repository",
+            hint="give the folder of the model; a single weight file needs no approval",
+        )
+    root = place.real
+    blobs = place.inside[1] if place.repository is not None else None
     excluded: list[tuple[str, str]] = []
-    read = sorted((_hash_file(root, place) for place in _walk(root, blobs, excluded)), key=lambda pair: pair[0].path)
+    read = sorted((_hash_file(root, entry) for entry in _walk(root, blobs, excluded)), key=lambda pair: pair[0].path)
     if not read:
         raise ModelCorrupt(f"{path!r} has no files", hint="give the folder of the model")
     return RepositoryTree(
         source=source,
-        revision=revision,
+        revision=place.revision,
         root=root,
         files=tuple(file for file, _ in read),
         facts=tuple(fact for _, fact in read),
@@ -85,7 +83,7 @@ def read_tree(path: str) -> RepositoryTree:
     )
 
 
-def _walk(root: str, blobs: str | None, excluded: list[tuple[str, str]]) -> Iterator[_Place]:
+def _walk(root: str, blobs: str | None, excluded: list[tuple[str, str]]) -> Iterator[_Entry]:
     entries_seen, files_seen = 0, 0
     pending = [""]
     while pending:
@@ -125,7 +123,7 @@ def _walk(root: str, blobs: str | None, excluded: list[tuple[str, str]]) -> Iter
                         raise ModelCorrupt(
                             f"{root!r} has more than {MAX_FILES} files", hint="give the model's own folder"
                         )
-                    yield _Place(relative, target)
+                    yield _Entry(relative, target)
         finally:
             os.close(descriptor)
 
@@ -153,15 +151,15 @@ def _blob(root: str, relative: str, blobs: str | None) -> str | None:
     return target if os.path.dirname(target) == blobs else None
 
 
-def _hash_file(root: str, place: _Place) -> tuple[TrustedFile, FileFact]:
-    real_path = place.target or os.path.join(root, place.path)
-    descriptor = _open(real_path, place.path, 0)
+def _hash_file(root: str, entry: _Entry) -> tuple[TrustedFile, FileFact]:
+    real_path = entry.target or os.path.join(root, entry.path)
+    descriptor = _open(real_path, entry.path, 0)
     try:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
-            raise ModelCorrupt(f"{place.path!r} is no regular file")
+            raise ModelCorrupt(f"{entry.path!r} is no regular file")
         digest = None
-        if must_hash(place.path, before.st_size):
+        if must_hash(entry.path, before.st_size):
             hasher, count = hashlib.sha256(), 0
             # Never more than was there at first: a file that grows as fast as it is read would have no end.
             while chunk := os.read(descriptor, min(_CHUNK_BYTES, before.st_size + 1 - count)):
@@ -171,10 +169,10 @@ def _hash_file(root: str, place: _Place) -> tuple[TrustedFile, FileFact]:
                     break
             digest = hasher.hexdigest() if count == before.st_size else None
         after = os.fstat(descriptor)
-        if (digest is None and must_hash(place.path, before.st_size)) or _identity(before) != _identity(after):
-            raise ModelInvalid(f"{place.path!r} changed while it was read", hint="try again when nothing writes to it")
-        fact = FileFact(place.path, real_path, before.st_size, before.st_dev, before.st_ino, before.st_mtime_ns)
-        return TrustedFile(path=place.path, size=before.st_size, sha256=digest), fact
+        if (digest is None and must_hash(entry.path, before.st_size)) or _identity(before) != _identity(after):
+            raise ModelInvalid(f"{entry.path!r} changed while it was read", hint="try again when nothing writes to it")
+        fact = FileFact(entry.path, real_path, before.st_size, before.st_dev, before.st_ino, before.st_mtime_ns)
+        return TrustedFile(path=entry.path, size=before.st_size, sha256=digest), fact
     finally:
         os.close(descriptor)
 

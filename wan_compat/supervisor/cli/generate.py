@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wan_compat.protocol.errors import InvalidRequest, RefusedByPolicy
+from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.supervisor.cli.options import Isolation, Json, MinTier, Mode, Quiet, Verbose
 from wan_compat.supervisor.cli.quantities import parse_bytes, parse_seconds
 from wan_compat.supervisor.cli.session import Session
@@ -71,6 +71,7 @@ def generate(
         MinTier | None,
         typer.Option("--min-tier", help="Weakest sandbox to accept; see doctor. Default: the settings', else B."),
     ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask at the first use of a model.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -81,8 +82,9 @@ def generate(
     """
     session: Session = context.obj.louder(json=json, quiet=quiet, verbose=verbose)
     session.model = model
-    require_safe_mode(mode, trust_remote_code=trust_remote_code, safe_mode=safe_mode)
+    chosen = settle_mode(mode, trust_remote_code=trust_remote_code, safe_mode=safe_mode)
 
+    from wan_compat.supervisor.cli.confirm import confirm_first_use
     from wan_compat.supervisor.cli.runner import build_request, describe_result, free_name, name_for_prompt, run_request
 
     text = read_prompt() if prompt == "-" else prompt
@@ -103,7 +105,9 @@ def generate(
         memory_limit_bytes=memory_limit,
         worker_log=worker_log,
         isolation=isolation.value,
+        mode=chosen.value,
     )
+    confirm_first_use(session, model, chosen, yes=yes)
     result = run_request(session, request, min_tier=min_tier.value if min_tier else None)
     if session.json:
         session.document(result.to_json())
@@ -112,20 +116,12 @@ def generate(
     return 0
 
 
-def require_safe_mode(mode: Mode | None, *, trust_remote_code: bool, safe_mode: bool) -> None:
-    """Settle the three spellings of the mode.
-
-    Raises:
-        RefusedByPolicy: Trust mode was asked for; it runs code that was approved by its content, and nothing was.
-    """
+def settle_mode(mode: Mode | None, *, trust_remote_code: bool, safe_mode: bool) -> Mode:
+    """Settle the three spellings of the mode."""
     trust = mode is Mode.TRUST or trust_remote_code
     if trust and (mode is Mode.SAFE or safe_mode):
         raise InvalidRequest("safe and trust mode were both asked for", hint="keep one of them")
-    if trust:
-        raise RefusedByPolicy(
-            "trust mode runs only code that was approved by its content hash, and nothing was approved for this model",
-            hint="leave the option out: safe mode needs no approval and ignores the repository's own code",
-        )
+    return Mode.TRUST if trust else Mode.SAFE
 
 
 def read_prompt() -> str:
