@@ -354,6 +354,7 @@ class JobRun:
                 layers=list(worker.layers),
                 memory_limit_bytes=worker.order.memory_limit_bytes,
                 self_test=dict(worker.self_test),
+                outer=worker.outer_by,
             ),
             peak={"worker_rss_bytes": peak, "vram_bytes": self._generated[0].peak_vram_bytes},
             recovery=[],
