@@ -4,9 +4,8 @@ Every limit is explicit, because the files may be hostile: per file in the reade
 Nothing is written, nothing but regular files is opened, and links are followed only where `walk.py` says.
 """
 
-from wan_compat.supervisor.inspection.gguf_header import read_gguf_header
 from wan_compat.supervisor.inspection.json_document import parse_json
 from wan_compat.supervisor.inspection.model import read_facts, read_model
-from wan_compat.supervisor.inspection.safetensors_header import read_safetensors_header
+from wan_compat.supervisor.inspection.single_file import read_gguf_header, read_safetensors_header
 
 __all__ = ["parse_json", "read_facts", "read_gguf_header", "read_model", "read_safetensors_header"]

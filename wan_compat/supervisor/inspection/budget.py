@@ -18,13 +18,14 @@ class Budget:
 
     json_bytes: int = 4 << 20
     json_values: int = 150_000  # kept in memory, at up to 130 bytes each
-    header_bytes: int = 24 << 20
+    header_bytes: int = 24 << 20  # of safetensors files
+    gguf_bytes: int = 64 << 20  # nearly all of them tokens, which are skipped
     header_values: int = 1_500_000  # parsed and dropped, at up to 0.5 microseconds each
     tensors: int = 120_000  # at 50 bytes each, beside their names and shapes, which most files share
     shapes: int = 20_000  # different ones within each file
     name_bytes: int = 8 << 20  # of different tensor names, as they lie in memory
     metadata_chars: int = 1 << 20
-    array_strings: int = 1_000_000  # skipped one by one in GGUF headers: a tokenizer has 256,000
+    array_strings: int = 3_000_000  # skipped one by one: ten quantisations of a text encoder have 2.6 million
     _names: dict[str, str] = dataclasses.field(default_factory=dict, repr=False)
 
     def take(self, what: str, amount: int) -> None:

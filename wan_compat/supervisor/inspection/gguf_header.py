@@ -20,15 +20,16 @@ from wan_compat.policies.findings import Finding
 from wan_compat.protocol.errors import clean_text
 from wan_compat.supervisor.inspection.budget import Budget
 from wan_compat.supervisor.inspection.opening import LFS_START, lfs_pointer, opened, read_at
-from wan_compat.supervisor.inspection.problems import Defect, as_error, problem, raise_first_error
+from wan_compat.supervisor.inspection.problems import Defect, problem
 from wan_compat.supervisor.inspection.safetensors_header import MAX_DIMENSIONS, bounded_metadata
 
 MAGIC = b"GGUF"
-MAX_HEADER_BYTES = 24 << 20  # UMT5's encoder has 7 MB, nearly all of it tokens
+MAX_HEADER_BYTES = 24 << 20  # UMT5's encoder has about 6 MB, nearly all of it tokens
 MAX_TENSORS = 20_000
 MAX_KEY_VALUES = 4096
 MAX_NAME_BYTES = 512  # of a key or a tensor's name; ggml allows 64 for the latter
 MAX_TEXT_BYTES = 1 << 20
+MAX_ARRAY_TEXTS = 600_000  # UMT5 has 256,384 tokens
 _WINDOW_BYTES = 1 << 16
 
 # `enum ggml_type` with (elements, bytes) of a block, from GGML_QUANT_SIZES of gguf-py 0.19; gaps are types of the past.
@@ -50,21 +51,6 @@ _STRING, _ARRAY, _INT32 = 8, 9, 5
 # ComfyUI-GGUF's converter flattens what llama.cpp cannot quantise, and keeps the shape in an int32 array, outermost
 # first (https://github.com/city96/ComfyUI-GGUF, tools/convert.py).
 _ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
-
-
-def read_gguf_header(fact: FileFact) -> WeightFile:
-    """Read and check one header strictly.
-
-    Raises:
-        ModelCorrupt: It is malformed, lies, is too large, or the data are not all there.
-        ModelUnreadable: The file may not be read.
-    """
-    try:
-        weights, notes = read_header(fact, Budget())
-    except Defect as defect:
-        raise as_error(defect.finding) from defect
-    raise_first_error(notes)
-    return weights
 
 
 def read_header(fact: FileFact, budget: Budget) -> tuple[WeightFile, tuple[Finding, ...]]:
@@ -165,7 +151,7 @@ class _Cursor:
             return
         self._start, self._at = position, 0
         self._window = read_at(self._descriptor, max(needed, _WINDOW_BYTES), position) if needed else b""
-        self._budget.take("header_bytes", len(self._window))
+        self._budget.take("gguf_bytes", len(self._window))
         if len(self._window) < needed:
             raise _truncated(self._fact, "became shorter while it was read")
 
@@ -186,12 +172,12 @@ def _read_pairs(cursor: _Cursor, count: int, budget: Budget) -> tuple[dict[str, 
             item, length = cursor.number("<I"), cursor.number("<Q")
             if item == _INT32 and length <= MAX_DIMENSIONS and key.startswith(_ORIGINAL_SHAPE):
                 shapes[key.removeprefix(_ORIGINAL_SHAPE)] = struct.unpack(f"<{length}i", cursor.take(4 * length))
-            elif item == _STRING:
+            elif item == _STRING and length <= MAX_ARRAY_TEXTS:
                 cursor.skip_texts(length)
             elif item in _SCALARS:
                 cursor.skip(length * struct.calcsize(_SCALARS[item]))
             else:
-                raise _corrupt(fact, f"an array of type {item} under {clean_text(key, 80)!r}")
+                raise _corrupt(fact, f"an array of {length} values of type {item} under {clean_text(key, 80)!r}")
         elif kind in _SCALARS:
             pairs[key] = cursor.number(_SCALARS[kind])
         else:

@@ -27,7 +27,8 @@ _LARGE_FILES = (
 # Anything of this size that is not a document may be weights, whatever its name.
 _LARGE_BYTES = 1 << 20
 
-_OF_THE_LISTING = frozenset(("file_unreadable", "path_escape", "link_broken", "too_many_files", "reading_limit"))
+# Errors that say the folder as a whole is not what was downloaded, or leads elsewhere.
+_OF_THE_WHOLE = frozenset(("path_escape", "link_broken", "too_many_files"))
 
 
 def read_facts(path: str) -> ModelFacts:
@@ -88,9 +89,9 @@ def read_model(path: str) -> ModelFacts:
 
 
 def _concerns_the_pipeline(found: Finding, index: Mapping[str, Any]) -> bool:
-    if found.path is None or found.path == "model_index.json" or found.code in _OF_THE_LISTING:
+    if found.path is None or found.path == "model_index.json" or found.code in _OF_THE_WHOLE:
         return True
-    return found.component is not None and found.component in index
+    return found.path.partition("/")[0] in index
 
 
 def _read_documents(order: list[FileFact], budget: Budget, problems: Problems) -> dict[str, Mapping[str, Any]]:

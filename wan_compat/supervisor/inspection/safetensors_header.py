@@ -17,7 +17,7 @@ from wan_compat.protocol.errors import clean_text
 from wan_compat.supervisor.inspection.budget import Budget
 from wan_compat.supervisor.inspection.json_document import decode
 from wan_compat.supervisor.inspection.opening import LFS_START, lfs_pointer, opened, read_at
-from wan_compat.supervisor.inspection.problems import Defect, as_error, problem, raise_first_error
+from wan_compat.supervisor.inspection.problems import Defect, problem
 
 # safetensors itself allows 100 MB. The largest Wan shard has 0.3 MB, a LoRA with its training captions up to 2 MB.
 MAX_HEADER_BYTES = 4 << 20
@@ -33,21 +33,6 @@ _DTYPE_BITS = {
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
     "C64": 64, "F64": 64, "I64": 64, "U64": 64,
 }  # fmt: skip
-
-
-def read_safetensors_header(fact: FileFact) -> WeightFile:
-    """Read and check one header strictly.
-
-    Raises:
-        ModelCorrupt: It is malformed, lies, is too large, or the data are not all there.
-        ModelUnreadable: The file may not be read.
-    """
-    try:
-        weights, notes = read_header(fact, Budget())
-    except Defect as defect:
-        raise as_error(defect.finding) from defect
-    raise_first_error(notes)
-    return weights
 
 
 def read_header(fact: FileFact, budget: Budget) -> tuple[WeightFile, tuple[Finding, ...]]:
