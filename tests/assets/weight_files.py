@@ -5,10 +5,19 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
+
+from wan_compat.policies.facts import FileFact
 
 # GGUF's value types by struct layout; 8 is a string, 9 an array.
 _LAYOUTS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+
+
+def file_fact(path: Path) -> FileFact:
+    """Return what a listing would say of the file."""
+    info = path.stat()
+    return FileFact(path.name, str(path), info.st_size, info.st_dev, info.st_ino, info.st_mtime_ns)
 
 
 def safetensors_file(header: Any, data: bytes = b"") -> bytes:
