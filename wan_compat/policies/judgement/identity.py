@@ -1,0 +1,135 @@
+"""What the model turned out to be, and whether any pipeline does the task with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+from wan_compat.policies.architecture import Architecture
+from wan_compat.policies.facts import ModelFacts
+from wan_compat.policies.findings import Finding, finding
+from wan_compat.policies.judgement.parts import index_of
+from wan_compat.policies.registry_document import RegistryEntry
+from wan_compat.policies.variants import VARIANTS, Variant
+
+# Task -> the capabilities of which a model needs one.
+TASKS: Mapping[str, tuple[str, ...]] = {
+    "t2v": ("text_to_video",),
+    "i2v": ("image_to_video",),
+    "flf2v": ("first_last_frame_to_video",),
+    "v2v": ("video_to_video",),
+    "vace": ("video_control",),
+    "ti2v": ("text_to_video", "image_to_video"),
+    "animate": ("character_animation",),
+    "t2i": ("text_to_video",),  # one frame of it; no Wan checkpoint makes images only
+}
+# Pipelines by task, where a model has several: `also_loads_as` of detection names them in no order.
+_TASK_CLASSES: Mapping[str, str] = {"i2v": "WanImageToVideoPipeline", "v2v": "WanVideoToVideoPipeline"}
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskAnswer:
+    """Whether a model does a task, with which class of diffusers, and why not. `alternatives` are repositories."""
+
+    task: str
+    supported: bool
+    pipeline_class: str | None
+    reason: str
+    alternatives: tuple[str, ...]
+
+
+def judge_identity(
+    facts: ModelFacts, architecture: Architecture, entry: RegistryEntry | None = None
+) -> Iterator[Finding]:
+    """Yield what detection found, where it is not simply a Wan model with its pipeline."""
+    evidence = "; ".join(f"{item.fact} ({item.source})" for item in architecture.evidence[:3])
+    if architecture.is_wan is False:
+        what = architecture.architecture_type
+        name = "another family" if what in ("unknown", "wan_family") else what.replace("_", " ")
+        yield finding("not_wan", f"this is not a Wan model but {name}: {evidence}")
+        return
+    if architecture.is_wan is None:
+        if architecture.layout == "component":
+            message = f"one component, not a whole model: {evidence}"
+            yield finding("not_runnable_yet", message, fix="give the whole model")
+        elif facts.documents or facts.weights:
+            yield finding(
+                "unknown_architecture", f"nothing here says what it is: {evidence or 'no denoiser was found'}"
+            )
+        return
+    if architecture.candidates:
+        yield finding(
+            "ambiguous_variant",
+            f"the files fit {', '.join(architecture.candidates)}; {architecture.variant} is taken",
+        )
+    yield from _pipeline(facts, architecture, entry)
+
+
+def _pipeline(facts: ModelFacts, architecture: Architecture, entry: RegistryEntry | None) -> Iterator[Finding]:
+    if architecture.pipeline_class is None:
+        if architecture.layout == "lora":
+            return
+        others = alternatives(architecture.capabilities, architecture)
+        if entry is not None and entry.alternative is not None and entry.alternative.model is not None:
+            others = (entry.alternative.model,)
+        yield finding(
+            "no_pipeline",
+            f"diffusers has no pipeline for {architecture.variant or architecture.architecture_type} "
+            f"({', '.join(architecture.capabilities) or 'no known task'})",
+            fix=f"use {', or '.join(others)}" if others else "use the program of its authors",
+        )
+        return
+    path, index = index_of(facts)
+    named = index.get("_class_name")
+    if not isinstance(named, str) or named in (architecture.pipeline_class, *architecture.also_loads_as):
+        return
+    if any(variant.pipeline_class == named or named in variant.also_loads_as for variant in VARIANTS.values()):
+        yield finding(
+            "pipeline_mismatch",
+            f"{path} names {named}, the transformer is {architecture.variant}'s, which runs in "
+            f"{architecture.pipeline_class}",
+            path=path,
+        )
+
+
+def answer_task(task: str, architecture: Architecture) -> TaskAnswer:
+    """Say whether the model does `task`, one of TASKS."""
+    wanted = TASKS[task]
+    name = architecture.variant or architecture.architecture_type
+    able = any(capability in architecture.capabilities for capability in wanted)
+    if task == "v2v" and "WanVideoToVideoPipeline" in architecture.also_loads_as:
+        able = True  # a way to load a text-to-video model, no checkpoint of its own
+    if task == "ti2v":
+        able = all(capability in architecture.capabilities for capability in wanted)
+    if not able:
+        does = ", ".join(architecture.capabilities) or "nothing that is known"
+        return TaskAnswer(task, False, None, f"{name} does {does}", alternatives(wanted, None))
+    preferred = _TASK_CLASSES.get(task)
+    known = tuple(item for item in (architecture.pipeline_class, *architecture.also_loads_as) if item)
+    if not known:
+        reason = f"{name} does it, but diffusers has no pipeline for it"
+        return TaskAnswer(task, False, None, reason, alternatives(wanted, None))
+    return TaskAnswer(task, True, preferred if preferred in known else known[0], f"{name} does {task}", ())
+
+
+def judge_task(answer: TaskAnswer) -> Iterator[Finding]:
+    if not answer.supported:
+        fix = f"use {', or '.join(answer.alternatives)}" if answer.alternatives else "use another model"
+        yield finding("task_not_supported", f"{answer.task} was asked for; {answer.reason}", fix=fix)
+
+
+def alternatives(capabilities: tuple[str, ...], like: Architecture | None) -> tuple[str, ...]:
+    """Return official repositories with a pipeline for one of these capabilities, the same generation first."""
+
+    def rank(variant: Variant) -> tuple[bool, int]:
+        return (like is not None and variant.version != like.version, -variant.experts)
+
+    able = [
+        variant
+        for variant in VARIANTS.values()
+        if variant.pipeline_class
+        and variant.pipeline_class.startswith("Wan")
+        and variant.repository
+        and set(capabilities[:1]) & set(variant.capabilities)
+    ]
+    return tuple(variant.repository for variant in sorted(able, key=rank)[:2] if variant.repository)
