@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ from wan_compat.supervisor.runtime import runtime_base
 # No examples are kept between runs: the checkout may belong to another user than the one who tests it.
 settings.register_profile("no-database", database=None)
 settings.load_profile("no-database")
+
+# A shell starts background jobs with SIGINT ignored, and every child would inherit that: Ctrl-C could not be tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PR_SET_CHILD_SUBREAPER = 36
