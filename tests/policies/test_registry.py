@@ -15,8 +15,6 @@ from wan_compat.policies.registry import (
     SECURITY_FLOORS,
     diff,
     find_model,
-    merge,
-    minimum_of,
     requirements_of,
     version_problem,
 )
@@ -26,6 +24,7 @@ from wan_compat.policies.registry_document import (
     parse_document,
     write_document,
 )
+from wan_compat.policies.registry_merge import accepted, combine, merge, minimum_of
 from wan_compat.policies.variants import VARIANTS
 from wan_compat.protocol.errors import InvalidRequest
 
@@ -254,6 +253,39 @@ def test_an_update_can_raise_and_add() -> None:
     tune = merged.document.models["me/tune"]
     assert (tune.pipeline_class, tune.defaults.boundary_ratio, tune.licence) == ("WanPipeline", 0.875, None)
     assert merged.document.serial == 4
+
+
+def test_an_update_of_one_value_keeps_its_neighbours() -> None:
+    merged = merge(SHIPPED, update({A14B: {"defaults": {"fps": 24}, "memory_per_plan": {"mine": {"vram_mb": 1}}}}))
+    entry, before = merged.document.models[A14B], SHIPPED.models[A14B]
+    assert entry.defaults == before.defaults.model_copy(update={"fps": 24})
+    assert set(entry.memory_per_plan) == {*before.memory_per_plan, "mine"}
+
+
+def test_an_overlay_keeps_only_what_differs_and_was_taken() -> None:
+    wanted = update(
+        {
+            A14B: {"pipeline_class": "WanPipeline", "min_diffusers_version": "0.1", "defaults": {"fps": 24}},
+            S2V: {"pipeline_class": "EvilPipeline"},
+            "me/new": {},
+        }
+    )
+    kept = accepted(SHIPPED, wanted)
+    assert {item.field for item in kept.adjustments} == {"min_diffusers_version", "pipeline_class"}
+    assert {name: entry.model_fields_set for name, entry in kept.document.models.items()} == {
+        A14B: {"defaults"},
+        "me/new": set(),
+    }
+    assert merge(SHIPPED, parse_document(write_document(kept.document), "overlay")).adjustments == ()
+
+
+def test_a_newer_overlay_wins_field_by_field() -> None:
+    older = update({"a/b": {"defaults": {"fps": 8, "height": 480}, "notes": ["old"]}}, serial=5)
+    newer = update({"a/b": {"defaults": {"fps": 24}}, "c/d": {}}, serial=3)
+    both = combine(older, newer)
+    assert both.models["a/b"].defaults.fps == 24 and both.models["a/b"].defaults.height == 480
+    assert both.models["a/b"].notes == ("old",)
+    assert ("c/d" in both.models, both.serial) == (True, 5)
 
 
 # -- differences and looking up --------------------------------------------------------------------------------------------------

@@ -40,13 +40,15 @@ class PrivateFolder:
     Args:
         path: None is this user's state folder.
         create: Make it where it is absent; otherwise `exists` is false and every file reads as absent.
+        close: Take other users' right to read it away. Not for a folder that the user named for something else.
 
     Raises:
         StateUnsafe: It is a link or no folder, belongs to somebody else, or others can write into it.
     """
 
-    def __init__(self, path: Path | None = None, *, create: bool = False) -> None:
+    def __init__(self, path: Path | None = None, *, create: bool = False, close: bool = True) -> None:
         self.path = path or state_folder()
+        self._close_to_others = close
         self._fd = -1
         if create:
             self._make()
@@ -189,7 +191,7 @@ class PrivateFolder:
     def _check_folder(self) -> None:
         info = os.fstat(self._fd)
         self._check_owner(self.path, info, 0o022)
-        if stat.S_IMODE(info.st_mode) & 0o077:
+        if self._close_to_others and stat.S_IMODE(info.st_mode) & 0o077:
             # Readable by others is not unsafe, only indiscreet; it is our own folder, so it is simply closed.
             with contextlib.suppress(OSError):
                 os.fchmod(self._fd, 0o700)
