@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.assets.corpus.expected import EXPECTED, Expected
@@ -67,10 +67,10 @@ def judge_mutant(kind: str, name: str, seed: int, folder: Path) -> Outcome | Non
     return None if expected is None else judge(kind, name, subject.path, expected, seed)
 
 
-def mutants(count: int, seed: int, folder: Path) -> Iterator[Outcome]:
+def mutants(count: int, seed: int, folder: Path, kinds: Sequence[str] = tuple(MUTATIONS)) -> Iterator[Outcome]:
     """Yield the outcomes of `count` mutants, the kinds in turn and the entries by chance."""
     rng = random.Random(seed)
-    kinds, names, made = list(MUTATIONS), list(ALL), 0
+    names, made = list(ALL), 0
     while made < count:
         kind = kinds[made % len(kinds)]
         place = folder / "mutant"

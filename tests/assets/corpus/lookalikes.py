@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.assets.corpus import configs
 from tests.assets.corpus.files import typed, write_hole, write_json, write_safetensors, write_weights
-from tests.assets.corpus.repositories import (
+from tests.assets.corpus.layouts import (
     CLIP,
     IMAGE_PROCESSOR,
     TOKENIZER,
