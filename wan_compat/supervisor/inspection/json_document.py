@@ -67,8 +67,7 @@ def read_document(fact: FileFact, budget: Budget) -> Decoded:
         Exhausted: The model's budget is spent.
     """
     if fact.size > MAX_JSON_BYTES:
-        message = f"{fact.path} has {fact.size} bytes, more than any configuration needs"
-        raise Defect(problem("json_too_large", fact.path, message))
+        raise _too_large(fact.path, f"{fact.size} bytes, more than any configuration needs")
     budget.take("json_bytes", fact.size)
     with opened(fact) as descriptor:
         raw = read_at(descriptor, fact.size + 1, 0)
@@ -84,6 +83,8 @@ def read_document(fact: FileFact, budget: Budget) -> Decoded:
 def parse_json(raw: bytes, name: str) -> Mapping[str, Any]:
     """Parse one JSON object strictly. Raises ModelCorrupt naming `name`."""
     try:
+        if len(raw) > MAX_JSON_BYTES:
+            raise _too_large(name, f"{len(raw)} bytes, more than any configuration needs")
         decoded = decode(raw, name)
     except Defect as defect:
         raise as_error(defect.finding) from defect
@@ -154,16 +155,17 @@ def _check_size(raw: bytes, path: str, max_values: int) -> int:
     opening, closing = raw.count(b"[") + raw.count(b"{"), raw.count(b"]") + raw.count(b"}")
     values = raw.count(b",") + opening
     if max(values, closing) > max_values:
-        message = f"{path} has {max(values, closing)} values, more than any configuration or header needs"
-        raise Defect(problem("json_too_large", path, message))
+        raise _too_large(path, f"{max(values, closing)} values, more than any configuration or header needs")
     steps = memoryview(raw.translate(_STEPS, _NOT_BRACKETS)).cast("b")
     if max(itertools.accumulate(steps), default=0) > MAX_JSON_DEPTH:
-        message = f"{path} is nested deeper than {MAX_JSON_DEPTH}, more than any configuration needs"
-        raise Defect(problem("json_too_large", path, message))
+        raise _too_large(path, f"lists and objects in each other beyond a depth of {MAX_JSON_DEPTH}")
     if len(raw) > MAX_WIDE_BYTES and raw.translate(None, _NOT_WIDE):
-        message = f"{path} has {len(raw)} bytes with characters that take much memory"
-        raise Defect(problem("json_too_large", path, message))
+        raise _too_large(path, f"{len(raw)} bytes with characters that take much memory")
     return values
+
+
+def _too_large(path: str, what: str) -> Defect:
+    return Defect(problem("json_too_large", path, f"{path} has {what}"))
 
 
 def _corrupt(path: str, why: str) -> Defect:
