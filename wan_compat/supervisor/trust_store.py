@@ -9,6 +9,7 @@ before it takes effect, a removal after it.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -19,9 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wan_compat._version import __version__
 from wan_compat.policies.trust import RepositoryTree, TrustGrant
-from wan_compat.protocol.errors import InvalidRequest, StateCorrupt, StateUnsafe
+from wan_compat.protocol.errors import InvalidRequest, StateCorrupt, StateUnsafe, WanCompatError
 from wan_compat.supervisor.audit_log import AuditEvent, AuditLog
 from wan_compat.supervisor.private_files import PrivateFolder, state_folder
+from wan_compat.supervisor.repository_tree import identify
 
 STORE_NAME = "trust.json"
 SCHEMA_VERSION = 1
@@ -131,6 +133,8 @@ class TrustStore:
 def matching(grants: Sequence[TrustGrant], model: str) -> list[TrustGrant]:
     """Return the grants that `model` names: a source, the path of a folder, or the start of a tree hash."""
     names = {model, os.path.realpath(model)}
+    with contextlib.suppress(WanCompatError):  # it may be gone, which is a reason to withdraw its approval
+        names.add(identify(model)[1])
     found = [grant for grant in grants if grant.source in names]
     if not found and len(model) >= MIN_HASH_DIGITS:
         found = [grant for grant in grants if grant.tree_hash.startswith(model.lower())]

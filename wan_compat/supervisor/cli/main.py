@@ -27,6 +27,7 @@ from wan_compat.supervisor.cli.doctor import doctor
 from wan_compat.supervisor.cli.generate import generate
 from wan_compat.supervisor.cli.options import Quiet, Verbose
 from wan_compat.supervisor.cli.session import Session
+from wan_compat.supervisor.cli.trust import trust
 
 PROGRAM = "wan-compat"
 EXIT_INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits(3)
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 for verb in (demo, generate, doctor):
     app.command()(verb)
+app.add_typer(trust)
 app.add_typer(config)
 
 
