@@ -27,6 +27,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import stat
 import subprocess
 import time
@@ -134,6 +135,7 @@ def start(
             )
         except OSError as error:
             raise failed(NAME, f"{path} could not be started: {error.strerror}", _INSTALL, error.errno) from error
+        child = 0
         try:
             child, made = _read_info(process, info_read)
             if missing := sorted(layer.value for layer in OUTER_LAYERS - made):
@@ -141,7 +143,10 @@ def start(
             _charge(spec, (process.pid, child))
             os.write(go_write, b"g")
         except BaseException:
-            process.kill()  # --die-with-parent: what it made dies with it
+            if child:  # it may not have come to binding its life to bwrap's
+                with contextlib.suppress(OSError):
+                    os.kill(child, signal.SIGKILL)
+            process.kill()
             process.wait()
             raise
         return process, made | ({Layer.CGROUP} if spec.cgroup_dirs else frozenset())

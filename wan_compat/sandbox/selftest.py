@@ -102,10 +102,22 @@ def _first_possible(attempts: dict[str, Callable[[], object]]) -> str | None:
     return None
 
 
+# Places that every Linux has and no view has. /etc/passwd is left out: a view may hold one of its own.
+_HOST_PLACES = ("/etc/hostname", "/etc/shadow", "/etc/group", "/etc/fstab", "/proc/self/environ", "/sys/kernel",
+                "/boot", "/dev/shm", "/dev/mem")  # fmt: skip  # noqa: S108
+# A view may have these as the empty beginnings of a path to an interpreter; Landlock does not let them be listed.
+_MAYBE_ON_THE_WAY = ("/root", "/home", "/var", "/run")
+
+
 def _read_host_files() -> str | None:
-    # Places that every Linux has and no view has. /etc/passwd is left out: a view may hold one of its own.
-    paths = ("/etc/hostname", "/etc/shadow", "/etc/group", "/etc/fstab", "/proc/self/environ", "/sys/kernel", "/root",
-             "/home", "/var", "/boot", "/dev/shm", "/dev/mem", "/run")  # fmt: skip  # noqa: S108
+    return _open_one_of((*_HOST_PLACES, *_MAYBE_ON_THE_WAY))
+
+
+def _read_places_of_no_view() -> str | None:
+    return _open_one_of(_HOST_PLACES)
+
+
+def _open_one_of(paths: Collection[str]) -> str | None:
     return _first_possible({path: lambda path=path: os.close(os.open(path, os.O_RDONLY)) for path in paths})  # type: ignore[misc]
 
 
@@ -296,7 +308,7 @@ _PROBES: tuple[_Probe, ...] = (
 
 # Loopback is left out: bubblewrap starts it, with nobody on it but who is inside.
 _OUTER_PROBES: tuple[_Probe, ...] = (
-    _Probe("read_host_files", (Layer.VIEW,), _read_host_files),
+    _Probe("read_host_files", (Layer.VIEW,), _read_places_of_no_view),
     _Probe("write_outside_scratch", (Layer.VIEW,), _write_outside_scratch),
     _Probe("see_processes", (Layer.VIEW,), _see_processes),
     _Probe("map_scratch_executable", (Layer.VIEW,), _map_scratch_executable),

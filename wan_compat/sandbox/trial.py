@@ -7,7 +7,8 @@
 Nothing is concluded from versions or settings: the full set of layers is entered for real. Where that fails, each layer
 is tried with what it needs and nothing else, so that the report names every missing one with its remedy; then whatever
 can be entered is entered together, and the probes tell what that is worth. The calls that kill are tried as well, by
-processes that are expected to die of them.
+processes that are expected to die of them. Where an ordinary user is refused namespaces, the same is tried once more
+inside a bubblewrap (`bwrap.py`), and that counts if it holds.
 
 It imports no torch and takes a few tens of milliseconds of which most is the start of Python.
 """
@@ -21,15 +22,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 from wan_compat.protocol.errors import SandboxEntryFailed
-from wan_compat.sandbox import cgroup, libc, runtime_view, seccomp, selftest
+from wan_compat.sandbox import bwrap, cgroup, libc, runtime_view, seccomp, selftest
+from wan_compat.sandbox.failure import failed
 from wan_compat.sandbox.launch import EntryReport, become_subreaper, launch
 from wan_compat.sandbox.spec import (
     ALL_LAYERS,
     NAMESPACE_LAYERS,
+    OUTER_LAYERS,
     ConfinementSpec,
     Identity,
     Layer,
@@ -66,6 +70,7 @@ class TrialReport:
     landlock_abi: int = 0
     entry_s: float = 0.0
     error: str = ""  # why the trial itself could not be carried out
+    outer: str = ""  # the program that made namespaces and view around the process, where its own were refused
 
     @property
     def holds(self) -> bool:
@@ -108,6 +113,9 @@ def run_trial(
             cgroup_dirs=group.dirs if group is not None else (),
         )
         report = _in_subprocess(python, spec)
+        refused = [layer for layer in NAMESPACE_LAYERS & wanted if not report.layers[layer].available]
+        if refused and not root and python == sys.executable and wanted >= OUTER_LAYERS:
+            report = _in_bwrap(spec, report)
         return dataclasses.replace(report, layers={**found, **report.layers})
     finally:
         if group is not None:
@@ -137,6 +145,66 @@ def _in_subprocess(python: str, spec: ConfinementSpec) -> TrialReport:
         return TrialReport(nothing, error=f"the trial ended with {finished.returncode} and said: {tail or 'nothing'}")
 
 
+def _in_bwrap(spec: ConfinementSpec, before: TrialReport) -> TrialReport:
+    """Return the report of the same trial inside a bwrap; where that is no way either, `before` with the reason."""
+    outer = OUTER_LAYERS | (spec.layers & {Layer.CGROUP})
+    order = dataclasses.replace(spec, layers=spec.layers - outer - {Layer.USER_NAMESPACE}, outer=outer)
+    try:
+        path = bwrap.find()
+        with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complaints:
+            try:
+                report, made = _run_in_bwrap(path, order, said, complaints)
+            except SandboxEntryFailed as error:
+                complaints.seek(0)
+                tail = complaints.read().decode("utf-8", "replace").strip()[-500:]
+                raise failed(
+                    bwrap.NAME, f"{error.message}: {tail}" if tail else error.message, error.hint or ""
+                ) from error
+        if not report.holds:
+            open_doors = ", ".join(report.not_denied) or report.error
+            raise failed(bwrap.NAME, f"{path} does not hold: {open_doors}", bwrap.UPDATE)
+    except SandboxEntryFailed as error:
+        layers = dict(before.layers)
+        own = layers[Layer.USER_NAMESPACE]
+        remedy = "; or ".join(text for text in (own.remedy, error.hint) if text)
+        layers[Layer.USER_NAMESPACE.value] = LayerTrial(own.available, f"{own.reason}; {error.message}", remedy)
+        return dataclasses.replace(before, layers=layers)
+    around: dict[str, LayerTrial] = {layer.value: LayerTrial(True, f"made by {path}") for layer in outer}
+    if Layer.USER_NAMESPACE not in made:
+        around[Layer.USER_NAMESPACE.value] = LayerTrial(True, f"not needed: {path} is setuid")
+    else:
+        around[Layer.USER_NAMESPACE.value] = LayerTrial(True, f"made by {path}")
+    found: dict[str, LayerTrial] = {**around, **report.layers}
+    in_order: dict[str, LayerTrial] = {layer.value: found[layer.value] for layer in Layer if layer.value in found}
+    return dataclasses.replace(report, layers=in_order, outer=path)
+
+
+def _run_in_bwrap(
+    path: str, order: ConfinementSpec, said: IO[bytes], complaints: IO[bytes]
+) -> tuple[TrialReport, frozenset[Layer]]:
+    around = dataclasses.replace(order, view=dataclasses.replace(order.view, binds=runtime_view.runtime_binds()))
+    process, made = bwrap.start(
+        path,
+        around,
+        [sys.executable, "-I", "-m", "wan_compat.sandbox.trial", json.dumps(to_wire(order))],
+        env={"LC_ALL": "C.UTF-8"},
+        pass_fds=(),
+        stdout=said.fileno(),
+        stderr=complaints.fileno(),
+    )
+    try:
+        process.wait(TIMEOUT_S)
+        said.seek(0)
+        return _report_from_wire(json.loads(said.read())), made
+    except subprocess.TimeoutExpired as error:
+        raise failed(bwrap.NAME, f"{path}: the trial took more than {TIMEOUT_S:g} s", bwrap.UPDATE) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise failed(bwrap.NAME, f"{path} ended with {process.returncode}", bwrap.UPDATE) from error
+    finally:
+        process.kill()
+        process.wait()
+
+
 def _report_from_wire(data: dict[str, Any]) -> TrialReport:
     return TrialReport(
         **{
@@ -160,6 +228,7 @@ def main(order: str) -> None:
     spec = from_wire(json.loads(order))
     spec = dataclasses.replace(spec, view=dataclasses.replace(spec.view, binds=runtime_view.runtime_binds()))
     layers = dict.fromkeys((layer.value for layer in Layer if layer in spec.layers), LayerTrial(True))
+    open_doors = {probe.name for probe in selftest.run_outer_probes(spec.outer) if not probe.denied}
     try:
         result = _enter_and_probe(spec)
     except SandboxEntryFailed as error:
@@ -181,7 +250,7 @@ def main(order: str) -> None:
         layers=layers,
         entered=entry.layers,
         probes=probes,
-        not_denied=tuple(sorted(expected - denied)),
+        not_denied=tuple(sorted(expected - denied | open_doors)),
         flagrant_calls_kill=Layer.SECCOMP in spec.layers and _flagrant_calls_kill(spec),
         landlock_abi=entry.landlock_abi,
         entry_s=entry.timings_s["total"],

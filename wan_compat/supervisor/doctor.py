@@ -76,6 +76,7 @@ def examine() -> DoctorReport:
             "landlock_abi": tried.landlock_abi,
             "entry_s": tried.entry_s,
             "error": tried.error,
+            "outer": tried.outer or None,
         },
         memory_cap=_examine_memory_cap(),
         ffmpeg=ffmpeg,
@@ -99,7 +100,8 @@ def describe(report: DoctorReport, *, verbose: bool) -> str:
     entry_ms = report.sandbox["entry_s"] * 1000
     lines += [
         "",
-        f"Sandbox       tier {report.tier}: {len(available)} of {len(report.layers)} layers, {entry_ms:.0f} ms",
+        f"Sandbox       tier {report.tier}: {len(available)} of {len(report.layers)} layers, {entry_ms:.0f} ms"
+        + (f"; namespaces and view are made by {report.sandbox['outer']}" if report.sandbox["outer"] else ""),
     ]
     lines += [f"  yes  {name}" for name in available if verbose]
     # One cause often takes several layers away: its remedy is told once.
