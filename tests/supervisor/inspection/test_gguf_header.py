@@ -139,7 +139,7 @@ def test_gguf_named_safetensors_is_read_and_called_what_it_is(tmp_path):
 NUMBERS = st.integers(0, 20) | st.sampled_from([2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1])
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     tensors=NUMBERS,
     pairs=NUMBERS,

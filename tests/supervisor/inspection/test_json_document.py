@@ -124,7 +124,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(JSON, st.booleans())
 def test_what_is_accepted_means_what_python_reads(value, ascii_only):
     raw = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
@@ -135,7 +135,7 @@ def test_what_is_accepted_means_what_python_reads(value, ascii_only):
     assert json.dumps(read) == json.dumps(json.loads(raw))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=60) | st.text(alphabet='{}[]",:\\ud83e019eENaIfty-+. ', max_size=60).map(str.encode))
 def test_any_bytes_are_a_document_or_a_typed_error(raw):
     try:

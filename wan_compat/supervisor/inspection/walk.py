@@ -94,7 +94,7 @@ def _follow(place: Place, entry: os.DirEntry[str], path: str, problems: Problems
     try:
         descriptor = os.open(entry.path, os.O_PATH | os.O_CLOEXEC)
     except PermissionError:
-        problems.add(problem("path_escape", path, f"{path!r} is a link that leads out of the repository"))
+        problems.add(problem("file_unreadable", path, f"{path!r} is a link that this user may not follow"))
         return None
     except OSError as error:
         problems.add(problem("link_broken", path, f"{path!r} is a link to nothing ({error.strerror})"))
