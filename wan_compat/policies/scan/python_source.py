@@ -156,6 +156,8 @@ def parse(raw: bytes) -> tuple[ast.Module | None, str]:
 def _by_name(name: str) -> Iterator[Observation]:
     if (reader := _RUN_BY_NAME.get(name.lower())) is not None:
         yield Observation("code-runs-by-name", f"{name} is run by {reader}")
+    elif name.lower().endswith(".pth"):
+        yield Observation("code-runs-by-name", f"{name} is run by every start of Python that finds it in site-packages")
 
 
 def _by_text(raw: bytes) -> Iterator[Observation]:
