@@ -230,3 +230,13 @@ def test_first_use_is_asked_once_and_says_what_the_mode_means(
 def test_yes_and_json_ask_nothing(terminal: Callable[..., Ended], model: Path) -> None:
     for option in ("--yes", "--json"):
         assert "[y/N]" not in terminal("generate", model, "--prompt", "x", option).out
+
+
+def test_doctor_verifies_chain_and_store(cli: RunCli, model: Path, state: Path) -> None:
+    cli("trust", "add", model, "--yes")
+    document = cli("doctor", "--json").document
+    assert document["audit"]["chain"]["intact"] is True and document["audit"]["store"]["grants"] == 1
+    (state / "audit.jsonl").write_bytes(b"")
+    (state / "trust.json").chmod(0o666)
+    ended = cli("doctor")
+    assert "Audit log     DAMAGED" in ended.out and "chmod go-w" in ended.out

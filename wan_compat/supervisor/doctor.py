@@ -21,6 +21,7 @@ from wan_compat.sandbox import cgroup, trial
 from wan_compat.sandbox.spec import Layer, Tier
 from wan_compat.supervisor.ffmpeg import find_ffmpeg
 from wan_compat.supervisor.host import read_host
+from wan_compat.supervisor.state_health import StateHealth, examine_state
 
 REPORT_SCHEMA_VERSION = 1
 
@@ -51,11 +52,15 @@ class DoctorReport:
     ffmpeg: dict[str, Any]
     gpus: list[dict[str, Any]]
     versions: dict[str, str | None]
+    audit: StateHealth
     problems: tuple[Problem, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return the `doctor` document."""
-        return {"schema_version": REPORT_SCHEMA_VERSION, **dataclasses.asdict(self)}
+        document = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        problems = [dataclasses.asdict(problem) for problem in self.problems]
+        audit = self.audit.to_json()
+        return {"schema_version": REPORT_SCHEMA_VERSION, **document, "audit": audit, "problems": problems}
 
 
 def examine() -> DoctorReport:
@@ -82,6 +87,7 @@ def examine() -> DoctorReport:
         ffmpeg=ffmpeg,
         gpus=read_gpus(),
         versions=versions,
+        audit=examine_state(),
         problems=_problems(tried, tier, ffmpeg, versions),
     )
 
@@ -131,6 +137,8 @@ def describe(report: DoctorReport, *, verbose: bool) -> str:
         f"{_gigabytes(gpu['memory_total_bytes'])} free"
         for gpu in report.gpus
     ] or ["GPU           none found: workers use the CPU"]
+    audit = report.audit.describe()
+    lines += [f"Audit log     {audit[0]}", *(f"  {line}" for line in audit[1:])]
     names = report.versions if verbose else ("wan-compat", "python", *WORKER_PACKAGES[:3])
     lines.append("Versions      " + ", ".join(f"{name} {report.versions[name] or 'missing'}" for name in names))
     return "\n".join(lines)
