@@ -1,4 +1,4 @@
-"""`ArchitectureDetector`: reads a model's facts and calls the decision, under the names that embedding programs know."""
+"""`ArchitectureDetector`: reads facts and calls the decision, under the names that embedding programs know."""
 
 from __future__ import annotations
 
