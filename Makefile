@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 PYTEST_ARGS ?=
 
-.PHONY: help demo test check suite bench soak containment clean
+.PHONY: help demo test check suite bench soak containment accuracy clean
 
 help:
 	@echo 'make demo    install into $(VENV) and generate a clip with the demo model'
@@ -16,6 +16,7 @@ help:
 	@echo 'make bench   measure against the budget'
 	@echo 'make soak    500 workers ended at random moments; nothing may be left'
 	@echo 'make containment   make the table of attacks in docs/containment.md anew'
+	@echo 'make accuracy   how often detection is right, over the corpus and 3000 mutants'
 	@echo 'make clean   remove $(VENV) and everything that was built'
 	@echo 'Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  PYTEST_ARGS='
 
@@ -47,6 +48,9 @@ soak: $(VENV)/.dev
 
 containment: $(VENV)/.dev
 	$(BIN)/python -m tests.security.ablation --write
+
+accuracy: $(VENV)/.dev
+	$(BIN)/python -m tests.accuracy --mutants 3000
 
 # Stamps: an installation is repeated when what it was made from has changed, and not otherwise.
 $(VENV)/.base:

@@ -95,7 +95,10 @@ _VACE_14B = frozenset({"wan2.1-vace-14b", "wan2.2-vace-fun-14b"})
 _FUN_1B_INP = frozenset({"wan2.1-fun-1.3b-inp", "skyreels-v2-i2v-1.3b-540p", "rose"})
 _HELIOS = frozenset({"helios-mid", "helios-distilled"})
 _LUCY = frozenset({"lucy-edit-dev", "lucy-edit-1.1-dev"})
-_S2V = frozenset({"wan2.2-s2v-14b"})
+# A LoRA of the blocks fits every model with those blocks: what comes in through the first layer is not in it.
+_LORA_14B = frozenset(
+    _T2V_14B | _I2V_A14B | _VACE_14B | {"wan2.2-fun-a14b-control", "wan2.2-fun-a14b-control-camera", "wan2.2-s2v-14b"}
+)
 
 
 def _wan(
@@ -226,8 +229,8 @@ EXPECTED: dict[str, Expected] = {
     "FastVideo/Wan2.1-VSA-T2V-14B-720P-Diffusers": _wan("wan2.1-vsa-t2v-14b-720p", type="wan_t2v", version="2.1", pipeline=("WanPipeline", None), alike=_T2V_14B, base=("wan2.1-t2v-14b",)),
     "IPostYellow/TurboWan2.2-I2V-A14B-Diffusers": _wan("turbowan2.2-i2v-a14b", type="wan_i2v", version="2.2", pipeline=("WanImageToVideoPipeline", None), alike=_I2V_A14B, base=("wan2.2-i2v-a14b",)),
     "ByteDance/Bernini-R-Diffusers": _wan("bernini-r", type="wan_t2v", version=None, pipeline=("WanPipeline", None), alike=_T2V_14B, base=("wan2.1-t2v-14b",)),
-    "lightx2v/Wan2.2-Distill-Loras": _wan("wan2.2-i2v-a14b", "lora", type="wan_i2v", version="2.2", pipeline=("WanImageToVideoPipeline", None), alike=_I2V_A14B | _T2V_14B, vae=(0, 3)),
-    "Kijai/WanVideo_comfy Wan22-Lightning": _wan("wan2.2-t2v-a14b", "lora", type="wan_t2v", version="2.2", pipeline=("WanPipeline", None), alike=_T2V_14B | _I2V_A14B, vae=(0, 3)),
+    "lightx2v/Wan2.2-Distill-Loras": _wan("wan2.2-i2v-a14b", "lora", type="wan_i2v", version=None, pipeline=("WanImageToVideoPipeline", None), alike=_LORA_14B, vae=(0, 3)),
+    "Kijai/WanVideo_comfy Wan22-Lightning": _wan("wan2.2-t2v-a14b", "lora", type="wan_t2v", version=None, pipeline=("WanPipeline", None), alike=_LORA_14B, vae=(0, 3)),
     "any Wan LoRA file": _wan("wan2.1-t2v-1.3b", "lora", type="wan_t2v", version="2.1", pipeline=("WanPipeline", None), alike=_T2V_1B | {"wan2.1-vace-1.3b"}, vae=(0, 3)),
     "Wan-AI/Wan2.1-T2V-1.3B": _original("wan2.1-t2v-1.3b", type="wan_t2v", version="2.1", pipeline="WanPipeline", alike=_T2V_1B),
     "Wan-AI/Wan2.1-T2V-14B": _original("wan2.1-t2v-14b", type="wan_t2v", version="2.1", pipeline="WanPipeline", alike=_T2V_14B),
