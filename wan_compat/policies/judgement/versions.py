@@ -93,7 +93,7 @@ def classes_to_find(facts: ModelFacts) -> frozenset[tuple[str, str]]:
 def _classes(facts: ModelFacts, installed: Installed) -> Iterator[Finding]:
     path, index = index_of(facts)
     name = index.get("_class_name")
-    if ("diffusers", name) in installed.lacking:
+    if isinstance(name, str) and ("diffusers", name) in installed.lacking:
         yield finding(
             "pipeline_class_unknown",
             f"{path} names the pipeline {name}, which diffusers {installed.versions.get('diffusers')} does not have",
