@@ -1,6 +1,7 @@
 """Reading costs little: milliseconds for real models, and a bounded time and memory whatever a folder holds.
 
-In processes of their own, because the high-water mark of memory never goes down. Time is the processor's, so that a
+In processes of their own, because the high-water mark of memory never goes down (VmHWM: getrusage's survives exec, and
+would be that of the test process). Time is the processor's, so that a
 busy machine is not taken for a slow reader.
 """
 
@@ -24,14 +25,14 @@ MAX_CPU_S = 2.0
 MAX_MEMORY_MB = 60
 
 _READ = """
-import json, resource, sys, time
+import json, re, sys, time
 from wan_compat.supervisor.inspection import read_facts
 began = time.process_time()
 facts = read_facts(sys.argv[1])
 took = time.process_time() - began
 print(json.dumps({
     "cpu_s": took,
-    "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+    "memory_mb": int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) >> 10,
     "tensors": sum(len(weights.tensors) for weights in facts.weights.values()),
     "documents": len(facts.documents),
     "codes": sorted({problem.code for problem in facts.problems}),
@@ -148,7 +149,8 @@ def sparse_files_of_10_gb(folder):
 
 
 def header_of_a_million_entries(folder):
-    (folder / "a.safetensors").write_bytes(headed(empties(1_000_000)))
+    piece = b'"tensor":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},'
+    (folder / "a.safetensors").write_bytes(headed(b"{" + piece * 1_000_000 + b'"__metadata__":{}}'))
 
 
 def headers_of_100_mb(folder):
@@ -192,7 +194,7 @@ def links_in_a_chain(folder):
 
 
 def folders_in_folders(folder):
-    for number in range(200):
+    for number in range(300):
         folder.joinpath(str(number), *"abcdefghijkl").mkdir(parents=True)
 
 
@@ -213,7 +215,7 @@ DOCUMENTS = {
     "ends": filled(b"]", MAX_JSON_BYTES, b'{"a":"', b'"}'),
     "digits": filled(b"9", MAX_JSON_BYTES, b'{"a":', b"}"),
     "wide": filled("é".encode(), MAX_JSON_BYTES, b'{"a":"\\ud83e\\udd8a', b'"}'),
-    "names": json.dumps({f"k{n}": n for n in range(90_000)}).encode(),
+    "names": json.dumps({f"k{n}": n for n in range(55_000)}).encode(),
 }
 HOSTILE = {
     make.__name__: (make, codes)
@@ -246,7 +248,7 @@ def test_hostile_folder_ends_soon_with_little_memory(tmp_path, case):
     make, codes = HOSTILE[case]
     make(tmp_path)
     read = cost(tmp_path)
+    print(case, read)
     assert read["cpu_s"] < MAX_CPU_S and read["memory_mb"] < MAX_MEMORY_MB, read
     assert set(read["codes"]) == codes and read["problems"] < 100, read
     assert read["tensors"] <= Budget().tensors
-    print(case, read)

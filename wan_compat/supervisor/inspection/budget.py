@@ -17,7 +17,7 @@ class Budget:
     """What is left. A folder of LoRAs has the most tensors (about 1,000 each)."""
 
     json_bytes: int = 4 << 20
-    json_values: int = 150_000  # kept in memory, at up to 130 bytes each
+    json_values: int = 120_000  # kept in memory, at up to 130 bytes each
     header_bytes: int = 24 << 20  # of safetensors files
     gguf_bytes: int = 64 << 20  # nearly all of them tokens, which are skipped
     header_values: int = 1_500_000  # parsed and dropped, at up to 0.5 microseconds each

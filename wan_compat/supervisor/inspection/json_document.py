@@ -24,7 +24,7 @@ from wan_compat.supervisor.inspection.problems import Defect, as_error, problem,
 MAX_JSON_BYTES = 2 << 20
 MAX_JSON_DEPTH = 32
 # Of one document, counted before anything is built: `[[],[],...` costs a byte of file per 30 bytes of memory.
-MAX_JSON_VALUES = 100_000
+MAX_JSON_VALUES = 60_000
 # A character beyond U+FFFF makes Python keep four bytes for each one of a text.
 MAX_WIDE_BYTES = 1 << 20
 

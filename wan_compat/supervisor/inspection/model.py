@@ -44,9 +44,13 @@ def read_facts(path: str) -> ModelFacts:
     listing, reading, weighing = Problems(), Problems(), Problems()
     files = list_files(place, listing)
     budget = Budget()
-    # What lies at the top first, should the budget not suffice for all of it. Weights before documents: parsing a
-    # header takes more memory than it leaves behind, and the documents stay.
-    order = sorted(files.values(), key=lambda fact: (fact.path.count("/"), fact.path))
+    # Should the budget not suffice for all: what lies at the top first, and components before collections of files.
+    # Weights before documents: parsing a header takes more memory than it leaves behind, and the documents stay.
+    components = {path.rpartition("/")[0] for path in files if path.endswith("config.json")}
+    order = sorted(
+        files.values(),
+        key=lambda fact: (fact.path.count("/"), fact.path.rpartition("/")[0] not in components, fact.path),
+    )
     weights = _read_weights(order, budget, weighing)
     documents = _read_documents(order, budget, reading)
     return ModelFacts(
