@@ -49,9 +49,12 @@ _PAIRS = (("transformer", "transformer_2"), ("high_noise_model", "low_noise_mode
 _MAX_EVIDENCE = 30
 
 
-def detect(facts: ModelFacts) -> Architecture:
-    """Return what a model is. Never raises: what is missing or malformed costs confidence, not an answer."""
-    return _Detection(facts).decide()
+def detect(facts: ModelFacts, traits: Mapping[str, Traits] | None = None) -> Architecture:
+    """Return what a model is. Never raises: what is missing or malformed costs confidence, not an answer.
+
+    `traits` are `traits_of(facts)`, for a caller that needs them too.
+    """
+    return _Detection(facts, traits_of(facts) if traits is None else traits).decide()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +73,9 @@ class _Verdict:
 class _Detection:
     """One detection: the facts, what was derived from them, and the evidence gathered on the way."""
 
-    def __init__(self, facts: ModelFacts) -> None:
+    def __init__(self, facts: ModelFacts, traits: Mapping[str, Traits]) -> None:
         self._facts = facts
-        self._traits = traits_of(facts)
+        self._traits = traits
         self._index_name, self._index = index_of(facts)
         self._layout: Layout = layout_of(facts, self._traits)
         self._pipeline, self._own_pipeline = _pipeline_of(self._index)
