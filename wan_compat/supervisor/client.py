@@ -21,7 +21,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -42,6 +42,9 @@ from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.job_run import JobContext, JobRun
 from wan_compat.supervisor.worker_pool import WorkerPool
 from wan_compat.supervisor.zygote import ZYGOTE_PROGRAM
+
+if TYPE_CHECKING:
+    from wan_compat.policies.scan.report import ScanReport
 
 CLOSE_TIMEOUT_S = 15.0
 
@@ -184,6 +187,12 @@ class Supervisor:
     def generate(self, request: GenerationRequest | None = None, **fields: Any) -> VideoGenerationResult:
         """Run one request and wait for it; `fields` build a GenerationRequest. Raises the job's error."""
         return self.submit(request if request is not None else GenerationRequest(**fields)).result()
+
+    def scan(self, model: str, *, hash_weights: bool = False) -> ScanReport:
+        """Look for what could harm who loads a model (supervisor/scanner.py). No worker, and no permission either."""
+        from wan_compat.supervisor.scanner import scan_model
+
+        return scan_model(model, hash_weights=hash_weights)
 
     def close(self) -> None:
         """Cancel what runs, end all processes, remove what was made. Safe to call twice."""

@@ -64,10 +64,15 @@ def prepare_output(
         OutputNotWritable: The folder does not exist or cannot be written.
         DiskExceeded: Too little free space.
     """
-    asked = os.fspath(path)
-    if not asked or "\0" in asked or os.path.basename(asked) in ("", ".", ".."):
-        raise InvalidRequest(f"{asked!r} is not the name of a file")
-    container_for(os.path.splitext(asked)[1])
+    container_for(os.path.splitext(_file_name(path))[1])
+    return prepare_document(path, overwrite, min_free_bytes=min_free_bytes)
+
+
+def prepare_document(
+    path: str | os.PathLike[str], overwrite: bool = False, *, min_free_bytes: int = 1 << 20
+) -> OutputTarget:
+    """Check and reserve as `prepare_output` does, for a file with any suffix, such as a report."""
+    asked = _file_name(path)
     with _understood(asked):
         final, existing = _resolve(asked, overwrite)
     folder, name = os.path.split(final)
@@ -80,7 +85,7 @@ def prepare_output(
         free_bytes = free.f_bavail * free.f_frsize
         if free_bytes < min_free_bytes:
             raise DiskExceeded(
-                f"{folder!r} has {free_bytes / 1e6:.0f} MB free, and a video needs at least "
+                f"{folder!r} has {free_bytes / 1e6:.0f} MB free, and the file needs at least "
                 f"{min_free_bytes / 1e6:.0f} MB",
                 hint="free some space or choose another folder",
             )
@@ -181,6 +186,13 @@ class OutputTarget:
                 f"{self.path!r} was made by somebody else meanwhile; the finished video is {kept_path!r}",
                 details={"kept": kept_path},
             ) from error
+
+
+def _file_name(path: str | os.PathLike[str]) -> str:
+    asked = os.fspath(path)
+    if not asked or "\0" in asked or os.path.basename(asked) in ("", ".", ".."):
+        raise InvalidRequest(f"{asked!r} is not the name of a file")
+    return asked
 
 
 def _resolve(asked: str, overwrite: bool) -> tuple[str, os.stat_result | None]:
