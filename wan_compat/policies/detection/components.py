@@ -46,10 +46,11 @@ def vae_dimensions_of(traits: Mapping[str, Traits]) -> Literal[0, 2, 3]:
     for part in traits.values():
         if part.role != "vae":
             continue
-        if part.header is not None and part.header.latent_dimensions:
-            return part.header.latent_dimensions
         if part.class_name in THREE_DIMENSIONAL_VAES:
             return 3
         if part.class_name in TWO_DIMENSIONAL_VAES:
             return 2
+        # By the first convolution; Allegro's is flat although its latents are not, so a known class goes first.
+        if part.header is not None and part.header.latent_dimensions:
+            return part.header.latent_dimensions
     return 0

@@ -79,6 +79,7 @@ class _Detection:
         self._index_name, self._index = index_of(facts)
         self._layout: Layout = layout_of(facts, self._traits)
         self._pipeline, self._own_pipeline = _pipeline_of(self._index)
+        self._own_pipeline |= bool(facts.documents.get("modular_config.json", {}).get("auto_map"))
         self._hints: Hints = hints_of(
             facts,
             self._index,
@@ -356,8 +357,8 @@ def _pipeline_of(index: Mapping[str, Any]) -> tuple[str | None, bool]:
     if isinstance(name, list | tuple):
         own, name = True, name[-1] if name else None
     blocks = text_of(index.get("_blocks_class_name"))
-    # diffusers' block classes for Wan all begin so; ChronoEditBlocks and others come with the repository.
-    own = own or (blocks is not None and not blocks.startswith(("Wan", "Helios")))
+    # diffusers' blocks for Wan, and its generic ones, begin so; ChronoEditBlocks and others come with the repository.
+    own = own or (blocks is not None and not blocks.startswith(("Wan", "Helios", "Sequential", "Auto", "Modular")))
     return text_of(name), own
 
 

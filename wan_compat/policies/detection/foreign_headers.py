@@ -15,8 +15,8 @@ _ROWS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     # Stable Diffusion and what shares its UNet
     ("AnimateDiff", ("down_blocks", "up_blocks"), ("down_blocks.0.motion_modules.0.temporal_transformer.norm.weight",)),
     ("Stable Video Diffusion", ("input_blocks",), ("input_blocks.1.0.time_stack.emb_layers.1.weight",)),
-    ("Stable Diffusion XL", ("input_blocks", "output_blocks", "label_emb"), ()),
-    ("Stable Diffusion", ("input_blocks", "output_blocks"), ()),
+    ("Stable Diffusion XL", ("input_blocks", "label_emb"), ()),
+    ("Stable Diffusion", ("input_blocks",), ()),
     ("Stable Diffusion XL", ("down_blocks", "up_blocks", "conv_in", "add_embedding"), ()),
     ("Stable Diffusion", ("down_blocks", "up_blocks", "conv_in", "time_embedding"), ()),
     ("Stable Diffusion 3", ("joint_blocks",), ()),

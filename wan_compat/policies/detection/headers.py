@@ -122,6 +122,7 @@ def _read(part: Survey, metadata: Mapping[str, object]) -> HeaderTraits:
         or _read_text_encoder(part)
         or _read_other_encoder(part)
         or _read_foreign(part, metadata)
+        or _read_language_model(part)  # last: some denoisers are built from one
         or HeaderTraits("other")
     )
     return dataclasses.replace(
@@ -279,8 +280,12 @@ def _read_text_encoder(part: Survey) -> HeaderTraits | None:
             )
     if "text_model" in part.roots and "vision_model" not in part.roots:
         return HeaderTraits("text_encoder", family="clip", key_style="transformers")
+    return None
+
+
+def _read_language_model(part: Survey) -> HeaderTraits | None:
     if {"embed_tokens", "layers"} <= part.roots or {"token_embd", "blk"} <= part.roots:
-        return HeaderTraits("text_encoder", family="language model", dim=_last(part.first("embed_tokens.weight")))
+        return HeaderTraits("text_encoder", family="language model", dim=_last(part.shape("embed_tokens.weight")))
     return None
 
 

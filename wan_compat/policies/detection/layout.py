@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from wan_compat.policies.architecture import Layout
-from wan_compat.policies.detection.classes import KIND_OF_CLASS, OTHER_TRANSFORMERS, role_of_class
+from wan_compat.policies.detection.classes import KIND_OF_CLASS, OTHER_TRANSFORMERS
 from wan_compat.policies.detection.configs import read_config, text_of
 from wan_compat.policies.detection.traits import Traits
 from wan_compat.policies.facts import ModelFacts
@@ -34,7 +34,7 @@ def layout_of(facts: ModelFacts, traits: Mapping[str, Traits]) -> Layout:
         own = config.class_name in KIND_OF_CLASS and config.class_name not in OTHER_TRANSFORMERS
         if config.class_name in KIND_OF_CLASS or config.role == "denoiser":
             return "component" if own or config.style == "diffusers" else "original"
-        if role_of_class(config.class_name) is not None or config.role != "other":
+        if config.class_name is not None or config.role != "other":
             return "component"
     if _is_original(facts, traits):
         return "original"

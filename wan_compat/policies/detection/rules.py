@@ -73,7 +73,7 @@ _TURBO = ("turbowan2.2-i2v-a14b", "causalwan2.2-i2v-a14b-preview")
 ROWS = (
     Row("wan", "1.3b", (16, 16), ("wan2.1-t2v-1.3b",), ("fastwan2.1-t2v-1.3b", "skyreels-v2-df-1.3b-540p")),
     Row("wan", "14b", (16, 16), _T2V_14B, _T2V_14B_NAMED, experts=1),
-    Row("wan", "14b", (16, 16), ("wan2.2-t2v-a14b",), ("bernini-r",), experts=2),
+    Row("wan", "14b", (16, 16), ("wan2.2-t2v-a14b",), experts=2),
     Row("wan", "14b", (36, 16), _I2V_14B, _I2V_14B_NAMED, experts=1, image=True, last_image=False),
     Row("wan", "14b", (36, 16), ("wan2.1-flf2v-14b-720p",), experts=1, image=True, last_image=True),
     Row("wan", "14b", (36, 16), ("wan2.2-i2v-a14b",), _TURBO, experts=1, image=False),

@@ -142,7 +142,8 @@ class Traits:
         if self.header is not None and self.header.family == "wan":
             if name in self.header.features:
                 return True
-            if self.header.has_ends:
+            # How robot policies name their layers is not known, so that their absence proves nothing.
+            if self.header.has_ends and name != "action":
                 return False
         if self.config is not None:
             if name in self.config.features:
