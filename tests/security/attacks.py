@@ -224,9 +224,9 @@ CASES = [
 # Rows that are no attacks on the sandbox: who else tries them.
 ELSEWHERE = {
     "T10": "hostile messages: tests/supervisor/test_client.py (workers that misbehave), tests/protocol/",
-    "T12": "code in data: tests/policies/test_models.py, tests/supervisor/test_inspection.py",
+    "T12": "code in data: tests/policies/test_models.py, tests/supervisor/inspection/",
     "T13": "remote code: tests/policies/test_models.py, tests/workers/test_loader.py",
-    "T14": "lying metadata: tests/supervisor/test_inspection.py, tests/sandbox/test_view.py",
+    "T14": "lying metadata: tests/supervisor/inspection/, tests/sandbox/test_view.py",
     "T15": "output injection: tests/cli/test_main.py, tests/protocol/test_errors.py, tests/supervisor/test_client.py",
     "T16": "downgrade: tests/supervisor/test_tiers.py, tests/policies/test_confinement.py, tests/sandbox/test_trial.py",
     "T17": "policy language: tests/policies/test_policy.py, tests/policies/test_limits.py",
