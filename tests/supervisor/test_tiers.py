@@ -11,14 +11,16 @@ import pytest
 from wan_compat import Supervisor
 from wan_compat.policies.policy import Policy
 from wan_compat.protocol import errors
+from wan_compat.sandbox import bwrap
 from wan_compat.sandbox.spec import Tier
 
 PROGRAM = Path(__file__).resolve().parent.parent / "programs" / "zygote_without_namespaces.py"
 
 
 @pytest.fixture
-def container():
-    """A supervisor whose zygote is refused namespaces, as by a container's default seccomp profile."""
+def container(monkeypatch):
+    """A supervisor whose zygote is refused namespaces, as by a container's default profile, without a bubblewrap."""
+    monkeypatch.setattr(bwrap, "_PLACES", "/nonexistent")
     made: list[Supervisor] = []
 
     def make(**options: object) -> Supervisor:
