@@ -24,7 +24,7 @@ from wan_compat.policies.registry_document import (
     parse_document,
     write_document,
 )
-from wan_compat.policies.registry_merge import accepted, combine, merge, minimum_of
+from wan_compat.policies.registry_merge import accepted, combine, merge, minimum_of, pruned
 from wan_compat.policies.variants import VARIANTS
 from wan_compat.protocol.errors import InvalidRequest
 
@@ -272,11 +272,26 @@ def test_an_overlay_keeps_only_what_differs_and_was_taken() -> None:
     )
     kept = accepted(SHIPPED, wanted)
     assert {item.field for item in kept.adjustments} == {"min_diffusers_version", "pipeline_class"}
-    assert {name: entry.model_fields_set for name, entry in kept.document.models.items()} == {
+    overlay = pruned(SHIPPED, kept.document)
+    assert {name: entry.model_fields_set for name, entry in overlay.models.items()} == {
         A14B: {"defaults"},
         "me/new": set(),
     }
-    assert merge(SHIPPED, parse_document(write_document(kept.document), "overlay")).adjustments == ()
+    assert merge(SHIPPED, parse_document(write_document(overlay), "overlay")).adjustments == ()
+
+
+def test_what_the_package_says_again_leaves_the_overlay() -> None:
+    """A class whose arguments were once read differently, and now as the package has them."""
+    older = update(pipelines={"WanPipeline": {"optional_args": ["prompt"]}})
+    newer = update(pipelines={"WanPipeline": {"optional_args": list(SHIPPED.pipelines["WanPipeline"].optional_args)}})
+    assert pruned(SHIPPED, combine(older, accepted(SHIPPED, newer).document)).pipelines == {}
+
+
+def test_what_was_refused_does_not_take_back_what_was_taken_before() -> None:
+    known = {"WanSpeechToVideoPipeline"}
+    older = update({S2V: {"pipeline_class": "WanSpeechToVideoPipeline"}})
+    newer = accepted(SHIPPED, update({S2V: {"pipeline_class": "EvilPipeline"}}), known).document
+    assert combine(older, newer).models[S2V].pipeline_class == "WanSpeechToVideoPipeline"
 
 
 def test_a_newer_overlay_wins_field_by_field() -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -25,6 +25,8 @@ from pydantic import BaseModel
 from wan_compat.policies.registry import ALLOWED_PACKAGES, SECURITY_FLOORS
 from wan_compat.policies.registry_document import PipelineEntry, RegistryDocument, RegistryEntry
 from wan_compat.policies.variants import VARIANTS
+
+_Entry = TypeVar("_Entry", RegistryEntry, PipelineEntry)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,24 +74,40 @@ def merge(shipped: RegistryDocument, update: RegistryDocument, known_classes: Co
 
 
 def accepted(shipped: RegistryDocument, update: RegistryDocument, known_classes: Collection[str] = ()) -> Merged:
-    """Return what is left of an update when everything is taken out that `merge` would not take or that the package's
-    copy says anyway: what an overlay keeps. The adjustments say what went."""
+    """Return what is left of an update when everything is taken out that `merge` would not take, with minimums raised:
+    what may be put over an overlay. The adjustments say what went."""
     merged = merge(shipped, update, known_classes)
-    models, pipelines = {}, {}
-    for name, entry in update.models.items():
-        kept = _effective(shipped.models.get(name), merged.document.models[name], entry.model_fields_set)
-        if kept or name not in shipped.models:
-            models[name] = RegistryEntry.model_construct(_fields_set=set(kept), **kept)
-    for name, pipeline in update.pipelines.items():
-        if name in merged.document.pipelines:
-            found = merged.document.pipelines[name]
-            kept = _effective(shipped.pipelines.get(name), found, pipeline.model_fields_set)
-            if kept:
-                pipelines[name] = PipelineEntry.model_construct(_fields_set=set(kept), **kept)
-    fields: dict[str, Any] = {"models": models, "pipelines": pipelines, "serial": update.serial}
-    if update.diffusers_version != shipped.diffusers_version:
-        fields["diffusers_version"] = update.diffusers_version
-    return Merged(RegistryDocument(**fields), merged.adjustments)
+    # A refused dependency is left out of its list, anything else with its field.
+    refused = {(item.name, item.field) for item in merged.adjustments if item.kind == "refused"}
+    refused -= {(name, "required_dependencies") for name in update.models}
+    models = {
+        name: _taken(entry, merged.document.models[name], {field for owner, field in refused if owner == name})
+        for name, entry in update.models.items()
+    }
+    pipelines = {
+        name: _taken(entry, merged.document.pipelines[name], set())
+        for name, entry in update.pipelines.items()
+        if (name, "pipeline") not in refused
+    }
+    document = update.model_copy(update={"models": models, "pipelines": pipelines})
+    return Merged(document, merged.adjustments)
+
+
+def pruned(shipped: RegistryDocument, overlay: RegistryDocument) -> RegistryDocument:
+    """Return an overlay without what the package's copy says anyway, so that a newer package is not masked."""
+    fields: dict[str, Any] = {"serial": overlay.serial, "models": {}, "pipelines": {}}
+    for table in ("models", "pipelines"):
+        for name, entry in getattr(overlay, table).items():
+            base = getattr(shipped, table).get(name)
+            kept = _set_fields(entry)
+            if base is not None:
+                over = _over(base, kept)
+                kept = {field: value for field, value in kept.items() if over[field] != getattr(base, field)}
+            if kept or base is None:
+                fields[table][name] = type(entry).model_construct(_fields_set=set(kept), **kept)
+    if overlay.diffusers_version not in (None, shipped.diffusers_version):
+        fields["diffusers_version"] = overlay.diffusers_version
+    return RegistryDocument(**fields)
 
 
 def combine(older: RegistryDocument, newer: RegistryDocument) -> RegistryDocument:
@@ -107,11 +125,14 @@ def combine(older: RegistryDocument, newer: RegistryDocument) -> RegistryDocumen
     return older.model_copy(update=fields)
 
 
-def _effective(
-    shipped: RegistryEntry | PipelineEntry | None, merged: RegistryEntry | PipelineEntry, fields: Collection[str]
-) -> dict[str, Any]:
-    values = {field: getattr(merged, field) for field in fields}
-    return {field: value for field, value in values.items() if shipped is None or value != getattr(shipped, field)}
+def _taken(entry: _Entry, merged: _Entry, refused: Collection[str]) -> _Entry:
+    raised = ("required_dependencies", "min_diffusers_version")
+    fields = {
+        field: getattr(merged if field in raised else entry, field)
+        for field in entry.model_fields_set
+        if field not in refused
+    }
+    return type(entry).model_construct(_fields_set=set(fields), **fields)
 
 
 def _set_fields(entry: BaseModel) -> dict[str, Any]:

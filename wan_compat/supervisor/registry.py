@@ -28,7 +28,7 @@ from wan_compat.policies.registry_document import (
     parse_document,
     write_document,
 )
-from wan_compat.policies.registry_merge import Adjustment, accepted, combine, merge
+from wan_compat.policies.registry_merge import Adjustment, accepted, combine, merge, pruned
 from wan_compat.protocol.errors import (
     InvalidRequest,
     RefusedByPolicy,
@@ -152,7 +152,7 @@ class CompatibilityRegistry:
                 hint="get the newest file; an old one could bring back what was corrected",
             )
         kept = accepted(self._shipped, update, self._known_classes(update))
-        after = combine(overlay, kept.document)
+        after = pruned(self._shipped, combine(overlay, kept.document))
         known = self._known_classes(after)
         old, new = merge(self._shipped, overlay, known), merge(self._shipped, after, known)
         written = after != overlay and not dry_run
