@@ -93,7 +93,7 @@ def test_references_to_other_repositories_are_told_and_to_the_own_are_not() -> N
     draft.repository = "me/mine"
     draft.known_as(layout="modular")
     found = the(draft.judged(), "cross_repository_reference")
-    assert found.component == "vae" and "'evil/vae'" in found.message
+    assert found.component == "vae" and "takes vae from 'evil/vae'" in found.message
 
 
 def test_a_component_only_as_a_pickle_is_refused() -> None:

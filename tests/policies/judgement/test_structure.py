@@ -188,8 +188,8 @@ def shard_rows() -> list[tuple[str, Change, str, tuple[str, ...]]]:
         ("the index puts a tensor elsewhere", lying, "shard_index_mismatch", ("lacks",)),
         ("no weight_map", no_map, "wrong_type", ("weight_map",)),
         ("a way out", escaping, "path_escape", ("../../../etc/passwd",)),
-        ("a tensor in two shards", twice, "tensors_duplicate", ("1 tensors",)),
-        ("a whole file beside shards", beside_whole, "tensors_duplicate", ("tensors",)),
+        ("a tensor in two shards", twice, "tensors_duplicate", ("1 tensor in two files",)),
+        ("a whole file beside shards", beside_whole, "tensors_duplicate", ("in two files",)),
         ("99999 shards", too_many, "shard_index_mismatch", ("99999",)),
     ]
 

@@ -18,6 +18,7 @@ from wan_compat.policies.facts import ModelFacts
 from wan_compat.policies.findings import Finding, finding
 from wan_compat.policies.judgement.parts import (
     PICKLE,
+    counted,
     files_in,
     folders,
     index_of,
@@ -125,20 +126,23 @@ def _libraries(facts: ModelFacts) -> Iterator[Finding]:
 
 def _elsewhere(facts: ModelFacts) -> Iterator[Finding]:
     path, _ = index_of(facts)
+    sources: dict[str, list[str]] = defaultdict(list)
     for part in parts_of(facts).values():
         if part.elsewhere:
-            yield finding(
-                "cross_repository_reference",
-                f"{part.name} is not here: {path} takes it from {repository_named(part.elsewhere)!r}",
-                component=part.name,
-                path=path,
-            )
+            sources[repository_named(part.elsewhere) or ""].append(part.name)
+    for repository, names in sources.items():
+        yield finding(
+            "cross_repository_reference",
+            f"{path} takes {several(names, 10)} from {repository!r}, not from the files here",
+            component=names[0] if len(names) == 1 else None,
+            path=path,
+        )
 
 
 def _files(facts: ModelFacts) -> Iterator[Finding]:
     found = sorted(path for path in facts.files if _CODE_FILE.fullmatch(path))
     if found:
-        yield finding("remote_code_file", f"{len(found)} files of code: {several(found, 5)}", path=found[0])
+        yield finding("remote_code_file", f"{counted(len(found), 'file')} of code: {several(found, 5)}", path=found[0])
 
 
 def judge_pickles(facts: ModelFacts, architecture: Architecture) -> Iterator[Finding]:
@@ -171,6 +175,6 @@ def judge_pickles(facts: ModelFacts, architecture: Architecture) -> Iterator[Fin
         paths = [path for found in beside.values() for path in found]
         yield finding(
             "pickle_beside_safetensors",
-            f"{len(paths)} pickles that nothing needs: {several(paths)}",
+            f"{counted(len(paths), 'pickle')} beside what is needed: {several(paths)}",
             path=paths[0],
         )

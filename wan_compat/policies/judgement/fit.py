@@ -41,11 +41,13 @@ _CAST_ON_LOAD = frozenset({"fp8"})
 
 def judge_fit(facts: ModelFacts, architecture: Architecture, traits: Mapping[str, Traits]) -> Iterator[Finding]:
     """Yield what does not fit, each with both values."""
+    if architecture.is_wan is False:
+        return  # what other families' parts need of each other is not ours to know
     for part in traits.values():
         yield from _header_against_config(part)
         yield from _form(part, architecture)
     if not architecture.is_wan:
-        return  # what other families need of each other is not ours to know
+        return
     denoisers = [traits[name] for name in ("transformer", "transformer_2") if name in traits]
     for denoiser in denoisers:
         yield from _latents(denoiser, traits.get("vae"))
@@ -127,11 +129,12 @@ def _form(part: Traits, architecture: Architecture) -> Iterator[Finding]:
     header, path = part.header, _place(part)
     if header is None or header.role == "other":
         return
-    inside = part.entry is not None or architecture.layout in ("diffusers", "modular")
+    # A configuration with diffusers' class promises diffusers' names, in a lone component too.
+    inside = part.entry is not None or (part.config is not None and part.config.style == "diffusers")
     if header.prefix and header.role != "lora":
         yield finding(
             "key_prefix_unusual",
-            f"the tensors are named {header.prefix}...",
+            f"all tensor names begin with {header.prefix!r}",
             component=part.name,
             path=path,
             # In a component folder nothing takes the prefix off: no tensor would find its place.

@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 from wan_compat.policies.architecture import Architecture
+from wan_compat.policies.detection.classes import MODULAR_PIPELINES
+from wan_compat.policies.detection.traits import Traits
 from wan_compat.policies.facts import ModelFacts
 from wan_compat.policies.findings import Finding, finding
-from wan_compat.policies.judgement.parts import index_of
+from wan_compat.policies.judgement.parts import index_of, several
 from wan_compat.policies.registry_document import RegistryEntry
 from wan_compat.policies.variants import VARIANTS, Variant
 
@@ -39,19 +41,27 @@ class TaskAnswer:
 
 
 def judge_identity(
-    facts: ModelFacts, architecture: Architecture, entry: RegistryEntry | None = None
+    facts: ModelFacts,
+    architecture: Architecture,
+    traits: Mapping[str, Traits],
+    entry: RegistryEntry | None = None,
 ) -> Iterator[Finding]:
     """Yield what detection found, where it is not simply a Wan model with its pipeline."""
-    evidence = "; ".join(f"{item.fact} ({item.source})" for item in architecture.evidence[:3])
+    told = [item for item in architecture.evidence if item.source != "files"]
+    evidence = "; ".join(f"{item.fact} ({item.source})" for item in told[:3])
     if architecture.is_wan is False:
         what = architecture.architecture_type
         name = "another family" if what in ("unknown", "wan_family") else what.replace("_", " ")
         yield finding("not_wan", f"this is not a Wan model but {name}: {evidence}")
         return
     if architecture.is_wan is None:
-        if architecture.layout == "component":
-            message = f"one component, not a whole model: {evidence}"
-            yield finding("not_runnable_yet", message, fix="give the whole model")
+        roles = sorted({part.role.replace("_", " ") for part in traits.values() if part.role not in ("other", "lora")})
+        if roles:
+            message = f"no whole model, only a part: {several(roles)}"
+            yield finding("not_runnable_yet", message, fix="give the model's own folder")
+            if architecture.layout == "single_file" and all(role.endswith("encoder") for role in roles):
+                message = "transformers loads a model from its folder with config.json, not from one file"
+                yield finding("layout_not_diffusers", message, fix="use the component's folder of a whole repository")
         elif facts.documents or facts.weights:
             yield finding(
                 "unknown_architecture", f"nothing here says what it is: {evidence or 'no denoiser was found'}"
@@ -67,8 +77,11 @@ def judge_identity(
 
 def _pipeline(facts: ModelFacts, architecture: Architecture, entry: RegistryEntry | None) -> Iterator[Finding]:
     if architecture.pipeline_class is None:
-        if architecture.layout == "lora":
-            return
+        variant = VARIANTS.get(architecture.variant or "")
+        converted = architecture.layout not in ("diffusers", "modular") and variant and variant.pipeline_class
+        modular = architecture.layout == "modular" and index_of(facts)[1].get("_class_name") in MODULAR_PIPELINES
+        if architecture.layout == "lora" or converted or modular:
+            return  # the layout is what stands between, or a modular pipeline runs it
         others = alternatives(architecture.capabilities, architecture)
         if entry is not None and entry.alternative is not None and entry.alternative.model is not None:
             others = (entry.alternative.model,)

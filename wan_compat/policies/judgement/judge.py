@@ -68,7 +68,7 @@ def judge(
     found += judge_structure(facts, architecture)
     found += judge_shards(facts, architecture)
     found += judge_code(facts, architecture)
-    found += judge_identity(facts, architecture, entry)
+    found += judge_identity(facts, architecture, traits, entry)
     found += judge_fit(facts, architecture, traits)
     found += judge_versions(facts, architecture, installed, entry)
     if architecture.is_wan is not False:
@@ -86,6 +86,10 @@ def in_order(found: Iterable[Finding]) -> tuple[Finding, ...]:
 
 def _runnable(facts: ModelFacts, architecture: Architecture, host: HostFacts) -> Iterator[Finding]:
     """Ask the decision that `generate` makes, so that the two never disagree."""
+    if architecture.layout == "lora":
+        message = f"a LoRA for {architecture.variant or 'a Wan model'}: it changes a model and is none"
+        yield finding("not_runnable_yet", message, fix="give the model that it is for")
+        return
     if architecture.layout != "diffusers":
         yield finding(
             "not_runnable_yet",
@@ -96,9 +100,9 @@ def _runnable(facts: ModelFacts, architecture: Architecture, host: HostFacts) ->
     try:
         decide_model(facts, threads=1, memory_limit_bytes=memory_limit(None, host))
     except MemoryExceeded as error:
-        yield finding("memory_short", error.message, fix=error.hint)
+        yield finding("memory_short", error.message.replace(facts.root, "the model"), fix=error.hint)
     except WanCompatError as error:
-        yield finding("not_runnable_yet", error.message, fix=error.hint)
+        yield finding("not_runnable_yet", error.message.replace(facts.root, "the model"), fix=error.hint)
 
 
 def rank(item: Finding) -> int:

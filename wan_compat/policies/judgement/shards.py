@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from wan_compat.policies.architecture import Architecture
 from wan_compat.policies.facts import ModelFacts
 from wan_compat.policies.findings import Finding, finding
-from wan_compat.policies.judgement.parts import SHARD, files_in, folders, parts_of, several
+from wan_compat.policies.judgement.parts import SHARD, counted, files_in, folders, parts_of, several
 
 MAX_SHARDS = 1000
 
@@ -98,7 +98,7 @@ def _shard_map(
     if absent:
         yield finding(
             "shard_missing",
-            f"{path} names {len(absent)} files that are not there: {several(absent)}",
+            f"{path} names {counted(len(absent), 'file')} not found here: {several(absent)}",
             component=component,
             path=f"{folder}/{absent[0]}" if folder else absent[0],
         )
@@ -142,7 +142,7 @@ def _duplicates(facts: ModelFacts, folder: str, names: list[str], component: str
         if twice:
             yield finding(
                 "tensors_duplicate",
-                f"{len(twice)} tensors are in two files: {several(twice, 2)}",
+                f"{counted(len(twice), 'tensor')} in two files: {several(twice, 2)}",
                 component=component,
                 path=f"{folder}/{files[0]}" if folder else files[0],
             )

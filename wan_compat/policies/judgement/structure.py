@@ -40,6 +40,9 @@ def judge_structure(facts: ModelFacts, architecture: Architecture) -> Iterator[F
     if architecture.layout in ("diffusers", "modular"):
         for part in parts_of(facts, architecture).values():
             yield from _part(facts, part)
+            config = facts.documents.get(f"{part.name}/{part.settings_file}")
+            if config is not None and architecture.is_wan is not False:
+                yield from judge_numbers(part, config)
 
 
 # ---- layout ---------------------------------------------------------------------------------------------------------
@@ -48,21 +51,15 @@ def judge_structure(facts: ModelFacts, architecture: Architecture) -> Iterator[F
 def judge_layout(facts: ModelFacts, architecture: Architecture) -> Iterator[Finding]:
     if architecture.layout != "original":
         return
-    official = next(
-        (
-            variant.repository
-            for slug in dict.fromkeys((architecture.variant, *architecture.candidates))
-            if slug and (variant := VARIANTS.get(slug)) and variant.pipeline_class and variant.repository
-        ),
-        None,
-    )
+    variant = VARIANTS.get(architecture.variant or "")
+    official = variant.repository if variant is not None and variant.pipeline_class is not None else None
     message = "the files are in the layout of the original program, not in diffusers'"
     if official is None:
         yield finding("layout_not_diffusers", message)
         return
     yield finding(
         "layout_not_diffusers",
-        f"{message}; {official} is the same model in diffusers layout",
+        f"{message}; {official} is {architecture.variant} in diffusers layout",
         fix=f"use {official}, or `wan-compat convert`",
     )
 
@@ -182,9 +179,6 @@ def _part(facts: ModelFacts, part: Part) -> Iterator[Finding]:
             component=name,
             path=f"{name}/{part.settings_file}",
         )
-    config = facts.documents.get(f"{name}/{part.settings_file}")
-    if config is not None:
-        yield from judge_numbers(part, config)
     if part.has_weights:
         yield from _weights(part, list(inside), bool(loadable_weights(inside, part.library)))
 
@@ -197,6 +191,11 @@ def _weights(part: Part, names: list[str], present: bool) -> Iterator[Finding]:
     if not others:
         if not any(PICKLE.fullmatch(file) for file in names):  # else code.py refuses the pickle
             yield finding("weights_missing", f"{name}/ has no weights", component=name, path=f"{name}/")
+        return
+    if others[0].endswith(".flashpack"):
+        message = f"{name}/ has its weights as FlashPack, which diffusers cannot read: {several(others)}"
+        fix = "use a repository with .safetensors weights"
+        yield finding("weights_missing", message, component=name, path=f"{name}/{others[0]}", fix=fix)
         return
     variants = [
         file for file in others if file.startswith(f"{stem}.") or ((s := SHARD.fullmatch(file)) and s["variant"])

@@ -21,11 +21,13 @@ import typer
 
 from wan_compat._version import __version__
 from wan_compat.protocol.errors import InvalidRequest, JobCancelled, Terminated, WanCompatError, clean_text
+from wan_compat.supervisor.cli.check import check
 from wan_compat.supervisor.cli.config import config
 from wan_compat.supervisor.cli.demo import demo
 from wan_compat.supervisor.cli.doctor import doctor
 from wan_compat.supervisor.cli.generate import generate
 from wan_compat.supervisor.cli.options import Quiet, Verbose
+from wan_compat.supervisor.cli.scan import scan
 from wan_compat.supervisor.cli.session import Session
 from wan_compat.supervisor.cli.trust import trust
 
@@ -40,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for verb in (demo, generate, doctor):
+for verb in (demo, check, scan, generate, doctor):
     app.command()(verb)
 app.add_typer(trust)
 app.add_typer(config)

@@ -1,0 +1,102 @@
+"""`wan-compat check`: what a model is, what it needs, whether it will run here."""
+
+from __future__ import annotations
+
+import enum
+import shlex
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wan_compat.supervisor.cli.options import Json, Quiet, Verbose
+from wan_compat.supervisor.cli.quantities import show_bytes
+from wan_compat.supervisor.cli.session import Session, can_redraw
+
+if TYPE_CHECKING:
+    from wan_compat.supervisor.check import ModelReport
+
+
+class Task(enum.StrEnum):
+    """The keys of `policies.judgement.identity.TASKS`; tests/cli/test_check.py holds the two in step."""
+
+    T2V = "t2v"
+    I2V = "i2v"
+    FLF2V = "flf2v"
+    V2V = "v2v"
+    VACE = "vace"
+    TI2V = "ti2v"
+    ANIMATE = "animate"
+    T2I = "t2i"
+
+
+def check(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A folder, a weight file, or a hub id in the local cache.")],
+    task: Annotated[Task | None, typer.Option(help="Say whether the model does this task too.")] = None,
+    repair: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Write a copy with a mended model_index.json there.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Say what a model is, what it needs, and whether it will run here.
+
+    Reads names, configurations and weight headers, no weights; starts nothing and changes nothing. Ends with 0 when the
+    model can run here, else with the code of the most fundamental error: 4 invalid or corrupt, 5 refused by policy
+    (code or pickles), 1 not compatible, 3 a library is missing or too old, 6 not enough memory. Warnings do not count.
+    """
+    session: Session = context.obj.louder(json=json, quiet=quiet, verbose=verbose)
+    session.model = model
+
+    from wan_compat.supervisor.check import check_model
+
+    report = check_model(model, task.value if task else None)
+    written = None
+    if repair is not None and report.repair is not None:
+        session.note(report.repair_diff or "")
+        before, written = report, repair
+        _write(session, before, repair)
+        report = check_model(repair, task.value if task else None)
+    elif repair is not None:
+        session.note(f"Nothing that --repair can mend; {repair} was not written.")
+    if session.json:
+        session.document(report.to_json() | ({} if repair is None else {"repaired": written}))
+        return report.exit_code
+
+    from wan_compat.supervisor.cli.check_view import show
+
+    show(report, session, sys.stdout)
+    if written is not None:
+        session.say(f"\nWrote {written}: the same files, with a mended model_index.json.")
+    session.say(f"\n{_next_step(report)}")
+    return report.exit_code
+
+
+def _write(session: Session, report: ModelReport, target: str) -> None:
+    from wan_compat.supervisor.repair import write_repaired_copy
+
+    assert report.repair is not None
+    redraw = can_redraw(sys.stderr) and not session.quiet
+
+    def progress(path: str, done: int, total: int) -> None:
+        if redraw:
+            sys.stderr.write(f"\r\x1b[Kcopying {show_bytes(done)} of {show_bytes(total)}")
+            sys.stderr.flush()
+
+    try:
+        write_repaired_copy(report.facts, report.repair, target, progress)
+    finally:
+        if redraw:
+            sys.stderr.write("\r\x1b[K")
+
+
+def _next_step(report: ModelReport) -> str:
+    model = shlex.quote(report.model)
+    if report.compatible_here:
+        return f"It can run here. Next: wan-compat generate {model} --prompt '...' --output video.mp4"
+    if report.repair is not None:
+        return f"It cannot run as it is. Next: wan-compat check {model} --repair DIR"
+    first = next(item for item in report.findings if item.severity == "error")
+    return f"It cannot run here. Next: {first.fix}"
