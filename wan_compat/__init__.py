@@ -13,12 +13,14 @@ from wan_compat._version import __version__
 if TYPE_CHECKING:
     from wan_compat.protocol.results import GenerationMetadata, ProcessedFrames, VideoGenerationResult
     from wan_compat.protocol.values import GenerationRequest
+    from wan_compat.supervisor.check import ModelReport
     from wan_compat.supervisor.client import Job, Supervisor
 
 _HOMES = {
     "GenerationMetadata": "wan_compat.protocol.results",
     "GenerationRequest": "wan_compat.protocol.values",
     "Job": "wan_compat.supervisor.client",
+    "ModelReport": "wan_compat.supervisor.check",
     "ProcessedFrames": "wan_compat.protocol.results",
     "Supervisor": "wan_compat.supervisor.client",
     "VideoGenerationResult": "wan_compat.protocol.results",
@@ -28,6 +30,7 @@ __all__ = [
     "GenerationMetadata",
     "GenerationRequest",
     "Job",
+    "ModelReport",
     "ProcessedFrames",
     "Supervisor",
     "VideoGenerationResult",

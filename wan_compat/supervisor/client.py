@@ -45,6 +45,7 @@ from wan_compat.supervisor.zygote import ZYGOTE_PROGRAM
 
 if TYPE_CHECKING:
     from wan_compat.policies.scan.report import ScanReport
+    from wan_compat.supervisor.check import ModelReport
 
 CLOSE_TIMEOUT_S = 15.0
 
@@ -187,6 +188,17 @@ class Supervisor:
     def generate(self, request: GenerationRequest | None = None, **fields: Any) -> VideoGenerationResult:
         """Run one request and wait for it; `fields` build a GenerationRequest. Raises the job's error."""
         return self.submit(request if request is not None else GenerationRequest(**fields)).result()
+
+    def check(self, model: str, task: str | None = None) -> ModelReport:
+        """Say what a model is, what it needs and whether it will run here (supervisor/check.py). Starts nothing.
+
+        Raises:
+            ModelNotFound: There is nothing of that name.
+            InvalidRequest: An unknown task.
+        """
+        from wan_compat.supervisor.check import check_model
+
+        return check_model(model, task)
 
     def scan(self, model: str, *, hash_weights: bool = False) -> ScanReport:
         """Look for what could harm who loads a model (supervisor/scanner.py). No worker, and no permission either."""

@@ -91,10 +91,10 @@ def _shard_map(
     if outside:
         yield finding("path_escape", f"{path} names files in other folders: {several(outside)}", path=path)
         return
-    counted = {
+    told = {
         number for group in _groups(list(present)).items() for number in _absent_of_group(*group)
     }  # told by their numbers already
-    absent = sorted(file for file in named if file not in present and file not in counted)
+    absent = sorted(file for file in named if file not in present and file not in told)
     if absent:
         yield finding(
             "shard_missing",

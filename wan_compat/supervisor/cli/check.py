@@ -53,23 +53,26 @@ def check(
     from wan_compat.supervisor.check import check_model
 
     report = check_model(model, task.value if task else None)
-    written = None
+    changes: tuple[str, ...] | None = None
     if repair is not None and report.repair is not None:
         session.note(report.repair_diff or "")
-        before, written = report, repair
-        _write(session, before, repair)
+        changes = report.repair.changes
+        _write(session, report, repair)
         report = check_model(repair, task.value if task else None)
     elif repair is not None:
         session.note(f"Nothing that --repair can mend; {repair} was not written.")
     if session.json:
-        session.document(report.to_json() | ({} if repair is None else {"repaired": written}))
+        repaired = None if changes is None else {"original": model, "changes": list(changes)}
+        session.document(report.to_json() | ({} if repair is None else {"repaired": repaired}))
         return report.exit_code
 
     from wan_compat.supervisor.cli.check_view import show
 
     show(report, session, sys.stdout)
-    if written is not None:
-        session.say(f"\nWrote {written}: the same files, with a mended model_index.json.")
+    if changes is not None:
+        session.say(f"\nWrote {repair}: {'; '.join(changes)}. Checked again: the report above.")
+    elif report.repair_diff is not None:
+        session.say(f"\nWhat --repair DIR would write into a copy:\n{report.repair_diff}")
     session.say(f"\n{_next_step(report)}")
     return report.exit_code
 

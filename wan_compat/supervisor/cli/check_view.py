@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from wan_compat.supervisor.check import ModelReport
 
 _COLUMNS = ("component", "class", "dtype", "parameters", "size")
+_NUMBERS = ("parameters", "size")
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.INFO: "dim"}
 MAX_FINDINGS = 12  # of one severity, unless -v
 
@@ -36,7 +37,11 @@ def plain_lines(report: ModelReport, *, verbose: bool) -> Iterator[str]:
         yield ""
         widths = [max(len(row[column]) for row in (_COLUMNS, *rows)) for column in range(len(_COLUMNS))]
         for row in (_COLUMNS, *rows):
-            yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            cells = (
+                cell.rjust(width) if name in _NUMBERS else cell.ljust(width)
+                for name, cell, width in zip(_COLUMNS, row, widths, strict=True)
+            )
+            yield "  " + "  ".join(cells).rstrip()
     yield ""
     yield from (f"  {name:<6} {value}" for name, value in needs(report))
     for items, more in groups(report, verbose=verbose):
@@ -107,7 +112,8 @@ def needs(report: ModelReport) -> Iterator[tuple[str, str]]:
 def groups(report: ModelReport, *, verbose: bool) -> Iterator[tuple[Sequence[Finding], int]]:
     """Yield the findings of each severity, and how many were left out."""
     for severity in Severity:
-        items = [item for item in report.findings if item.severity is severity]
+        # The subtitle names the look-alikes already.
+        items = [item for item in report.findings if item.severity is severity and item.code != "ambiguous_variant"]
         shown = items if verbose else items[:MAX_FINDINGS]
         if items:
             yield shown, len(items) - len(shown)
@@ -137,7 +143,7 @@ def _show_rich(report: ModelReport, session: Session, stream: TextIO) -> None:
     if rows:
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
         for name in _COLUMNS:
-            table.add_column(name, justify="right" if name in ("parameters", "size") else "left", overflow="fold")
+            table.add_column(name, justify="right" if name in _NUMBERS else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         console.print(Padding(table, (1, 0, 0, 2)))
