@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import secrets
 
 import psutil
 
 from wan_compat.policies.facts import HostFacts
 from wan_compat.protocol.errors import EnvironmentLacks
+from wan_compat.sandbox.spec import Identity
+
+# User ids for what a supervisor that is root confines: the range that systemd keeps for its DynamicUser= services
+# (61184..65519), so that no account of the machine has one. https://systemd.io/UIDS-GIDS/
+_FIRST_UID, _LAST_UID = 61184, 65519
 
 
 def read_host() -> HostFacts:
@@ -33,6 +39,14 @@ def read_host() -> HostFacts:
         cpu_count=len(os.sched_getaffinity(0)),
         is_root=os.geteuid() == 0,
     )
+
+
+def fresh_identity() -> Identity | None:
+    """Return whom the next confined process runs as: for root somebody of its own, for others None."""
+    if os.geteuid() != 0:
+        return None
+    uid = _FIRST_UID + secrets.randbelow(_LAST_UID - _FIRST_UID + 1)
+    return Identity(uid, uid)
 
 
 def _cgroup_memory() -> list[tuple[int, int]]:

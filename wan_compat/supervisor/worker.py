@@ -47,6 +47,7 @@ from wan_compat.sandbox.spec import CONTROL_TARGET, Identity, Layer, to_wire
 from wan_compat.supervisor import incidents
 from wan_compat.supervisor.bwrap_zygote import BwrapZygote
 from wan_compat.supervisor.frame_ring import FrameRing
+from wan_compat.supervisor.host import fresh_identity
 from wan_compat.supervisor.memory_watch import POLL_S, MemoryWatch
 from wan_compat.supervisor.runtime import RuntimeFolder
 from wan_compat.supervisor.worker_log import BoundedLog
@@ -58,10 +59,6 @@ SOCKET_NAME = "c"
 PING_S = 1.0
 
 EXIT_S = 0.5  # longest that a process takes from giving its memory back to being ended
-
-# Per-worker user ids for a supervisor that is root: the range that systemd keeps for its DynamicUser= services
-# (61184..65519), so that no account of the machine has one. https://systemd.io/UIDS-GIDS/
-_FIRST_UID, _LAST_UID = 61184, 65519
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +120,7 @@ class Worker:
         self._watch: MemoryWatch | None = None
         self._cgroup: cgroups.Cgroup | None = None
         with contextlib.ExitStack() as undo:
-            identity = None
-            if os.geteuid() == 0:
-                uid = _FIRST_UID + secrets.randbelow(_LAST_UID - _FIRST_UID + 1)
-                identity = Identity(uid, uid)
+            identity = fresh_identity()
             self._folder = runtime.make_worker_folder(name, identity)
             undo.callback(runtime.remove_worker_folder, name)
             socket_path = os.path.join(self._folder, SOCKET_NAME)
