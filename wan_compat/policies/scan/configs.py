@@ -40,7 +40,9 @@ _LIBRARIES = frozenset({"diffusers", "transformers"})
 
 _ADDRESS = re.compile(r"\b(?:https?|ftp|s3|gs|ssh|file|git\+\w+)://[^\s\"'<>]{3,}", re.IGNORECASE)
 _LOCAL_PATH = re.compile(r"(?:/(?:home|root|Users|mnt|data|workspace|tmp|opt|var|etc)/|[A-Za-z]:\\)\S+")
-_CLIMBS = re.compile(r"(?:^|[/\\])\.\.(?:[/\\]|$)")
+_CLIMBS = re.compile(r"(?:^|[/\\])\.\.[/\\]")
+# Their strings are pieces of text, among them `../` and `http://`.
+_VOCABULARIES = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json"})
 # Printable letters, digits and _ as \u escapes: no writer of JSON does that.
 _ESCAPED_LETTER = re.compile(rb"(?<!\\)(?:\\\\)*\\u00(?:3[0-9]|4[1-9a-fA-F]|5[0-9aAfF]|6[1-9a-fA-F]|7[0-9aA])")
 _CODE_WORDS = tuple(f'"{key}"'.encode() for key in _KEY_RULES)
@@ -83,7 +85,9 @@ def read_json(raw: bytes, path: str) -> list[Observation]:
     except (ValueError, RecursionError) as error:
         return [*found, Observation("config-corrupt", f"not valid JSON: {error}")]
     counts: dict[str, int] = {}
-    for item in _walk(value, is_index=path in ("model_index.json", "modular_model_index.json"), raw=raw):
+    if path in ("model_index.json", "modular_model_index.json") and isinstance(value, dict):
+        found += _index(value, raw)
+    for item in _walk(value, raw, is_vocabulary=path.rpartition("/")[2] in _VOCABULARIES):
         counts[item.rule] = counts.get(item.rule, 0) + 1
         if counts[item.rule] <= MAX_SHOWN:
             found.append(item)
@@ -98,7 +102,7 @@ def read_yaml(raw: bytes) -> list[Observation]:
     ]
     for key, rule in _KEY_RULES.items():
         match = re.search(
-            rf"^[ \t-]*[\"']?{key}[\"']?[ \t]*:[ \t]*(?!false|null|~|\s*$)".encode(), raw, re.MULTILINE | re.I
+            rf"^[ \t-]*[\"']?{key}[\"']?[ \t]*:[ \t]*+(?!false|null|~|\s*$)".encode(), raw, re.MULTILINE | re.I
         )
         if match is not None:
             found.append(Observation(rule, f"sets {key}", raw.count(b"\n", 0, match.start()) + 1))
@@ -130,9 +134,7 @@ def _parse(raw: bytes) -> Any:
     return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=pairs)
 
 
-def _walk(value: Any, *, is_index: bool, raw: bytes) -> Iterator[Observation]:
-    if is_index and isinstance(value, dict):
-        yield from _index(value, raw)
+def _walk(value: Any, raw: bytes, *, is_vocabulary: bool) -> Iterator[Observation]:
     pending: list[tuple[str, Any, int]] = [("", value, 0)]
     while pending:
         key, value, depth = pending.pop()
@@ -145,7 +147,7 @@ def _walk(value: Any, *, is_index: bool, raw: bytes) -> Iterator[Observation]:
                 pending.append((name, inner, depth + 1))
         elif isinstance(value, list):
             pending.extend((key, inner, depth + 1) for inner in value)
-        elif isinstance(value, str):
+        elif isinstance(value, str) and not is_vocabulary:
             yield from _text(key, value, raw)
 
 
