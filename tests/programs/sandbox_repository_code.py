@@ -9,6 +9,7 @@ OPEN_FIRST is opened by the zygote under number 40, a descriptor that a worker c
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -81,7 +82,7 @@ class Zygote(zygote.Zygote):
     def _launch(self, *arguments: Any) -> Any:
         # An attacker may know the layout: it is the same in all workers of one zygote.
         global known_maps
-        with open("/proc/self/maps") as file:
+        with contextlib.suppress(FileNotFoundError), open("/proc/self/maps") as file:  # none inside a bubblewrap
             known_maps = file.read()
         return super()._launch(*arguments)
 

@@ -5,6 +5,7 @@ the place of the pipeline (tests/programs/sandbox_repository_code.py).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import tempfile
@@ -23,6 +24,8 @@ from wan_compat.policies.policy import Policy
 from wan_compat.protocol.errors import ForbiddenCall, MemoryExceeded, WorkerDied
 from wan_compat.protocol.values import ComponentSpec, Mode, PipelineSpec
 from wan_compat.sandbox import cgroup
+from wan_compat.sandbox.spec import Bind
+from wan_compat.supervisor.bwrap_zygote import BwrapZygote
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.runtime import RuntimeFolder
 from wan_compat.supervisor.worker import Worker, WorkerOrder
@@ -31,6 +34,7 @@ from wan_compat.supervisor.zygote import Zygote
 # In every worker's memory, so that a search that finds nothing can be told from one that does not search.
 CONTROL_BEGINS = "wan-test-control-"
 CONTROL = CONTROL_BEGINS + "fedcba9876543210"
+PROGRAM = str(PROGRAMS / "sandbox_repository_code.py")
 MEMORY_BYTES = 512 << 20
 _DEADLINES = deadlines(weight_bytes=0, timeout_s=None)
 
@@ -40,10 +44,10 @@ def _never() -> bool:
 
 
 class Repository:
-    """A zygote, and a fresh worker of it for every attack."""
+    """A zygote, and a fresh worker of it for every attack; without a zygote, each worker in a bubblewrap of its own."""
 
     def __init__(
-        self, zygote: Zygote, runtime: RuntimeFolder, around: Surroundings, folder: Path, wake_fd: int
+        self, zygote: Zygote | None, runtime: RuntimeFolder, around: Surroundings, folder: Path, wake_fd: int
     ) -> None:
         self._wake_fd = wake_fd
         self._zygote, self._runtime, self._around, self._folder = zygote, runtime, around, folder
@@ -74,16 +78,25 @@ class Repository:
             mode=mode,
         )
         has_cgroup = cgroup.detect().available
-        layers = plan_candidates(read_host(), policy, mode, has_cgroup=has_cgroup)[0].layers
+        candidates = plan_candidates(read_host(), policy, mode, has_cgroup=has_cgroup)
+        candidate = next(each for each in candidates if bool(each.outer) == (self._zygote is None))
         self._count += 1
-        worker = Worker(f"a{self._count}", order, layers, self._runtime)
+        worker = Worker(f"a{self._count}", order, candidate.layers, self._runtime, candidate.outer)
         try:
             yield worker
         finally:
             worker.close()
 
     def start(self, worker: Worker) -> None:
-        worker.start(self._zygote, _DEADLINES, _never, self._wake_fd)
+        zygote = self._zygote
+        if zygote is None:
+            programs = Bind(source=str(PROGRAMS), target=str(PROGRAMS))
+            view = dataclasses.replace(worker._spec.view, binds=(*worker._spec.view.binds, programs))
+            worker._spec = dataclasses.replace(worker._spec, view=view)
+            zygote = BwrapZygote(worker._spec, program=(PROGRAM, "/dev/null"))
+            worker._undo.callback(zygote.close)
+            zygote.wait_ready(60, _never, self._wake_fd)
+        worker.start(zygote, _DEADLINES, _never, self._wake_fd)
 
     def _listen(self, worker: Worker) -> dict[str, Any]:
         deadline = time.monotonic() + 30
@@ -117,17 +130,19 @@ class Repository:
 
 
 @contextlib.contextmanager
-def repository(around: Surroundings) -> Iterator[Repository]:
+def repository(around: Surroundings, *, in_bwrap: bool = False) -> Iterator[Repository]:
     """Start the zygote; end it and remove everything afterwards."""
     runtime = RuntimeFolder()
     never = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-    zygote = Zygote(program=(str(PROGRAMS / "sandbox_repository_code.py"), around.values["open"]))
+    zygote = None if in_bwrap else Zygote(program=(PROGRAM, around.values["open"]))
     try:
-        zygote.wait_ready(60, _never, never)
+        if zygote is not None:
+            zygote.wait_ready(60, _never, never)
         with tempfile.TemporaryDirectory(prefix="wan-compat-repository-") as folder:
             Path(folder).chmod(0o755)
             yield Repository(zygote, runtime, around, Path(folder), never)
     finally:
         os.close(never)
-        zygote.close()
+        if zygote is not None:
+            zygote.close()
         runtime.close()
