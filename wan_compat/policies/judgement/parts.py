@@ -26,6 +26,8 @@ _SETTINGS: Mapping[str, str] = {
     "feature_extractor": "preprocessor_config.json",
     "video_processor": "preprocessor_config.json",
 }
+# Where no index says it: the parts of a pipeline that come from transformers.
+_OF_TRANSFORMERS = frozenset({"text_encoder", "image_encoder", "tokenizer", "image_processor", "feature_extractor"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +70,8 @@ def parts_of(facts: ModelFacts, architecture: Architecture | None = None) -> dic
     if not index and architecture is not None and architecture.layout in ("diffusers", "modular"):
         for name, component in architecture.components.items():
             if files_in(facts, name):
-                found[name] = Part(name, component.library, component.class_name, {})
+                library = component.library or ("transformers" if name in _OF_TRANSFORMERS else "diffusers")
+                found[name] = Part(name, library, component.class_name, {})
     return found
 
 
