@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.assets.corpus.expected import EXPECTED, Expected
-from tests.assets.corpus.files import as_cache_snapshot, write_hole, write_safetensors
+from tests.assets.corpus.files import as_cache_snapshot, typed, write_hole, write_pickle, write_safetensors
 from tests.assets.corpus.lookalikes import LOOKALIKES
 from tests.assets.corpus.repositories import BUILDERS
+from tests.assets.corpus.tables import recorded_tensors
+from tests.assets.corpus.tensors import original_names
 from wan_compat.policies.variants import VARIANTS
 
 
@@ -556,6 +558,146 @@ def in_cache(subject: Subject) -> Expected | None:
     return subject.expected
 
 
+_ONE_FILE = "diffusion_pytorch_model.safetensors"
+
+
+def weights_corrupt(subject: Subject) -> Expected | None:
+    """Weights that were never downloaded, or not to their end: the configuration is left."""
+    if not subject.has_weights or subject.index is None or subject.name.startswith(("krea", "FastVideo/Wan2.2-S2V")):
+        return None
+    kind = subject.rng.randrange(3)
+    for folder in subject.denoisers:
+        for path in folder.glob("*.safetensors"):
+            if kind == 0:
+                path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 5\n")
+            elif kind == 1:
+                path.write_bytes(path.open("rb").read(100))
+            else:
+                path.write_bytes(b"")
+    return subject.expected
+
+
+def weights_pickled(subject: Subject) -> Expected | None:
+    """The same repository with .bin weights, as some were published: nobody reads those."""
+    expected = weights_missing(subject)
+    if expected is not None:
+        for folder in subject.denoisers:
+            write_pickle(folder / "diffusion_pytorch_model.bin", 10**9)
+    return expected
+
+
+def shard_missing(subject: Subject) -> Expected | None:
+    if not subject.has_weights or subject.name.startswith("krea"):
+        return None
+    found = False
+    for folder in subject.denoisers:
+        shards = sorted(folder.glob("*-of-*.safetensors"))
+        if len(shards) > 2:
+            subject.rng.choice(shards[1:-1]).unlink()
+            found = True
+    # What is gone may be what told two models apart.
+    return loosen(subject.expected) if found else None
+
+
+def variant_files(subject: Subject) -> Expected | None:
+    """`diffusion_pytorch_model.fp16.safetensors`: what `save_pretrained(variant="fp16")` writes."""
+    if not subject.has_weights or subject.index is None:
+        return None
+    for folder in subject.denoisers:
+        for path in list(folder.glob("*.safetensors")):
+            path.rename(path.with_name(path.name.replace("diffusion_pytorch_model", "diffusion_pytorch_model.fp16")))
+        for path in list(folder.glob("*.index.json")):
+            text = path.read_text().replace("diffusion_pytorch_model", "diffusion_pytorch_model.fp16")
+            path.with_name("diffusion_pytorch_model.safetensors.index.fp16.json").write_text(text)
+            path.unlink()
+    return subject.expected
+
+
+def _merge(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Take the weights of a folder out of it and return what they were."""
+    tensors = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, entry in _header(path)[0].items():
+            tensors[name] = (entry["dtype"], tuple(entry["shape"]))
+        path.unlink()
+    for path in folder.glob("*.index.json"):
+        path.unlink()
+    return tensors
+
+
+def quantized(subject: Subject) -> Expected | None:
+    """bitsandbytes' 4 bits: packed matrices lose their shape, and bring tensors of their own."""
+    if not subject.has_weights or subject.index is None or subject.is_lookalike or subject.name.startswith("krea"):
+        return None
+    config = {"bnb_4bit_quant_type": "nf4", "load_in_4bit": True, "quant_method": "bitsandbytes"}
+    for folder in subject.denoisers:
+        packed: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for name, (dtype, shape) in _merge(folder).items():
+            if "blocks." in name and name.endswith(".weight") and len(shape) == 2:
+                count = shape[0] * shape[1]
+                packed[name] = ("U8", (count // 2, 1))
+                packed[f"{name}.absmax"] = ("U8", (count // 64,))
+                packed[f"{name}.quant_map"] = ("F32", (16,))
+                packed[f"{name}.quant_state.bitsandbytes__nf4"] = ("U8", (120,))
+            else:
+                packed[name] = (dtype, shape)
+        write_safetensors(folder / _ONE_FILE, packed)
+        subject.edit(folder / "config.json", lambda document: document.update(quantization_config=config))
+    return subject.expected
+
+
+def all_in_one(subject: Subject) -> Expected | None:
+    """A ComfyUI checkpoint: denoiser, VAE and text encoder in one file."""
+    if not subject.path.is_file() or subject.name in LOOKALIKES or subject.path.suffix != ".safetensors":
+        return None
+    if subject.expected.layouts != ("single_file",):
+        return None
+    header, _ = _header(subject.path)
+    bundle = {}
+    for name, entry in header.items():
+        for prefix in _PREFIXES:
+            name = name.removeprefix(prefix)
+        bundle["model.diffusion_model." + name] = (entry["dtype"], tuple(entry["shape"]))
+    for name, shape in recorded_tensors("original-vae-wan2.1").items():
+        bundle["vae." + name] = ("BF16", shape)
+    for name, shape in recorded_tensors("umt5-xxl").items():
+        bundle["text_encoders.umt5xxl.transformer." + name] = ("F8_E4M3", shape)
+    write_safetensors(subject.path, bundle)
+    return dataclasses.replace(subject.expected, vae=(0, 3))
+
+
+def two_expert_files(subject: Subject) -> Expected | None:
+    """A folder with the high and the low noise file of Wan 2.2 side by side."""
+    tables = {"t2v": "wan-t2v-14b", "i2v": "wan-i2v-a14b"}
+    if subject.name not in (
+        "Comfy single file: wan2.2_t2v_high_noise_14B_fp16",
+        "Comfy single file: wan2.2_i2v_high_noise_14B_fp16",
+    ):
+        return None
+    task = "t2v" if "t2v" in subject.name else "i2v"
+    other = subject.path.with_name(subject.path.name.replace("high", "low"))
+    write_safetensors(other, typed(original_names(tables[task]), "F16"), {})
+    subject.path = subject.path.parent
+    return loosen(subject.expected)
+
+
+_HARMLESS: tuple[Mutation, ...] = (
+    field_dropped, field_nulled, field_renamed, field_retyped, unknown_fields, version_mixed, extra_files, null_keys,
+    vae_missing, header_against_config, variant_files,
+)  # fmt: skip
+
+
+def several_at_once(subject: Subject) -> Expected | None:
+    """Two to four of the mutations that leave the denoiser's tensors alone, then a misleading name."""
+    if not subject.has_weights:
+        return None
+    for mutation in subject.rng.sample(_HARMLESS, subject.rng.randint(2, 4)):
+        expected = mutation(subject)
+        if expected is not None:
+            subject.expected = expected
+    return folder_renamed(subject)
+
+
 MUTATIONS: dict[str, Mutation] = {
     function.__name__: function
     for function in (
@@ -564,5 +706,7 @@ MUTATIONS: dict[str, Mutation] = {
         pipeline_class_removed, version_mixed, header_against_config, transformer_swapped, transformer_foreign,
         vae_swapped, vae_missing, denoiser_missing, folder_renamed, extra_files, null_keys, boundary_on_one_expert,
         boundary_lost, false_image_dim, foreign_library, prefix_changed, tensors_missing, fewer_layers, in_cache,
+        weights_corrupt, weights_pickled, shard_missing, variant_files, quantized, all_in_one, two_expert_files,
+        several_at_once,
     )
 }  # fmt: skip
