@@ -91,6 +91,13 @@ def test_add_shows_files_hashes_imports_risks_and_the_meaning_then_asks(
     assert AuditLog(state).entries()[-1].event == "trust_granted"
 
 
+def test_code_is_found_by_its_content_too(cli: RunCli, model: Path) -> None:
+    (model / "x.safetensors").write_bytes(b"\x80\x04cos\nsystem\n(S'id'\ntR.")
+    document = cli("trust", "add", model, "--dry-run", "--json").document
+    assert document["code"] == ["pipeline.py", "x.safetensors"]
+    assert any(risk.startswith("error: x.safetensors: ") and "os.system" in risk for risk in document["risks"])
+
+
 @pytest.mark.parametrize("answer", [b"n\n", b"\n", b"yess\n", b"\x04"])
 def test_anything_but_yes_approves_nothing_and_is_recorded(
     answer: bytes, terminal: Callable[..., Ended], model: Path, state: Path

@@ -11,12 +11,13 @@ import ast
 import dataclasses
 import hashlib
 import os
+from collections.abc import Collection
 from typing import Any
 
 from wan_compat.policies.facts import FileFact
-from wan_compat.policies.findings import Severity
-from wan_compat.policies.scan.python_source import MAX_SOURCE_BYTES, parse, read_python
-from wan_compat.policies.scan.rules import rule_finding
+from wan_compat.policies.findings import Finding, Severity
+from wan_compat.policies.scan.formats import Format
+from wan_compat.policies.scan.python_source import MAX_SOURCE_BYTES, parse
 from wan_compat.policies.trust import (
     MAX_SUMMARY_LINES,
     RepositoryTree,
@@ -31,20 +32,43 @@ from wan_compat.policies.trust import (
 from wan_compat.protocol.errors import ModelInvalid, clean_text
 from wan_compat.protocol.values import Mode
 from wan_compat.supervisor.repository_tree import read_tree
+from wan_compat.supervisor.scanner import MAX_PATH_CHARS, scan_model
 from wan_compat.supervisor.trust_store import TrustStore
 
-# What an interpreter or loader runs; everything else of a repository is data to it.
-CODE_SUFFIXES = (".py", ".pyw", ".pyc", ".pyd", ".pyi", ".so", ".dll", ".dylib", ".sh", ".ipynb", ".cu", ".cpp", ".js")
+# What an interpreter, a loader or an unpickler runs, by content or by name; everything else is data to it.
+_CODE_FORMATS = frozenset(
+    item.value
+    for item in (
+        Format.PYTHON,
+        Format.PYC,
+        Format.NOTEBOOK,
+        Format.SCRIPT,
+        Format.SOURCE,
+        Format.ELF,
+        Format.PE,
+        Format.MACH_O,
+        Format.WASM,
+        Format.JAVA,
+        Format.PICKLE,
+        Format.TORCH_LEGACY,
+        Format.TORCH_ZIP,
+        Format.TORCHSCRIPT,
+        Format.TORCH_EXPORT,
+    )
+)
+_PYTHON_SUFFIXES = (".py", ".pyw", ".pyi")
+_CODE_SUFFIXES = (*_PYTHON_SUFFIXES, ".pyc", ".pyd", ".so", ".dll", ".dylib", ".sh", ".ipynb")
 _MAX_LINE_CHARS = 300
-_WORST_FIRST = (Severity.ERROR, Severity.WARNING, Severity.INFO)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrustReview:
-    """One repository, ready to be approved or not. `decision` is what trust mode would say now."""
+    """One repository, ready to be approved or not. `code` are the paths of what runs; `decision` is what trust mode
+    would say now."""
 
     model: str
     tree: RepositoryTree
+    code: tuple[str, ...]
     imports: tuple[str, ...]
     risks: tuple[str, ...]
     decision: TrustDecision
@@ -72,6 +96,7 @@ class TrustReview:
             "tree_hash": self.tree.hash,
             "files": [file.model_dump() for file in self.tree.files],
             "excluded": [{"path": path, "reason": reason} for path, reason in self.tree.excluded],
+            "code": list(self.code),
             "imports": list(self.imports),
             "risks": list(self.risks),
             "already_approved": self.already_approved,
@@ -88,35 +113,39 @@ def review(model: str) -> TrustReview:
         StateUnsafe, StateCorrupt: The store of earlier approvals cannot be believed.
     """
     tree = read_tree(model)
+    report = scan_model(model)
+    # The scanner's paths are cleaned for reports; the tree's are the real ones.
+    scanned = {file.path: file for file in report.files}
     imports: set[str] = set()
-    risks: list[tuple[int, str]] = []
+    code: list[str] = []
     for file, fact in zip(tree.files, tree.facts, strict=True):
-        if not is_code(file.path):
-            continue
-        if not file.path.lower().endswith((".py", ".pyw", ".pyi")):
-            risks.append((0, f"error: {file.path}: code that cannot be read as Python"))
-            continue
-        raw = _read_as_hashed(file, fact)
-        syntax, _ = parse(raw)
-        imports |= _imports(syntax) if syntax is not None else set()
-        for observation in read_python(raw, file.path.rpartition("/")[2]):
-            found = rule_finding(observation, path=file.path)
-            place = file.path if observation.line is None else f"{file.path}:{observation.line}"
-            text = f"{found.severity.value}: {place}: {found.message} [{observation.rule}]"
-            risks.append((_WORST_FIRST.index(found.severity), text))
-    risks.sort(key=lambda risk: risk[0])  # stable: within one severity by file and line
+        seen = scanned.get(clean_text(file.path, MAX_PATH_CHARS))
+        if seen is None or seen.bytes != file.size or (seen.sha256 and file.sha256 and seen.sha256 != file.sha256):
+            raise ModelInvalid(f"{file.path!r} changed while it was read", hint="try again when nothing writes to it")
+        if seen.format in _CODE_FORMATS or file.path.lower().endswith(_CODE_SUFFIXES):
+            code.append(file.path)
+        if file.path.lower().endswith(_PYTHON_SUFFIXES) or seen.format == Format.PYTHON.value:
+            syntax, _ = parse(_read_as_hashed(file, fact))
+            imports |= _imports(syntax) if syntax is not None else set()
+    inside = {clean_text(file.path, MAX_PATH_CHARS) for file in tree.files}
     return TrustReview(
         model=model,
         tree=tree,
+        code=tuple(code),
         imports=_bounded(sorted(imports)),
-        risks=_bounded([text for _, text in risks]),
+        risks=_bounded([_risk(item) for item in report.findings if _is_risk(item, inside)]),
         decision=decide_trust(Mode.TRUST, tree, TrustStore().grants()),
     )
 
 
-def is_code(path: str) -> bool:
-    """Whether a file is code by its name; what only looks like data is for `scan` to find."""
-    return path.lower().endswith(CODE_SUFFIXES)
+def _is_risk(item: Finding, inside: Collection[str]) -> bool:
+    """Whether a finding is about something in the tree, and more than that there is code, which is why one is asked."""
+    return item.severity is not Severity.INFO and item.rule != "code-present" and (not item.path or item.path in inside)
+
+
+def _risk(item: Finding) -> str:
+    place = "" if not item.path else f"{item.path}: " if item.line is None else f"{item.path}:{item.line}: "
+    return f"{item.severity.value}: {place}{item.message} [{item.rule}]"
 
 
 def _read_as_hashed(file: TrustedFile, fact: FileFact) -> bytes:

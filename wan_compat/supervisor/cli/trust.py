@@ -143,11 +143,10 @@ def _confirm(session: Session, yes: bool) -> None:
 
 def describe(found: TrustReview, *, verbose: bool) -> str:
     """Return what a person should know before an approval. All code is listed, data up to a bound."""
-    from wan_compat.supervisor.trust_review import is_code
-
     tree, earlier = found.tree, found.earlier
-    code = [file for file in tree.files if is_code(file.path)]
-    data = [file for file in tree.files if not is_code(file.path)]
+    runs = set(found.code)
+    code = [file for file in tree.files if file.path in runs]
+    data = [file for file in tree.files if file.path not in runs]
     shown = data if verbose else data[:MAX_LISTED_DATA_FILES]
     lines = [
         f"Repository  {tree.source}",
@@ -155,9 +154,7 @@ def describe(found: TrustReview, *, verbose: bool) -> str:
         f"Tree hash   {tree.hash}",
         "",
     ]
-    lines += (
-        [f"Code ({len(code)} files):", *(_line(file, verbose) for file in code)] if code else ["No code by its name."]
-    )
+    lines += [f"Code ({len(code)} files):", *(_line(file, verbose) for file in code)] if code else ["No code."]
     lines += ["", f"Data ({len(data)} files):", *(_line(file, verbose) for file in shown)]
     if len(shown) < len(data):
         lines.append(f"  and {len(data) - len(shown)} more, which -v lists")
