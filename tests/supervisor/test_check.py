@@ -14,13 +14,17 @@ from typing import Any
 import pytest
 
 from tests.assets.corpus.expected import EXPECTED
+from tests.assets.corpus.lookalikes import LOOKALIKES
 from tests.assets.corpus.repositories import BUILDERS, build_sharded_14b
 from wan_compat import ModelReport, Supervisor
 from wan_compat.policies.facts import HostFacts
 from wan_compat.policies.findings import FINDINGS
 from wan_compat.policies.judgement.identity import TASKS
-from wan_compat.protocol.errors import InvalidRequest, ModelNotFound
+from wan_compat.policies.limits import memory_limit
+from wan_compat.policies.models import decide_model
+from wan_compat.protocol.errors import InvalidRequest, ModelNotFound, WanCompatError
 from wan_compat.supervisor.check import check_model
+from wan_compat.supervisor.inspection import read_model
 
 BIG = HostFacts(memory_total_bytes=512 << 30, memory_available_bytes=500 << 30, cpu_count=8, is_root=False)
 SMALL = HostFacts(memory_total_bytes=8 << 30, memory_available_bytes=6 << 30, cpu_count=2, is_root=False)
@@ -126,6 +130,20 @@ def test_checking_takes_no_time_and_changes_nothing(tmp_path: Path) -> None:
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 0.3, seconds  # benchmarks/check.py holds it to 30 ms on an idle machine
     assert snapshot(path) == before
+
+
+def test_check_and_generate_agree_on_what_can_run(tmp_path: Path) -> None:
+    for name in (T2V, "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "Wan-AI/Wan2.1-VACE-1.3B-diffusers", "Qwen/Qwen-Image"):
+        builder = {**BUILDERS, **LOOKALIKES}[name]
+        folder = tmp_path / name.replace("/", "-")
+        folder.mkdir()
+        path = str(builder(folder))
+        try:
+            decide_model(read_model(path), threads=1, memory_limit_bytes=memory_limit(None, BIG))
+            generates = True
+        except WanCompatError:
+            generates = False
+        assert check_model(path, host=BIG).compatible_here is generates, name
 
 
 # ---- broken copies -------------------------------------------------------------------------------------------------
