@@ -83,14 +83,13 @@ class _Scan:
             self.note(path, observation)
 
     def note(self, path: str, observation: Observation) -> None:
-        """Keep a finding. Beyond the limit only errors are kept, and how many were not is said."""
+        """Keep a finding. Errors have room for as many again; how many were not kept is said."""
         found = rule_finding(observation, path=path or None, component=_component(path))
-        if len(self._findings) >= MAX_FINDINGS:
+        room = MAX_FINDINGS * (2 if found.severity is Severity.ERROR else 1)
+        if len(self._findings) < room:
+            self._findings.append(found)
+        else:
             self._dropped += 1
-            if found.severity is Severity.ERROR and self._dropped <= MAX_FINDINGS:
-                self._findings.append(found)
-            return
-        self._findings.append(found)
 
     def look(self) -> None:
         """Read what every file's format asks for."""

@@ -111,7 +111,9 @@ class Inspection:
 
 @dataclasses.dataclass
 class _Budget:
-    unpacked_bytes: int = MAX_UNPACKED_BYTES
+    """What may still come out of one file's archives."""
+
+    unpacked_bytes: int
 
 
 def inspect_contents(contents: Contents, path: str) -> Inspection:
@@ -120,7 +122,7 @@ def inspect_contents(contents: Contents, path: str) -> Inspection:
     Raises:
         OSError: The disk fails.
     """
-    return _inspect(contents, path, 0, _Budget())
+    return _inspect(contents, path, 0, _Budget(MAX_UNPACKED_BYTES))
 
 
 def _inspect(contents: Contents, path: str, depth: int, budget: _Budget) -> Inspection:
