@@ -19,6 +19,7 @@ def test_every_setting_is_shown_with_its_origin(cli: RunCli, cwd: Path) -> None:
     assert document["settings"]["min_tier"]["value"] == "A"
     assert document["settings"]["min_tier"]["origin"].endswith("wan-compat.toml")
     assert document["settings"]["mode"]["origin"] == "built in"
+    assert document["registry"] == {"url": None, "public_key": None}
     shown = cli("config", "show")
     assert shown.code == 0 and "min_tier" in shown.out and "wan-compat.toml" in shown.out
 

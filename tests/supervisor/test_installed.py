@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -162,8 +165,6 @@ def test_the_working_folder_cannot_pose_as_an_installation(tmp_path: Path, monke
 
 
 def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
-    import shutil
-
     write_diffusers(tmp_path, "0.33.1")
     assert not installed("diffusers", tmp_path).has_class("WanVACEPipeline")
     for old in tmp_path.iterdir():
@@ -217,10 +218,9 @@ def test_what_is_no_class_name_is_no_class(name: str) -> None:
     assert installed("diffusers").signature(name) is None
 
 
-def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
-    import os
-
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_fifo_or_folder_in_place_of_a_file_is_passed_by(tmp_path: Path, make: Callable[[Path], None]) -> None:
     root = write_diffusers(tmp_path, "0.35.0")
     (root / "pipelines" / "wan" / "pipeline_wan.py").unlink()
-    os.mkfifo(root / "pipelines" / "wan" / "pipeline_wan.py")
+    make(root / "pipelines" / "wan" / "pipeline_wan.py")
     assert installed("diffusers", tmp_path).signature("WanPipeline") is None

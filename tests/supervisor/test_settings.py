@@ -104,7 +104,57 @@ def test_fifo_in_place_of_a_file_is_refused_and_not_waited_for(folder):
         load(folder)
 
 
+def test_folder_in_place_of_a_file_is_refused(folder):
+    (folder / "wan-compat.toml").mkdir()
+    with pytest.raises(InvalidRequest, match="not a regular file"):
+        load(folder)
+
+
 @pytest.mark.parametrize("text", ["-1", "inf", "''", "[1]", "99999999999999999999"])
 def test_malformed_variable_names_the_environment(folder, text):
     with pytest.raises(InvalidRequest, match="environment"):
         load(folder, WAN_COMPAT_THREADS=text)
+
+
+# -- where registry updates come from --------------------------------------------------------------------------------------
+
+KEY = "MCowBQYDK2VwAyEAMCowBQYDK2VwAyEAMCowBQYDK2U="
+
+
+def test_the_user_says_where_registry_updates_come_from(folder, user_config):
+    assert load(folder).registry_url is None
+    user_config.write_text(f'registry_url = "https://example.org/r.json"\nregistry_public_key = "{KEY}"\n')
+    settings = load(folder)
+    assert settings.registry_url == "https://example.org/r.json"
+    assert settings.registry_public_key is not None and len(settings.registry_public_key) == 32
+
+
+@pytest.mark.parametrize("name", ["registry_url", "registry_public_key"])
+@pytest.mark.parametrize("file", ["wan-compat.toml", "pyproject.toml"])
+def test_working_folder_cannot_say_where_registry_updates_come_from(folder, file, name):
+    section = "[tool.wan-compat]\n" if file == "pyproject.toml" else ""
+    (folder / file).write_text(f'{section}{name} = "https://evil.example/r.json"\n')
+    with pytest.raises(RefusedByPolicy, match=name):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'registry_url = "http://example.org/r.json"',
+        'registry_url = "file:///etc/passwd"',
+        'registry_url = "https://user:secret@example.org/r.json"',
+        'registry_url = "https:///r.json"',
+        'registry_url = "https://[broken/r.json"',
+        'registry_url = "https://example.org/\\u001b[31m"',
+        "registry_url = 5",
+        'registry_public_key = "AAAA"',
+        'registry_public_key = "not base64!"',
+        'registry_public_key = "ä"',
+        "registry_public_key = true",
+    ],
+)
+def test_malformed_registry_setting_is_refused(folder, user_config, line):
+    user_config.write_text(line + "\n")
+    with pytest.raises(InvalidRequest, match="registry_"):
+        load(folder)

@@ -7,6 +7,7 @@
     │   ├── FfmpegMissing            ffmpeg_missing             3
     │   ├── WorkerExtraMissing       worker_extra_missing       3
     │   ├── OutputNotWritable        output_not_writable        3
+    │   ├── FetchFailed              fetch_failed               3   an address that cannot be reached
     │   ├── StateUnsafe              state_unsafe               3   a state file is foreign, writable by others or no file
     │   └── StateCorrupt             state_corrupt              3   trust store or audit log: malformed or tampered with
     ├── ModelInvalid                 model_invalid              4   the files are not a usable model
@@ -149,6 +150,11 @@ class WorkerExtraMissing(EnvironmentLacks):
 class OutputNotWritable(EnvironmentLacks):
     code = "output_not_writable"
     title = "Output cannot be written"
+
+
+class FetchFailed(EnvironmentLacks):
+    code = "fetch_failed"
+    title = "A file could not be fetched"
 
 
 class StateUnsafe(EnvironmentLacks):

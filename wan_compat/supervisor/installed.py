@@ -252,8 +252,11 @@ def _read(path: str, limit: int = MAX_SOURCE_BYTES) -> str | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return None
-        raw = file.read(limit + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            raw = file.read(limit + 1)
+    finally:
+        os.close(descriptor)
     return raw.decode("utf-8", "replace") if len(raw) <= limit else None

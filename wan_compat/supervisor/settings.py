@@ -4,16 +4,23 @@
     working folder       wan-compat.toml, or [tool.wan-compat] of pyproject.toml     may only narrow
     environment          WAN_COMPAT_MIN_TIER, WAN_COMPAT_MEMORY_LIMIT, ...           may widen
 
+Where signed registry updates come from, and whose signature they need, is for the user's own file alone to say:
+
+    registry_url = "https://..."              registry_public_key = "<base64 of an Ed25519 key>"
+
 The working folder is judged last whatever its place in the order of precedence, so that nothing found there can loosen
 what the user set. Files are read whole or refused whole, up to MAX_FILE_BYTES.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import dataclasses
 import os
 import stat
 import tomllib
+import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,18 +28,24 @@ from typing import Any
 import platformdirs
 
 from wan_compat.policies.policy import SETTINGS, Policy, narrow, read_policy, replace
-from wan_compat.protocol.errors import InvalidRequest
+from wan_compat.protocol.errors import InvalidRequest, RefusedByPolicy
 
 MAX_FILE_BYTES = 256 << 10
+MAX_URL_CHARS = 2000
 ENVIRONMENT_PREFIX = "WAN_COMPAT_"
+REGISTRY_SETTINGS = ("registry_url", "registry_public_key")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The effective policy and, by field, the source that had the last word."""
+    """The effective policy and, by field, the source that had the last word.
+
+    `registry_url` is where signed registry updates lie, `registry_public_key` the 32 bytes of the key they need."""
 
     policy: Policy
     origins: Mapping[str, str]
+    registry_url: str | None = None
+    registry_public_key: bytes | None = None
 
 
 def load_settings(folder: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
@@ -48,8 +61,9 @@ def load_settings(folder: Path | None = None, environment: Mapping[str, str] | N
     """
     policy, origins = Policy(), dict.fromkeys(Policy.model_fields, "built in")
     user_file = _user_file()
+    user_table = _read_toml(user_file)
     for source, table in (
-        (str(user_file), _read_toml(user_file).get("policy", {})),
+        (str(user_file), user_table.get("policy", {})),
         ("environment", _from_environment(os.environ if environment is None else environment)),
     ):
         fields = read_policy(_table(table, source), source)
@@ -59,7 +73,7 @@ def load_settings(folder: Path | None = None, environment: Mapping[str, str] | N
         fields = read_policy(_table(table, path), path)
         policy = narrow(policy, fields, path)
         origins.update(dict.fromkeys(fields, path))
-    return Settings(policy, origins)
+    return Settings(policy, origins, *_registry_settings(user_table, str(user_file)))
 
 
 def sources(folder: Path | None = None) -> tuple[str, ...]:
@@ -79,12 +93,47 @@ def _user_file() -> Path:
 
 def _working_folder(folder: Path) -> list[tuple[str, Any]]:
     own, project = folder / "wan-compat.toml", folder / "pyproject.toml"
-    tables = [(str(own), _read_toml(own).get("policy", {}))]
+    own_table = _read_toml(own)
+    _refuse_registry_settings(own_table, str(own))
+    tables = [(str(own), own_table.get("policy", {}))]
     tool = _read_toml(project).get("tool", {})
     if isinstance(tool, dict) and "wan-compat" in tool:
         section = _table(tool["wan-compat"], str(project))
+        _refuse_registry_settings(section, str(project))
         tables.append((f"{project} [tool.wan-compat]", section.get("policy", {})))
     return tables
+
+
+def _registry_settings(table: Mapping[str, Any], source: str) -> tuple[str | None, bytes | None]:
+    """Return (url, public key) of the user's file, checked."""
+    url, key = (table.get(name) for name in REGISTRY_SETTINGS)
+    for name, value in zip(REGISTRY_SETTINGS, (url, key), strict=True):
+        if value is not None and (not isinstance(value, str) or len(value) > MAX_URL_CHARS):
+            raise InvalidRequest(f"{source}: {name} must be a text of at most {MAX_URL_CHARS} characters")
+    if url is not None:
+        try:
+            parts = urllib.parse.urlsplit(url)
+            usable = parts.scheme == "https" and bool(parts.hostname) and not parts.username and url.isprintable()
+        except ValueError:
+            usable = False
+        if not usable:
+            raise InvalidRequest(f"{source}: registry_url must be an https:// address without a user name")
+    try:
+        raw = base64.b64decode(key, validate=True) if key is not None else None
+    except (binascii.Error, ValueError):
+        raw = b""
+    if raw is not None and len(raw) != 32:
+        raise InvalidRequest(f"{source}: registry_public_key must be an Ed25519 key: 32 bytes in base64")
+    return url, raw
+
+
+def _refuse_registry_settings(table: Mapping[str, Any], source: str) -> None:
+    for name in REGISTRY_SETTINGS:
+        if name in table:
+            raise RefusedByPolicy(
+                f"{source} sets {name}: whose registry updates are taken is not for a working folder to say",
+                hint=f"put it into {_user_file()} if you mean it",
+            )
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -115,10 +164,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return {}
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise InvalidRequest(f"{path} is not a regular file")
-        raw = file.read(MAX_FILE_BYTES + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(raw) > MAX_FILE_BYTES:
         raise InvalidRequest(f"{path} is larger than {MAX_FILE_BYTES} bytes")
     try:

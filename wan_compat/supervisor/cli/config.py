@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import typer
@@ -24,12 +25,15 @@ def show(context: typer.Context, json: Json = False, quiet: Quiet = False, verbo
     for setting in SETTINGS:
         name, value = setting_of(settings.policy, setting)
         values[setting] = {"value": value, "origin": settings.origins[name]}
+    key = settings.registry_public_key
+    registry = {"url": settings.registry_url, "public_key": base64.b64encode(key).decode() if key else None}
     if session.json:
-        session.document({"schema_version": 1, "settings": values, "sources": list(sources())})
+        session.document({"schema_version": 1, "settings": values, "registry": registry, "sources": list(sources())})
     else:
         lines = [
             f"{setting:<18} {'-' if entry['value'] is None else entry['value']!s:<12} {entry['origin']}"
             for setting, entry in values.items()
         ]
+        lines += [f"registry_{name:<9} {value or '-'}" for name, value in registry.items()]
         session.say("\n".join([*lines, "", "Read from, later ones last:", *(f"  {source}" for source in sources())]))
     return 0

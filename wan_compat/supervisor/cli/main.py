@@ -30,6 +30,7 @@ from wan_compat.supervisor.cli.options import Quiet, Verbose
 from wan_compat.supervisor.cli.scan import scan
 from wan_compat.supervisor.cli.session import Session
 from wan_compat.supervisor.cli.trust import trust
+from wan_compat.supervisor.cli.update_registry import update_registry
 
 PROGRAM = "wan-compat"
 EXIT_INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits(3)
@@ -42,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for verb in (demo, check, scan, generate, doctor):
+for verb in (demo, check, scan, generate, doctor, update_registry):
     app.command()(verb)
 app.add_typer(trust)
 app.add_typer(config)
