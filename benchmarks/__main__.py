@@ -14,6 +14,7 @@ from benchmarks.harness import Benchmark, reached, run_all, table
 # In the order in which they run: the quick ones first.
 MODULES = (
     "supervisor_import",
+    "check",
     "sandbox_entry",
     "worker_ready",
     "idle_memory",
