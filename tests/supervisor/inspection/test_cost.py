@@ -176,6 +176,11 @@ def tokens_without_end(folder):
     copies(folder, 50, "{}.gguf", b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + gguf_text("t") + tokens)
 
 
+def texts_of_wide_characters_in_gguf(folder):
+    text = "\U0001f98a".encode() + b"x" * 7000
+    copies(folder, 5, "{}.gguf", gguf_file([(f"k{n}", 8, text) for n in range(3000)], []))
+
+
 def a_thousand_gguf_files(folder):
     copies(folder, 1000, "{}.gguf", gguf_file([], [(f"t{n}", (0,), 0, 0) for n in range(2000)]))
 
@@ -227,6 +232,7 @@ HOSTILE = {
         (headers_that_are_refused_at_their_end, {"reading_limit", "weights_corrupt"}),
         (metadata_of_wide_characters, {"reading_limit"}),
         (tokens_without_end, {"reading_limit"}),
+        (texts_of_wide_characters_in_gguf, {"reading_limit"}),
         (a_thousand_gguf_files, {"reading_limit"}),
         (files_without_end, {"too_many_files"}),
         (links_in_a_chain, {"link_broken"}),

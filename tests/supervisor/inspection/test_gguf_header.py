@@ -57,6 +57,15 @@ def test_shape_that_comfyui_gguf_flattened_is_restored_only_if_it_fits(tmp_path)
     assert [read[name].shape for name in "abc"] == [(8, 16, 1, 2, 2), (8, 64), (8, 64)]
 
 
+def test_metadata_are_kept_within_limits(tmp_path):
+    many = [(f"k{number}", 4, number) for number in range(1000)]
+    pairs = [("prompt", 8, "é" * 5000), *many, ("general.alignment", 4, 64)]
+    path = tmp_path / "x.gguf"
+    path.write_bytes(gguf_file(pairs, [("v", (1,), F32, 4), ("w", (1,), F32, 4)], alignment=64))
+    read = read_gguf_header(file_fact(path))
+    assert read.metadata["prompt"] == "é" * 2000 and len(read.metadata) == 256
+
+
 ONE = [("w", (4,), F32, 16)]
 BAD = {
     "empty": b"",

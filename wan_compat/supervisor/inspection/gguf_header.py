@@ -21,7 +21,12 @@ from wan_compat.protocol.errors import clean_text
 from wan_compat.supervisor.inspection.budget import Budget
 from wan_compat.supervisor.inspection.opening import LFS_START, lfs_pointer, opened, read_at
 from wan_compat.supervisor.inspection.problems import Defect, problem
-from wan_compat.supervisor.inspection.safetensors_header import MAX_DIMENSIONS, bounded_metadata
+from wan_compat.supervisor.inspection.safetensors_header import (
+    MAX_DIMENSIONS,
+    MAX_METADATA_CHARS,
+    MAX_METADATA_ENTRIES,
+    bounded_metadata,
+)
 
 MAGIC = b"GGUF"
 MAX_HEADER_BYTES = 24 << 20  # UMT5's encoder has about 6 MB, nearly all of it tokens
@@ -47,6 +52,7 @@ _TYPES: dict[int, tuple[str, int, int]] = {
 # `enum gguf_metadata_value_type`
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY, _INT32 = 8, 9, 5
+_ALIGNMENT = "general.alignment"
 
 # ComfyUI-GGUF's converter flattens what llama.cpp cannot quantise, and keeps the shape in an int32 array, outermost
 # first (https://github.com/city96/ComfyUI-GGUF, tools/convert.py).
@@ -74,10 +80,10 @@ def read_header(fact: FileFact, budget: Budget) -> tuple[WeightFile, tuple[Findi
         if tensor_count > MAX_TENSORS or pair_count > MAX_KEY_VALUES:
             raise _corrupt(fact, f"{tensor_count} tensors and {pair_count} key-values, more than any model has")
         budget.take("tensors", tensor_count)
-        pairs, shapes = _read_pairs(cursor, pair_count, budget)
-        tensors, spans = _read_tensors(cursor, tensor_count, shapes, budget)
+        pairs, shapes = _read_pairs(cursor, pair_count, fact)
+        tensors, spans = _read_tensors(cursor, tensor_count, shapes, fact, budget)
         header_bytes = cursor.position
-    alignment = pairs.get("general.alignment", 32)
+    alignment = pairs.get(_ALIGNMENT, 32)
     if type(alignment) is not int or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
         raise _corrupt(fact, f"an alignment of {clean_text(repr(alignment), 40)}")
     data_start = -(-header_bytes // alignment) * alignment
@@ -124,7 +130,8 @@ class _Cursor:
         length = self.number("<Q")
         if length > MAX_TEXT_BYTES:
             raise _corrupt(self._fact, f"a text of {length} bytes")
-        return self.take(length).decode(errors="replace")
+        # At most four bytes a character: what is longer is cut before it is decoded.
+        return self.take(length)[: 4 * MAX_METADATA_CHARS].decode(errors="replace")[:MAX_METADATA_CHARS]
 
     def skip(self, length: int) -> None:
         self._move(self.position + length, 0)
@@ -156,8 +163,7 @@ class _Cursor:
             raise _truncated(self._fact, "became shorter while it was read")
 
 
-def _read_pairs(cursor: _Cursor, count: int, budget: Budget) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    fact = cursor._fact
+def _read_pairs(cursor: _Cursor, count: int, fact: FileFact) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
     pairs: dict[str, Any] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     seen: set[str] = set()
@@ -166,8 +172,9 @@ def _read_pairs(cursor: _Cursor, count: int, budget: Budget) -> tuple[dict[str, 
         if key in seen:
             raise _corrupt(fact, f"the key {clean_text(key, 80)!r} twice")
         seen.add(key)
+        value: Any = None
         if kind == _STRING:
-            pairs[key] = cursor.text()
+            value = cursor.text()
         elif kind == _ARRAY:
             item, length = cursor.number("<I"), cursor.number("<Q")
             if item == _INT32 and length <= MAX_DIMENSIONS and key.startswith(_ORIGINAL_SHAPE):
@@ -179,16 +186,17 @@ def _read_pairs(cursor: _Cursor, count: int, budget: Budget) -> tuple[dict[str, 
             else:
                 raise _corrupt(fact, f"an array of {length} values of type {item} under {clean_text(key, 80)!r}")
         elif kind in _SCALARS:
-            pairs[key] = cursor.number(_SCALARS[kind])
+            value = cursor.number(_SCALARS[kind])
         else:
             raise _corrupt(fact, f"a value of type {kind} under {clean_text(key, 80)!r}")
+        if value is not None and (len(pairs) < MAX_METADATA_ENTRIES or key == _ALIGNMENT):
+            pairs[key] = value
     return pairs, shapes
 
 
 def _read_tensors(
-    cursor: _Cursor, count: int, shapes: dict[str, tuple[int, ...]], budget: Budget
+    cursor: _Cursor, count: int, shapes: dict[str, tuple[int, ...]], fact: FileFact, budget: Budget
 ) -> tuple[dict[str, TensorFact], list[tuple[int, int]]]:
-    fact = cursor._fact
     found: dict[str, TensorFact] = {}
     spans: list[tuple[int, int]] = []
     shared: dict[tuple[str, tuple[int, ...]], TensorFact] = {}

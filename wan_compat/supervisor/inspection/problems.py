@@ -46,10 +46,10 @@ class Problems:
         )
 
 
-def problem(code: str, path: str, message: str, *, fix: str | None = None) -> Finding:
+def problem(code: str, path: str, message: str) -> Finding:
     """Return a finding about the file at `path` in the model; its component is the top folder that it lies in."""
     folder, slash, _ = path.partition("/")
-    return finding(code, message, path=path, component=folder if slash else None, fix=fix)
+    return finding(code, message, path=path, component=folder if slash else None)
 
 
 def raise_first_error(found: Iterable[Finding]) -> None:
