@@ -5,7 +5,7 @@
     reference   none: the bars are absolute
 
 `time` is the processor time of the whole command, interpreter included: it waits for nothing, and the wall time of a
-third of a second (`wall`) says more about the neighbours. `memory` is the VmHWM of that process; `call` is the processor
+third of a second (`wall`) says more about the neighbours. `memory` is the VmHWM of that process; `call` the processor
 time of `check_model` in a process that did it before. None of torch, diffusers, transformers and numpy may have been
 imported.
 """
