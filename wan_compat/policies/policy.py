@@ -31,6 +31,7 @@ class Policy(BaseModel):
         allow_unsandboxed: Whether tier E, no sandbox at all, may be used; needs `min_tier = "E"` too.
         mode: The most that may be allowed: "safe", or "trust" for approved code too.
         memory_limit_bytes: Cap for each worker.
+        gpu_memory_limit_bytes: Soft cap for each worker on all GPUs together: it is looked at, then enforced.
         cpu_cores: CPU time per worker and second; enforced where there is a cgroup.
         threads, open_files: Counts per worker.
         scratch_bytes: Size of a worker's only writable folder; its pages count as its memory.
@@ -43,6 +44,7 @@ class Policy(BaseModel):
     allow_unsandboxed: bool = False
     mode: Mode = Mode.TRUST
     memory_limit_bytes: int | None = Field(default=None, ge=256 << 20, le=1 << 50)
+    gpu_memory_limit_bytes: int | None = Field(default=None, ge=256 << 20, le=1 << 50)
     cpu_cores: float | None = Field(default=None, ge=0.1, le=4096)
     threads: int = Field(default=128, ge=16, le=4096)
     open_files: int = Field(default=256, ge=64, le=65536)
@@ -56,6 +58,7 @@ _READERS = {
     "allow_unsandboxed": ("allow_unsandboxed", None),
     "mode": ("mode", Mode),
     "memory_limit": ("memory_limit_bytes", bytes_from),
+    "gpu_memory_limit": ("gpu_memory_limit_bytes", bytes_from),
     "cpu_cores": ("cpu_cores", None),
     "threads": ("threads", None),
     "open_files": ("open_files", None),

@@ -57,6 +57,7 @@ class GenerationRequest(BaseModel):
         fps: Frames per second of the file; None takes the family's rate.
         timeout_s: Whole job, from submit to finished file.
         memory_limit_bytes: Cap for the worker; None takes the policy's.
+        gpu_memory_limit_bytes: Soft cap for the worker on all GPUs together; None takes the policy's.
         worker_log: File that receives what the worker printed, cleaned.
     """
 
@@ -80,6 +81,7 @@ class GenerationRequest(BaseModel):
     isolation: Isolation = Isolation.MODEL
     timeout_s: float | None = Field(default=None, gt=0, le=7 * 86400)
     memory_limit_bytes: int | None = Field(default=None, ge=256 << 20, le=1 << 50)
+    gpu_memory_limit_bytes: int | None = Field(default=None, ge=256 << 20, le=1 << 50)
     worker_log: str | None = Field(default=None, max_length=4096)
 
     def __init__(self, **data: Any) -> None:
@@ -123,6 +125,7 @@ class PipelineSpec(Value):
     boundary_ratio: float | None = Field(default=None, ge=0, le=1)
     expand_timesteps: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
+    gpu_memory_limit_bytes: int | None = Field(default=None, ge=1)
     # "onednn" sends fp32 Conv3d on CPU to oneDNN: 3x faster decode, differs from the default path by about 3e-6.
     conv3d: Literal["onednn", "default"] = "onednn"
     streaming: Literal["auto", "never"] = "auto"

@@ -7,7 +7,6 @@ removed. Versions come from package metadata: nothing here imports torch.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import importlib.metadata
 import os
@@ -21,6 +20,7 @@ from wan_compat.sandbox import cgroup, trial
 from wan_compat.sandbox.spec import Layer, Tier
 from wan_compat.supervisor.ffmpeg import find_ffmpeg
 from wan_compat.supervisor.host import read_host
+from wan_compat.supervisor.nvml import Nvml
 from wan_compat.supervisor.state_health import StateHealth, examine_state
 
 REPORT_SCHEMA_VERSION = 1
@@ -228,44 +228,10 @@ def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB"
 
 
-# ---- NVML, by ctypes: four calls of a stable interface are no reason for a dependency ------------------------------
-
-_NVML_NAME_BYTES = 96  # NVML_DEVICE_NAME_V2_BUFFER_SIZE
-
-
-class _NvmlMemory(ctypes.Structure):
-    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
-
-
 def read_gpus() -> list[dict[str, Any]]:
-    """Return the NVIDIA GPUs that the driver knows; an empty list without a driver. Touches no CUDA."""
+    """Return the NVIDIA GPUs that the driver knows; an empty list without a driver."""
     try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        with Nvml() as nvml:
+            return [dataclasses.asdict(gpu) for gpu in nvml.gpus()]
     except OSError:
         return []
-    if nvml.nvmlInit_v2() != 0:
-        return []
-    try:
-        count = ctypes.c_uint()
-        if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
-            return []
-        found = (_read_gpu(nvml, index) for index in range(min(count.value, 64)))
-        return [gpu for gpu in found if gpu is not None]
-    finally:
-        nvml.nvmlShutdown()
-
-
-def _read_gpu(nvml: ctypes.CDLL, index: int) -> dict[str, Any] | None:
-    device, memory, name = ctypes.c_void_p(), _NvmlMemory(), ctypes.create_string_buffer(_NVML_NAME_BYTES)
-    if (
-        nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(device)) != 0
-        or nvml.nvmlDeviceGetName(device, name, ctypes.c_uint(_NVML_NAME_BYTES)) != 0
-        or nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)) != 0
-    ):
-        return None
-    return {
-        "index": index,
-        "name": name.value.decode("utf-8", "replace"),
-        "memory_total_bytes": int(memory.total),
-        "memory_free_bytes": int(memory.free),
-    }

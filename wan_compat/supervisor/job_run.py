@@ -146,7 +146,8 @@ class JobRun:
             log_file = None
             if request.worker_log is not None:
                 log_file = stack.enter_context(open_log_file(request.worker_log))
-            order = context.pool.order(context.policy, request.mode, model, requested, limit)
+            gpu_limit = _narrower(request.gpu_memory_limit_bytes, context.policy.gpu_memory_limit_bytes)
+            order = context.pool.order(context.policy, request.mode, model, requested, limit, gpu_limit)
             worker = self._acquire(order, limits)
             keep = False
             try:

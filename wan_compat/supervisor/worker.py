@@ -47,6 +47,7 @@ from wan_compat.sandbox.spec import CONTROL_TARGET, Identity, Layer, to_wire
 from wan_compat.supervisor import incidents
 from wan_compat.supervisor.bwrap_zygote import BwrapZygote
 from wan_compat.supervisor.frame_ring import FrameRing
+from wan_compat.supervisor.gpu_memory import GpuWatch
 from wan_compat.supervisor.host import fresh_identity
 from wan_compat.supervisor.memory_watch import POLL_S, MemoryWatch
 from wan_compat.supervisor.runtime import RuntimeFolder
@@ -118,6 +119,7 @@ class Worker:
         self._nonce = 0
         self._zygote: Zygote | None = None
         self._watch: MemoryWatch | None = None
+        self._gpu_watch: GpuWatch | None = None
         self._cgroup: cgroups.Cgroup | None = None
         with contextlib.ExitStack() as undo:
             identity = fresh_identity()
@@ -202,6 +204,11 @@ class Worker:
         self.ring.close_worker_ends()
         self._close_log_writer()
         self._watch = MemoryWatch(self.pid)
+        may_use_gpu = self.order.pipeline.device != "cpu"
+        gpu_limit = self.order.pipeline.gpu_memory_limit_bytes
+        if may_use_gpu or gpu_limit is not None:
+            self._gpu_watch = GpuWatch(self.pid, gpu_limit, may_use_gpu=may_use_gpu)
+            self._undo.callback(self._gpu_watch.close)
         self._answered = time.monotonic()
         with self.noting_violations():
             self._greet(deadlines, cancelled, wake_fd)
@@ -319,6 +326,7 @@ class Worker:
         if self._dead and not heard.messages:
             raise self._death()
         self._watch_memory()
+        self._watch_gpu_memory()
         if not self._dead:
             self._watch_silence(silence_s)
         return heard
@@ -403,6 +411,11 @@ class Worker:
                     "the worker's memory cannot be watched: /proc does not show it, and there is no cgroup to bound it",
                     hint="mount /proc without hidepid, or run where a cgroup can be made (`wan-compat doctor`)",
                 )
+
+    def _watch_gpu_memory(self) -> None:
+        if self._gpu_watch is not None and (error := self._gpu_watch.exceeded()) is not None:
+            self._kill()
+            raise error
 
     def _watch_silence(self, silence_s: float) -> None:
         now = time.monotonic()

@@ -59,11 +59,12 @@ class WorkerPool:
         model: ModelDecision,
         requested_limit_bytes: int | None,
         memory_limit_bytes: int,
+        gpu_memory_limit_bytes: int | None = None,
     ) -> WorkerOrder:
         """Compose what a job needs."""
         return WorkerOrder(
             admitted=model.admitted,
-            pipeline=model.pipeline,
+            pipeline=model.pipeline.model_copy(update={"gpu_memory_limit_bytes": gpu_memory_limit_bytes}),
             requested_limit_bytes=requested_limit_bytes,
             memory_limit_bytes=memory_limit_bytes,
             policy=policy,

@@ -24,6 +24,7 @@ from wan_compat.protocol.errors import ModelCorrupt, ModelNotCompatible
 from wan_compat.protocol.messages import Progress
 from wan_compat.protocol.values import ComponentSpec, PipelineSpec
 from wan_compat.sandbox.spec import MODEL_TARGET
+from wan_compat.workers import gpu
 from wan_compat.workers.cancellation import Cancellation
 from wan_compat.workers.conv import send_conv3d_to_onednn
 from wan_compat.workers.failures import translate
@@ -118,6 +119,7 @@ def load_model(
         raise ModelCorrupt(f"the parts do not make a {spec.pipeline_class}: {error}") from error
     pipeline.set_progress_bar_config(disable=True)  # a bar redraws itself into the log a hundred times
     if spec.device != "cpu":
+        gpu.limit_memory(spec.gpu_memory_limit_bytes)
         pipeline.to(spec.device)
     modules = {name: part for name, part in components.items() if isinstance(part, torch.nn.Module)}
     if spec.conv3d == "onednn" and spec.device == "cpu":

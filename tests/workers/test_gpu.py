@@ -1,0 +1,40 @@
+"""How much of a GPU torch may take, in torch's unit: a part of the whole."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from wan_compat.workers import gpu
+
+GB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("limit", "total", "expected"),
+    [(12 * GB, 24 * GB, 0.5), (24 * GB, 24 * GB, 1.0), (80 * GB, 24 * GB, 1.0), (1, 24 * GB, 1 / (24 * GB))],
+)
+def test_fraction_is_the_limits_part_of_the_gpu(limit, total, expected):
+    assert gpu.memory_fraction(limit, total) == expected
+
+
+def test_every_gpu_gets_the_fraction_of_its_own_size(monkeypatch):
+    told: list[tuple[float, int]] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=(index + 1) * 24 * GB)
+    )
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda fraction, index: told.append((fraction, index))
+    )
+    gpu.limit_memory(12 * GB)
+    assert told == [(0.5, 0), (0.25, 1)]
+    gpu.limit_memory(None)
+    assert len(told) == 2
+
+
+def test_without_a_gpu_there_is_nothing_to_limit(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    gpu.limit_memory(GB)
