@@ -165,6 +165,7 @@ FOREIGN_WAN_PIPELINES = frozenset(
         "WanSpeechToVideoPipeline",
     }
 )
+NOT_IN_DIFFUSERS = FOREIGN_WAN_PIPELINES | {"WanI2VPipeline"}
 
 # Classes of pipelines that diffusers runs for Wan and its relatives, with the variants that each was made for: a hint
 # that may choose among candidates, never more.

@@ -92,6 +92,7 @@ class ConfigTraits:
     `assumed` names fields that were absent and stand as the class would fill them; `invalid` holds fields whose value
     cannot be meant (their text, for a message). `style` is the spelling; `foreign_fields` are the original's fields
     under a class name of diffusers, which ignores them. `silent` names features that the configuration denies.
+    `has_wan_fields`: fields that no other family has together, under whatever class name.
     """
 
     role: Role
@@ -114,6 +115,7 @@ class ConfigTraits:
     assumed: frozenset[str] = frozenset()
     invalid: Mapping[str, str] = dataclasses.field(default_factory=dict)
     foreign_fields: tuple[str, ...] = ()
+    has_wan_fields: bool = False
     has_code: bool = False
 
 
@@ -198,9 +200,7 @@ class _Reader:
                 continue
             value = whole(raw)
             if value is None or not isinstance(raw, int) or isinstance(raw, bool):
-                self.invalid[name] = (
-                    repr(raw)[:80] if not isinstance(raw, int) or abs(raw) < 1 << 64 else "a huge number"
-                )
+                self.invalid[name] = _shown(raw)
             if value is not None:
                 return value
         for name in names:
@@ -208,6 +208,15 @@ class _Reader:
                 self.assumed.add(name)
                 return self._defaults[name]
         return None
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message: never the whole of a large one."""
+    if isinstance(value, list | tuple | Mapping):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, int) and abs(value) >= 1 << 64:
+        return "a huge number"
+    return repr(value[:80] if isinstance(value, str) else value)
 
 
 def _read_transformer(config: Mapping[str, Any], class_name: str | None, has_code: bool) -> ConfigTraits:
@@ -256,6 +265,7 @@ def _read_transformer(config: Mapping[str, Any], class_name: str | None, has_cod
         foreign_fields=tuple(name for name in (*_ORIGINAL_FIELDS, "model_type") if name in config)
         if original and diffusers_class
         else (),
+        has_wan_fields={"freq_dim", "ffn_dim"} <= config.keys(),
         has_code=has_code,
     )
 

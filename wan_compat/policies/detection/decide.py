@@ -22,13 +22,14 @@ from wan_compat.policies.detection.classes import (
     FOREIGN_WAN_PIPELINES,
     LOOK_ALIKE_PIPELINES,
     MODULAR_PIPELINES,
+    NOT_IN_DIFFUSERS,
     OTHER_UNET_PIPELINES,
     STABLE_DIFFUSION,
     WAN_PIPELINES,
 )
 from wan_compat.policies.detection.components import components_of, vae_dimensions_of
 from wan_compat.policies.detection.configs import text_of
-from wan_compat.policies.detection.hints import Hints, hints_of, ranked, speaks_of
+from wan_compat.policies.detection.hints import Hints, hints_of, normalised, ranked, speaks_of
 from wan_compat.policies.detection.layout import layout_of
 from wan_compat.policies.detection.lora_bases import bases_of_lora
 from wan_compat.policies.detection.rules import (
@@ -42,7 +43,7 @@ from wan_compat.policies.detection.rules import (
 )
 from wan_compat.policies.detection.traits import Size, Traits, entries_of, index_of, traits_of
 from wan_compat.policies.facts import ModelFacts
-from wan_compat.policies.variants import VARIANTS
+from wan_compat.policies.variants import VARIANTS, Variant
 from wan_compat.protocol.errors import clean_text
 
 _PAIRS = (("transformer", "transformer_2"), ("high_noise_model", "low_noise_model"))
@@ -209,7 +210,7 @@ class _Detection:
         return _Verdict(False, "stable_diffusion" if family in STABLE_DIFFUSION else "unknown", confidence)
 
     def _wan(self, main: Traits, denoisers: list[Traits]) -> _Verdict:
-        experts = _count_experts(denoisers, self._hints)
+        experts = _count_experts(denoisers)
         if experts == 2:
             self._say("two experts", self._index_name or "files")
         denoiser = denoiser_of(main, experts, clip_beside=self._clip_beside())
@@ -275,31 +276,27 @@ class _Detection:
 
     def _by_outline(self, outline: Outline, confidence: float) -> _Verdict:
         model = None if outline.model is None else VARIANTS[outline.model]
+        pipeline = None if model is None else self._pipeline_class(model)
         return _Verdict(
             True,
             outline.architecture_type,
             confidence,
             version=outline.version,
-            pipeline_class=self._pipeline_class(
-                model.pipeline_class if model else None, model.also_loads_as if model else ()
-            ),
-            also_loads_as=model.also_loads_as if model else (),
-            capabilities=model.capabilities if model else (),
+            pipeline_class=pipeline,
+            also_loads_as=model.also_loads_as if model is not None and pipeline is not None else (),
+            capabilities=model.capabilities if model is not None else (),
         )
 
     def _by_rows(self, rows: tuple[Row, ...], confidence: float) -> _Verdict:
         slugs = [slug for row in rows for slug in row.slugs]
         slugs += [slug for row in rows for slug in row.named if self._joins(slug)]
-        told = self._told_by_index(slugs)
-        candidates = ranked(told, self._hints)
+        candidates = ranked(self._told_by_index(slugs), self._hints)
         variant = VARIANTS[candidates[0]]
         if len(candidates) > 1:
             self._say(
                 f"chosen among {len(candidates)} that files cannot tell apart", "names, pipeline class, scheduler"
             )
-        kind: ArchitectureType = variant.architecture_type
-        capabilities = variant.capabilities
-        pipeline = self._pipeline_class(variant.pipeline_class, variant.also_loads_as)
+        kind, capabilities, pipeline = variant.architecture_type, variant.capabilities, self._pipeline_class(variant)
         if pipeline == "WanVideoToVideoPipeline":
             kind, capabilities = "wan_v2v", ("video_to_video", *capabilities)
         return _Verdict(
@@ -310,7 +307,7 @@ class _Detection:
             variant=variant.slug,
             candidates=candidates if len(candidates) > 1 else (),
             pipeline_class=pipeline,
-            also_loads_as=variant.also_loads_as,
+            also_loads_as=() if pipeline is None else variant.also_loads_as,
             capabilities=capabilities,
         )
 
@@ -340,15 +337,17 @@ class _Detection:
             exact = [slug for slug in exact if slug == wanted]
         return exact or slugs
 
-    def _pipeline_class(self, pipeline: str | None, also: tuple[str, ...]) -> str | None:
+    def _pipeline_class(self, variant: Variant) -> str | None:
         """Return the class that would run it from this layout, None where none can."""
         if self._own_pipeline or self._layout in ("original", "lora") or self._pipeline in FOREIGN_WAN_PIPELINES:
             return None
-        if any(part.is_foreign or part.is_custom for part in self._traits.values()):
+        if variant.pipeline_class is None or any(part.is_foreign or part.is_custom for part in self._traits.values()):
             return None
         if self._layout == "modular" and self._pipeline is not None:
             return self._pipeline if self._pipeline in MODULAR_PIPELINES else None
-        return self._pipeline if self._pipeline in also else pipeline
+        # An index may name another of the classes that run these weights, such as the one for images.
+        fits = self._pipeline not in NOT_IN_DIFFUSERS and _made_for(variant.slug, self._pipeline)
+        return self._pipeline if fits else variant.pipeline_class
 
 
 def _pipeline_of(index: Mapping[str, Any]) -> tuple[str | None, bool]:
@@ -375,12 +374,11 @@ def _main_denoiser(denoisers: list[Traits]) -> Traits:
     return next((part for part in denoisers if part.family == "wan"), denoisers[0])
 
 
-def _count_experts(denoisers: list[Traits], hints: Hints) -> int:
+def _count_experts(denoisers: list[Traits]) -> int:
     names = {part.name for part in denoisers if part.family == "wan"}
     if any(first in names and second in names for first, second in _PAIRS):
         return 2
-    # Loose files: two of one shape called high and low are a pair, two quantisations of one model are not.
-    loose = [path.lower() for part in denoisers if part.config_path is None for path in part.weight_paths]
-    high = any("high" in path for path in loose)
-    low = any("low" in path for path in loose)
-    return 2 if high and low and hints.name else 1
+    # Loose files: two that are called high and low are a pair, two quantisations of one model are not.
+    loose = [normalised(path) for part in denoisers if part.config_path is None for path in part.weight_paths]
+    high, low = (any(f"-{word}-" in path or f"-{word}noise-" in path for path in loose) for word in ("high", "low"))
+    return 2 if high and low else 1

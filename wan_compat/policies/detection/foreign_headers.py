@@ -15,6 +15,11 @@ _ROWS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     # Stable Diffusion and what shares its UNet
     ("AnimateDiff", ("down_blocks", "up_blocks"), ("down_blocks.0.motion_modules.0.temporal_transformer.norm.weight",)),
     ("Stable Video Diffusion", ("input_blocks",), ("input_blocks.1.0.time_stack.emb_layers.1.weight",)),
+    (
+        "Stable Video Diffusion",
+        ("down_blocks", "up_blocks"),
+        ("down_blocks.0.resnets.0.temporal_res_block.norm1.weight",),
+    ),
     ("Stable Diffusion XL", ("input_blocks", "label_emb"), ()),
     ("Stable Diffusion", ("input_blocks",), ()),
     ("Stable Diffusion XL", ("down_blocks", "up_blocks", "conv_in", "add_embedding"), ()),

@@ -33,6 +33,8 @@ _PACKED |= {"wscales": "packed", "_data": "quanto"}
 _PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 _INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"})
 
+_AROUND = frozenset({"head", "text_embedding", "time_embedding", "time_projection"})
+
 # Roots and block modules that a plain Wan transformer does not have, in either spelling.
 _FEATURE_ROOTS: Mapping[str, str] = {
     "vace_patch_embedding": "vace",
@@ -138,15 +140,8 @@ def _read(part: Survey, metadata: Mapping[str, object]) -> HeaderTraits:
 
 def _read_denoiser(part: Survey) -> HeaderTraits | None:
     modules = part.modules
-    if {"attn1.to_q", "attn2.to_q"} <= modules and "ffn.net.0.proj" in modules:
-        style: KeyStyle = "diffusers"
-    elif {"block.self_attn.q", "block.cross_attn.q"} <= modules:
-        style = "animate2_original"
-    elif {"self_attn.to_q", "cross_attn.to_q", "ffn.0"} <= modules:
-        style = "animate2"
-    elif {"self_attn.q", "cross_attn.q", "ffn.0"} <= modules:
-        style = "original"
-    else:
+    style = _style(part)
+    if style is None:
         return None
     features = {feature for root, feature in _FEATURE_ROOTS.items() if root in part.roots}
     for module in modules:
@@ -182,6 +177,30 @@ def _read_denoiser(part: Survey) -> HeaderTraits | None:
         features=frozenset(features),
         has_ends=bool(patch) and bool(head),
     )
+
+
+def _style(part: Survey) -> KeyStyle | None:
+    """Return how Wan's layers are spelled here, None if these are not Wan's layers.
+
+    Two of three marks suffice (self-attention, cross-attention, the layers around the blocks): a shard, or a file with
+    few tensors left, is still Wan's.
+    """
+    spellings: tuple[tuple[KeyStyle, str, str, frozenset[str]], ...] = (
+        ("diffusers", "attn1.to_q", "attn2.to_q", frozenset({"condition_embedder"})),
+        ("animate2_original", "block.self_attn.q", "block.cross_attn.q", _AROUND),
+        ("animate2", "self_attn.to_q", "cross_attn.to_q", _AROUND),
+        ("original", "self_attn.q", "cross_attn.q", _AROUND),
+    )
+    video = len(part.shape("patch_embedding.weight")) == 5
+    for style, own, cross, around in spellings:
+        # Every Wan attention normalises its queries under this name; others that say `self_attn.to_q` call it `q_norm`.
+        norm = f"{own.rpartition('.')[0]}.norm_q"
+        marks = ({own, norm} <= part.modules, cross in part.modules, video and not around.isdisjoint(part.roots))
+        if sum(marks) >= 2:
+            return style
+    if video and "condition_embedder" in part.roots:
+        return "diffusers"
+    return "original" if video and part.shape("head.modulation") else None
 
 
 def _named_features(part: Survey) -> Iterable[str]:
@@ -290,9 +309,15 @@ def _read_language_model(part: Survey) -> HeaderTraits | None:
 
 
 def _read_other_encoder(part: Survey) -> HeaderTraits | None:
-    embedding = part.first("vision_model.embeddings.class_embedding", "visual.cls_embedding", "visual.class_embedding")
+    # transformers 5 saves CLIPVisionModel without the `vision_model.` that earlier ones and the projection model have.
+    embedding = part.first(
+        "vision_model.embeddings.class_embedding",
+        "embeddings.class_embedding",
+        "visual.cls_embedding",
+        "visual.class_embedding",
+    )
     if embedding or "vision_model" in part.roots or "visual" in part.roots:
-        style: KeyStyle = "transformers" if "vision_model" in part.roots else "original"
+        style: KeyStyle = "original" if "visual" in part.roots else "transformers"
         return HeaderTraits("image_encoder", family="clip", key_style=style, dim=_last(embedding))
     if "wav2vec2" in part.roots or {"feature_extractor", "feature_projection"} <= part.roots:
         return HeaderTraits("audio_encoder", family="wav2vec2", key_style="transformers")

@@ -11,11 +11,12 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from wan_compat.policies.detection.classes import WAN_PIPELINES
+from wan_compat.policies.detection.classes import NOT_IN_DIFFUSERS, WAN_PIPELINES
 from wan_compat.policies.facts import ModelFacts
 from wan_compat.policies.variants import VARIANTS
 
-_SEPARATORS = re.compile(r"[^a-z0-9.]+")
+# A dot between digits belongs to a version, any other to a file's suffix.
+_SEPARATORS = re.compile(r"(?:[^a-z0-9.]|(?<!\d)\.|\.(?!\d))+")
 _MAX_NAME_CHARS = 400
 
 # Words in a name -> slugs (by part of the slug) that they speak for. Two-letter ones need word borders.
@@ -111,9 +112,11 @@ def speaks_of(slug: str, hints: Hints) -> bool:
     """Whether a name, or a foreign pipeline's class, speaks of a fine-tune: then it joins the candidates."""
     if _is_repository(slug, hints) or f"-{slug}-" in hints.name:
         return True
-    made_for = WAN_PIPELINES.get(hints.pipeline or "", ())
-    if any(slug.startswith(prefix) for prefix in made_for):
-        return True
+    # diffusers' own classes run the official models too, and say nothing about a fine-tune.
+    if hints.pipeline in NOT_IN_DIFFUSERS or slug.startswith("skyreels"):
+        made_for = WAN_PIPELINES.get(hints.pipeline or "", ())
+        if any(slug.startswith(prefix) for prefix in made_for):
+            return True
     family = _FINE_TUNES.get(slug)
     return family is not None and all(_says(hints.name, word) for word in family)
 

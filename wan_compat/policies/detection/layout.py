@@ -34,7 +34,7 @@ def layout_of(facts: ModelFacts, traits: Mapping[str, Traits]) -> Layout:
         own = config.class_name in KIND_OF_CLASS and config.class_name not in OTHER_TRANSFORMERS
         if config.class_name in KIND_OF_CLASS or config.role == "denoiser":
             return "component" if own or config.style == "diffusers" else "original"
-        if config.class_name is not None or config.role != "other":
+        if config.class_name is not None or config.role != "other" or _has_weights_at_root(facts):
             return "component"
     if _is_original(facts, traits):
         return "original"
@@ -78,7 +78,7 @@ def _layout_by_parts(facts: ModelFacts, traits: Mapping[str, Traits]) -> Layout:
     formats = {facts.weights[path].format for part in loose for path in part.weight_paths if path in facts.weights}
     if len(folders) >= 2:
         return "diffusers"
-    if len(folders) == 1 and not any(part.role == "denoiser" for part in loose):
+    if len(folders) == 1 and (folders[0].role == "denoiser" or not any(part.role == "denoiser" for part in loose)):
         return "component"
     if loose and all(part.role in ("lora", "other") for part in loose) and any(part.role == "lora" for part in loose):
         return "lora"
@@ -96,6 +96,10 @@ def _layout_by_parts(facts: ModelFacts, traits: Mapping[str, Traits]) -> Layout:
         return "component" if diffusers and plain else "single_file"
     weights = [path for path in facts.files if path.endswith(_FILE_SUFFIXES)]
     return "single_file" if len(weights) == 1 else "unknown"
+
+
+def _has_weights_at_root(facts: ModelFacts) -> bool:
+    return any("/" not in path and path.endswith(_FILE_SUFFIXES) for path in facts.files)
 
 
 def _is_safetensors(facts: ModelFacts, part: Traits) -> bool:

@@ -115,9 +115,10 @@ class Traits:
             return self.header.family
         if self.is_foreign:
             return f"{clean_text(self.library or '', 60)} (foreign code)"
-        if self.config is not None and self.config.role == "denoiser" and self.config.class_name is None:
-            return "wan"  # by its fields, which no other family has together
-        return family_of_class(self.class_name)
+        known = family_of_class(self.class_name)
+        if known is None and self.config is not None and self.config.role == "denoiser":
+            return "wan" if self.config.has_wan_fields or self.config.class_name is None else None
+        return known
 
     def size(self, name: Size) -> int | None:
         """Return a size by the header, else by the configuration."""
