@@ -58,8 +58,8 @@ class Proposal:
 
     @property
     def text(self) -> str:
-        """The file as diffusers itself would write it."""
-        return json.dumps(self.document, indent=2, sort_keys=True) + "\n"
+        """The file in diffusers' form: two spaces, keys in order where it is new."""
+        return json.dumps(self.document, indent=2, ensure_ascii=False) + "\n"
 
 
 def propose_repair(facts: ModelFacts, architecture: Architecture, findings: Iterable[Finding]) -> Proposal | None:
@@ -116,7 +116,7 @@ def _rebuilt(facts: ModelFacts, architecture: Architecture) -> Proposal | None:
     if architecture.architecture_type == "wan_ti2v":
         document["expand_timesteps"] = True
     return Proposal(
-        document,
+        dict(sorted(document.items())),
         (
             f"{INDEX} is rebuilt from {', '.join(sorted(parts))}",
             f"the pipeline is {architecture.pipeline_class}, as {architecture.variant or 'the transformer'} needs",
