@@ -99,8 +99,10 @@ class ArchitectureSignature:
 
     def is_wan_architecture(self) -> bool:
         """Whether the denoiser is Wan's or a relative's; never decided by the VAE or by `transformer_2` alone."""
-        from wan_compat.policies.detection.classes import WAN_FAMILY_TRANSFORMERS
+        from wan_compat.policies.detection.classes import LOOK_ALIKE_PIPELINES, WAN_FAMILY_TRANSFORMERS
 
+        if (self.pipeline_class or "").rpartition(".")[2] in LOOK_ALIKE_PIPELINES:
+            return False
         classes = {name: value for name, value in self.component_classes.items() if name.startswith("transformer")}
         return bool(classes) and all(value in WAN_FAMILY_TRANSFORMERS for value in classes.values())
 

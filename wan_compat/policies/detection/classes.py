@@ -53,6 +53,7 @@ WAN_FAMILY_TRANSFORMERS = frozenset(KIND_OF_CLASS)
 OTHER_FAMILIES: Mapping[str, str] = {
     "AceStepTransformer1DModel": "ACE-Step",
     "AllegroTransformer3DModel": "Allegro",
+    "AudioLDM2UNet2DConditionModel": "AudioLDM",
     "AuraFlowTransformer2DModel": "AuraFlow",
     "BriaFibo2Transformer2DModel": "Bria FIBO",
     "BriaFiboTransformer2DModel": "Bria FIBO",

@@ -174,10 +174,11 @@ def traits_of(facts: ModelFacts) -> Mapping[str, Traits]:
     for part in _parts(facts):
         if len(found) >= MAX_PARTS:
             break
-        name, number = part.name, 1
+        own = name = clean_text(part.name, 80)
+        number = 1
         while name in found:
             number += 1
-            name = f"{part.name}.{number}"
+            name = f"{own}.{number}"
         found[name] = dataclasses.replace(part, name=name)
     return found
 
