@@ -45,7 +45,9 @@ def test_a_right_signature_gives_the_content(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "signature", [b"", b"\0" * 64, KEY.sign(b"other"), KEY.sign(CONTENT)[:63], b"not base64!", b"x" * 1024]
+    "signature",
+    [b"", b"\0" * 64, KEY.sign(b"other"), KEY.sign(CONTENT)[:63], b"not base64!", b"x" * 1024],
+    ids=["empty", "zeros", "of other content", "cut short", "no base64", "large"],
 )
 def test_a_wrong_signature_is_refused(file: Path, signature: bytes) -> None:
     Path(f"{file}.sig").write_bytes(signature)
