@@ -68,8 +68,6 @@ class Row:
         name: The benchmark's, with a suffix where it has several rows.
         unit: Of the samples: "s", "ms", "MB", "%", "bytes".
         note: What a reader must know to not misread the numbers.
-        fastest: Show and compare each arm's fastest run instead of medians. For a bar of a few percent, where runs of
-            the same arm differ by ten: what a machine does besides only ever adds time.
     """
 
     name: str
@@ -77,30 +75,35 @@ class Row:
     unit: str
     bar: Bar
     note: str = ""
-    fastest: bool = False
 
     @property
     def ours(self) -> float:
-        return self._typical(self.samples.ours)
+        return statistics.median(self.samples.ours)
 
     @property
     def reference(self) -> float | None:
-        return self._typical(self.samples.reference) if self.samples.reference else None
-
-    def _typical(self, samples: tuple[float, ...]) -> float:
-        return min(samples) if self.fastest else statistics.median(samples)
+        return statistics.median(self.samples.reference) if self.samples.reference else None
 
     @property
     def ratio(self) -> float | None:
         """Return the median over the pairs, None where there is nothing to compare with."""
-        if not self.samples.reference:
-            return None
-        pairs = list(zip(self.samples.ours, self.samples.reference, strict=True))
-        if self.fastest:
-            pairs = [(min(self.samples.ours), min(self.samples.reference))]
+        return statistics.median(self.ratios) if self.samples.reference else None
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The ratio of each pair of neighbours, in turn."""
+        pairs = zip(self.samples.ours, self.samples.reference, strict=True)
         if self.bar.kind is Kind.FASTER:
-            return statistics.median(reference / ours for ours, reference in pairs)
-        return statistics.median(ours / reference for ours, reference in pairs)
+            return tuple(reference / ours for ours, reference in pairs)
+        return tuple(ours / reference for ours, reference in pairs)
+
+    @property
+    def spread(self) -> tuple[float, float] | None:
+        """The quartiles of the pairs' ratios: half of the turns lie between them. None with fewer than four pairs."""
+        if len(self.samples.reference) < 4:
+            return None
+        lower, _, upper = statistics.quantiles(self.ratios, n=4, method="inclusive")
+        return lower, upper
 
     @property
     def ok(self) -> bool | None:
@@ -119,6 +122,7 @@ class Row:
             "ours": self.ours,
             "reference": self.reference,
             "ratio": self.ratio,
+            "spread": self.spread,
             "bar": {"kind": self.bar.kind.value, "limit": self.bar.limit},
             "ok": self.ok,
             "runs": len(self.samples.ours),
