@@ -15,6 +15,8 @@ from benchmarks.harness import Benchmark, reached, run_all, table
 MODULES = (
     "supervisor_import",
     "check",
+    "scan",
+    "hashing",
     "sandbox_entry",
     "worker_ready",
     "idle_memory",
