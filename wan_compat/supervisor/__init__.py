@@ -1,1 +1,28 @@
-"""Who runs what, for how long, and what does the user see? Never imports torch, diffusers or repository code."""
+"""Who runs what, for how long, and what does the user see? Never imports torch, diffusers or repository code.
+
+The classes that embedding programs know by name load lazily from here (PEP 562), each from the module it lives in.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "ArchitectureDetector": "wan_compat.supervisor.architecture_detector",
+    "CompatibilityRegistry": "wan_compat.supervisor.registry",
+    "PipelineManager": "wan_compat.supervisor.pipeline_manager",
+    "SafeLoadManager": "wan_compat.supervisor.safe_load",
+    "SchemaValidator": "wan_compat.supervisor.schema_validator",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'wan_compat.supervisor' has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
