@@ -9,10 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from wan_compat.policies.facts import FileFact, ModelFacts
+from wan_compat.policies.findings import Finding, Severity
+from wan_compat.policies.judgement.code import judge_documents
+from wan_compat.policies.judgement.shards import judge_shards
+from wan_compat.policies.judgement.structure import judge_boundary
 from wan_compat.protocol.errors import (
     MemoryExceeded,
     ModelCorrupt,
@@ -54,9 +58,6 @@ _TOKENIZER_FILES = re.compile(
     r"(tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|spiece\.model)"
 )
 _PICKLES = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle)")
-
-# Keys by which a configuration makes a library run code or fetch another repository (CVE-2026-4372, CVE-2026-5241).
-CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipeline", "custom_pipelines", "_attn_implementation_internal")
 
 _DTYPE_BYTES: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -147,22 +148,17 @@ def decide_model(facts: ModelFacts, *, threads: int, memory_limit_bytes: int) ->
 
 def refuse_code(facts: ModelFacts) -> None:
     """Raise RemoteCodeRefused when index or configurations name code, in whatever way the libraries would follow."""
+    _raise_first(facts, judge_documents(facts))
     class_name = facts.index.get("_class_name")
-    if isinstance(class_name, list):
-        raise RemoteCodeRefused(
-            f"model_index.json of {facts.root} names a pipeline of its own: {class_name!r}",
-            hint="use a repository whose pipeline is part of diffusers",
-        )
     if not isinstance(class_name, str):
         raise ModelCorrupt(f"model_index.json of {facts.root} has no _class_name", hint="download it again")
-    documents = {"model_index.json": facts.index} | {f"{name}/config": value for name, value in facts.configs.items()}
-    for document, content in documents.items():
-        for key in CODE_KEYS:
-            if content.get(key):
-                raise RemoteCodeRefused(
-                    f"{document} of {facts.root} has {key!r}, which makes a library run or fetch code",
-                    hint="use a repository without code of its own",
-                )
+
+
+def _raise_first(facts: ModelFacts, found: Iterable[Finding]) -> None:
+    """Raise the first error of what `check` would say too: the rules stand in judgement/, once for both."""
+    for item in found:
+        if item.severity is Severity.ERROR:
+            raise item.to_error(facts.root)
 
 
 def _is_component(value: Any) -> bool:
@@ -233,17 +229,7 @@ def _check_fit(
     if boundary is not None and not 0 <= boundary <= 1:
         raise ModelCorrupt(f"model_index.json has boundary_ratio={boundary!r}, outside 0..1")
     two = "transformer_2" in components
-    if boundary is not None and not two:
-        # diffusers' own converter writes this for Wan 2.1; sampling then calls None once the timestep falls below.
-        raise ModelInvalid(
-            f"model_index.json of {facts.root} sets boundary_ratio={boundary} but has no transformer_2",
-            hint="set boundary_ratio to null if this is a model with one transformer, or add the second one",
-        )
-    if two and boundary is None:
-        raise ModelInvalid(
-            f"{facts.root} has transformer_2 but no boundary_ratio: the second expert would silently never run",
-            hint="set boundary_ratio in model_index.json (0.875 for Wan2.2-T2V-A14B)",
-        )
+    _raise_first(facts, judge_boundary(facts))
     if two:
         second = _config(facts, "transformer_2")
         for key in ("in_channels", "out_channels", "text_dim", "patch_size"):
@@ -276,6 +262,7 @@ def _choose_dtype(
 
 
 def _admit(facts: ModelFacts, components: Mapping[str, str]) -> tuple[FileFact, ...]:
+    _raise_first(facts, (item for item in judge_shards(facts, components) if item.component is not None))
     admitted = [facts.files["model_index.json"]]
     for name in components:
         library = ADMITTED_CLASSES[name][0]
@@ -302,29 +289,6 @@ def _admit(facts: ModelFacts, components: Mapping[str, str]) -> tuple[FileFact, 
                     f"{facts.root} has no safetensors weights for {name!r}",
                     hint="download the repository again, all of it",
                 )
-            _check_shards(facts, name, weights)
             chosen = [inside["config.json"], *weights]
         admitted.extend(chosen)
     return tuple(sorted(admitted, key=lambda fact: fact.path))
-
-
-def _check_shards(facts: ModelFacts, name: str, weights: list[FileFact]) -> None:
-    present = {fact.path.rsplit("/", 1)[1] for fact in weights}
-    for file in sorted(present):
-        shard = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.safetensors", file)
-        if shard is None:
-            continue
-        total = int(shard[2])
-        if not 1 <= total <= 1000:
-            raise ModelCorrupt(f"{name}/{file} of {facts.root} claims {total} shards")
-        absent = [
-            expected
-            for number in range(1, total + 1)
-            if (expected := f"{shard[1]}-{number:05d}-of-{total:05d}.safetensors") not in present
-        ]
-        if absent:
-            raise ModelCorrupt(
-                f"{name}/{absent[0]} of {facts.root} is missing ({len(absent)} of {total} shards)",
-                hint="download the missing files",
-            )
-        return

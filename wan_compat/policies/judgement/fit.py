@@ -56,31 +56,6 @@ def judge_fit(facts: ModelFacts, architecture: Architecture, traits: Mapping[str
         yield from _experts(*denoisers)
     if denoisers:
         yield from _images(facts, denoisers[0], traits.get("image_encoder"))
-    yield from judge_boundary(facts)
-
-
-def judge_boundary(facts: ModelFacts) -> Iterator[Finding]:
-    """Yield a boundary without a second expert, and the reverse."""
-    path, index = index_of(facts)
-    if path != "model_index.json" or not index:
-        return
-    boundary = index.get("boundary_ratio")
-    two = "transformer_2" in parts_of(facts)
-    if boundary is not None and not two:
-        # diffusers' own converter writes this for Wan 2.1; sampling then calls None once the timestep falls below.
-        yield finding(
-            "boundary_without_second_expert",
-            f"{path} sets boundary_ratio={boundary!r} but has no transformer_2",
-            component="transformer_2",
-            path=path,
-        )
-    if two and boundary is None:
-        yield finding(
-            "second_expert_without_boundary",
-            f"{path} has transformer_2 but no boundary_ratio",
-            component="transformer_2",
-            path=path,
-        )
 
 
 def _header_against_config(part: Traits) -> Iterator[Finding]:

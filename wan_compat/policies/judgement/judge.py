@@ -66,7 +66,7 @@ def judge(
     """
     found = [*facts.problems]
     found += judge_structure(facts, architecture)
-    found += judge_shards(facts, architecture)
+    found += judge_shards(facts, parts_of(facts, architecture))
     found += judge_code(facts, architecture)
     found += judge_identity(facts, architecture, traits, entry)
     found += judge_fit(facts, architecture, traits)

@@ -8,19 +8,17 @@ diffusion_pytorch_model.safetensors.index.json         weight_map: tensor -> fil
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
-from wan_compat.policies.architecture import Architecture
 from wan_compat.policies.facts import ModelFacts
 from wan_compat.policies.findings import Finding, finding
-from wan_compat.policies.judgement.parts import SHARD, counted, files_in, folders, parts_of, several
+from wan_compat.policies.judgement.parts import SHARD, counted, files_in, folders, several
 
 MAX_SHARDS = 1000
 
 
-def judge_shards(facts: ModelFacts, architecture: Architecture) -> Iterator[Finding]:
+def judge_shards(facts: ModelFacts, components: Collection[str]) -> Iterator[Finding]:
     """Yield shards that are missing, by number or by index, indexes that lie, and tensors that are there twice."""
-    components = set(parts_of(facts, architecture))
     for folder in folders(facts):
         names = list(files_in(facts, folder))
         component = folder if folder in components else None

@@ -92,6 +92,8 @@ def judge_index(facts: ModelFacts, architecture: Architecture) -> Iterator[Findi
                 path=path,
             )
     yield from _settings(path, index)
+    if architecture.is_wan:
+        yield from judge_boundary(facts)
     yield from _required(facts, architecture, path)
 
 
@@ -128,6 +130,30 @@ def _settings(path: str, index: Mapping[str, Any]) -> Iterator[Finding]:
     expand = index.get("expand_timesteps")
     if expand is not None and not isinstance(expand, bool):
         yield finding("wrong_type", f"{path} has expand_timesteps={expand!r}, not true or false", path=path)
+
+
+def judge_boundary(facts: ModelFacts) -> Iterator[Finding]:
+    """Yield a boundary without a second expert, and the reverse."""
+    path, index = index_of(facts)
+    if path != "model_index.json" or not index:
+        return
+    boundary = index.get("boundary_ratio")
+    two = "transformer_2" in parts_of(facts)
+    if boundary is not None and not two:
+        # diffusers' own converter writes this for Wan 2.1; sampling then calls None once the timestep falls below.
+        yield finding(
+            "boundary_without_second_expert",
+            f"{path} sets boundary_ratio={boundary!r} but has no transformer_2",
+            component="transformer_2",
+            path=path,
+        )
+    if two and boundary is None:
+        yield finding(
+            "second_expert_without_boundary",
+            f"{path} has transformer_2 but no boundary_ratio",
+            component="transformer_2",
+            path=path,
+        )
 
 
 def _required(facts: ModelFacts, architecture: Architecture, path: str) -> Iterator[Finding]:
