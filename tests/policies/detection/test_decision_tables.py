@@ -145,6 +145,7 @@ def test_file_name_chooses_among_candidates_and_never_outside_of_them(name, vari
         ("wan2.1_i2v_720p_14B_fp16.safetensors", "wan2.1-i2v-14b-720p"),
         ("chrono_edit_14B_fp16.safetensors", "chronoedit-14b"),
         ("Wan2.1-Fun-14B-InP.safetensors", "wan2.1-fun-14b-inp"),
+        ("my_fun_clips_kreative.safetensors", "wan2.1-i2v-14b-480p"),
     ],
 )
 def test_four_models_of_one_shape_are_chosen_by_name(name, variant):

@@ -253,3 +253,47 @@ def test_checkpoint_that_bundles_everything_is_taken_apart():
     found = detect(one_file("all-in-one.safetensors", bundle))
     assert (found.variant, found.vae_dimensions) == ("wan2.1-t2v-1.3b", 3)
     assert set(found.components) == {"transformer", "vae", "text_encoder"}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "kind"),
+    [
+        ("StableDiffusionPipeline", "stable_diffusion"),
+        ("StableDiffusionXLPipeline", "stable_diffusion"),
+        ("KandinskyV22Pipeline", "unknown"),
+        ("KolorsPipeline", "unknown"),
+    ],
+)
+def test_unet_is_stable_diffusions_unless_the_pipeline_is_anothers(pipeline, kind):
+    weights = header("unet/diffusion_pytorch_model.safetensors", recorded_tensors("unet-sd1.5"))
+    index = {
+        "_class_name": pipeline,
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    documents = {"model_index.json": index, "unet/config.json": recorded_config("unet-sd1.5")}
+    for found in (detect(facts(weights, documents=documents)), detect(facts(documents=documents))):
+        assert (found.is_wan, found.architecture_type, found.vae_dimensions) == (False, kind, 2)
+
+
+def test_index_may_name_another_pipeline_that_runs_the_same_weights():
+    found = detect(diffusers("wan-ti2v-5b", pipeline=I2V, vae="vae-wan2.2"))
+    assert (found.pipeline_class, found.also_loads_as) == (I2V, ("WanPipeline",))
+    plain = detect(diffusers("wan-ti2v-5b", vae="vae-wan2.2"))
+    assert (plain.pipeline_class, plain.also_loads_as) == ("WanPipeline", (I2V,))
+
+
+def test_unknown_class_with_wans_fields_is_wan_and_an_unknown_one_without_is_not():
+    fields = {
+        "dim": 5120,
+        "in_dim": 16,
+        "out_dim": 16,
+        "num_heads": 40,
+        "num_layers": 40,
+        "ffn_dim": 13824,
+        "freq_dim": 256,
+    }
+    assert detect(facts(documents={"config.json": {"_class_name": "MyVideoModel", **fields}})).is_wan is True
+    index = {"_class_name": "MyPipeline", "transformer": ["diffusers", "MyTransformer3DModel"]}
+    found = detect(facts(documents={"model_index.json": index, "transformer/config.json": {"hidden_size": 12}}))
+    assert (found.is_wan, found.architecture_type, found.confidence) == (False, "unknown", 0.5)

@@ -47,6 +47,8 @@ from wan_compat.policies.variants import VARIANTS, Variant
 from wan_compat.protocol.errors import clean_text
 
 _PAIRS = (("transformer", "transformer_2"), ("high_noise_model", "low_noise_model"))
+# Trained with FastVideo's sparse attention, whose gates are extra tensors.
+_SPARSE = ("fastwan2.1-t2v-1.3b", "fastwan2.1-t2v-14b", "wan2.1-vsa-t2v-14b-720p")
 _MAX_EVIDENCE = 30
 
 
@@ -193,7 +195,7 @@ class _Detection:
 
     def _of_another_family(self, part: Traits) -> _Verdict:
         family = part.family
-        if family == "Stable Diffusion" and part.header is None:
+        if family == "Stable Diffusion":
             family = next(
                 (name for prefix, name in OTHER_UNET_PIPELINES.items() if (self._pipeline or "").startswith(prefix)),
                 family,
@@ -283,7 +285,7 @@ class _Detection:
             confidence,
             version=outline.version,
             pipeline_class=pipeline,
-            also_loads_as=model.also_loads_as if model is not None and pipeline is not None else (),
+            also_loads_as=() if model is None else _others(model, pipeline),
             capabilities=model.capabilities if model is not None else (),
         )
 
@@ -307,7 +309,7 @@ class _Detection:
             variant=variant.slug,
             candidates=candidates if len(candidates) > 1 else (),
             pipeline_class=pipeline,
-            also_loads_as=() if pipeline is None else variant.also_loads_as,
+            also_loads_as=_others(variant, pipeline),
             capabilities=capabilities,
         )
 
@@ -321,6 +323,8 @@ class _Detection:
         if slug == "rose" and any(
             part.config is not None and part.config.foreign_fields for part in self._traits.values()
         ):
+            return True
+        if slug in _SPARSE and any(part.feature("vsa") for part in self._traits.values()):
             return True
         return speaks_of(slug, self._hints)
 
@@ -348,6 +352,13 @@ class _Detection:
         # An index may name another of the classes that run these weights, such as the one for images.
         fits = self._pipeline not in NOT_IN_DIFFUSERS and _made_for(variant.slug, self._pipeline)
         return self._pipeline if fits else variant.pipeline_class
+
+
+def _others(variant: Variant, pipeline: str | None) -> tuple[str, ...]:
+    """Return the classes besides `pipeline` that run the same weights for other tasks."""
+    if pipeline is None or variant.pipeline_class is None:
+        return ()
+    return tuple(name for name in (variant.pipeline_class, *variant.also_loads_as) if name != pipeline)
 
 
 def _pipeline_of(index: Mapping[str, Any]) -> tuple[str | None, bool]:

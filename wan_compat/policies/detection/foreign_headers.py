@@ -11,6 +11,9 @@ from collections.abc import Mapping
 
 from wan_compat.policies.detection.survey import Survey
 
+# What is certainly no Wan transformer, and not told apart further.
+GENERIC = "a transformer of another family"
+
 _ROWS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     # Stable Diffusion and what shares its UNet
     ("AnimateDiff", ("down_blocks", "up_blocks"), ("down_blocks.0.motion_modules.0.temporal_transformer.norm.weight",)),
@@ -78,7 +81,7 @@ _ROWS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("PixArt", ("x_embedder", "y_embedder", "t_embedder", "blocks"), ()),
     ("Krea 2", ("txtfusion",), ()),
     ("Qwen-Image", ("transformer_blocks", "txt_in", "img_in"), ()),
-    ("a transformer of another family", ("transformer_blocks",), ()),
+    (GENERIC, ("transformer_blocks",), ()),
 )
 
 # `general.architecture` of GGUF files of image and video models (city96/ComfyUI-GGUF, tools/convert.py).

@@ -19,12 +19,13 @@ from wan_compat.policies.variants import VARIANTS
 _SEPARATORS = re.compile(r"(?:[^a-z0-9.]|(?<!\d)\.|\.(?!\d))+")
 _MAX_NAME_CHARS = 400
 
-# Words in a name -> slugs (by part of the slug) that they speak for. Two-letter ones need word borders.
+# Words in a name -> part of the slugs that they speak for, and how much. Words have borders on both sides.
 _WORDS: tuple[tuple[str, str, int], ...] = (
     ("480p", "480p", 3),
     ("540p", "540p", 3),
     ("720p", "720p", 3),
-    ("chrono", "chronoedit", 6),
+    ("chronoedit", "chronoedit", 6),
+    ("chrono-edit", "chronoedit", 6),
     ("flashpack", "flashpack", 4),
     ("krea", "krea", 6),
     ("bernini", "bernini", 6),
@@ -38,8 +39,12 @@ _WORDS: tuple[tuple[str, str, int], ...] = (
     ("skyreels-v3", "skyreels-v3", 2),
     ("diffusion-forcing", "-df-", 4),
     ("df", "-df-", 3),
-    ("fun", "-fun-", 5),
-    ("inp", "-inp", 2),
+    # "fun" alone is an ordinary word.
+    ("wan2.1-fun", "-fun-", 5),
+    ("wan2.2-fun", "-fun-", 5),
+    ("fun-inp", "-fun-", 5),
+    ("fun-14b", "-fun-", 5),
+    ("fun-1.3b", "-fun-", 5),
     ("rose", "rose", 6),
     ("lucy", "lucy", 3),
     ("distill", "distilled", 3),
@@ -63,9 +68,7 @@ _WORDS: tuple[tuple[str, str, int], ...] = (
     ("helios-mid", "helios-mid", 4),
     ("pyramid", "helios-mid", 2),
 )
-_AT_START = frozenset(
-    {"chrono", "krea", "fastwan", "skyreels", "distill", "turbowan", "causalwan", "bernini", "helios"}
-)
+_AT_START = frozenset({"fastwan", "skyreels", "distill", "turbowan", "causalwan"})  # a version may follow at once
 
 
 @dataclasses.dataclass(frozen=True)

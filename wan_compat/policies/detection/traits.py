@@ -21,6 +21,7 @@ from wan_compat.policies.detection.classes import (
     role_of_class,
 )
 from wan_compat.policies.detection.configs import ConfigTraits, read_config, text_of
+from wan_compat.policies.detection.foreign_headers import GENERIC
 from wan_compat.policies.detection.headers import HeaderTraits, read_headers
 from wan_compat.policies.facts import CONFIG_NAMES, ModelFacts, TensorFact
 from wan_compat.protocol.errors import clean_text
@@ -88,7 +89,8 @@ class Traits:
     @property
     def is_custom(self) -> bool:
         """Whether it needs code that diffusers and transformers do not have."""
-        foreign_class = self.class_name in OTHER_TRANSFORMERS and self.library is not None
+        # The index's class is the one that diffusers would import, whatever the configuration was saved as.
+        foreign_class = self.entry is not None and self.entry.class_name in OTHER_TRANSFORMERS
         return self.is_foreign or foreign_class or (self.config is not None and self.config.has_code)
 
     @property
@@ -111,14 +113,15 @@ class Traits:
         """ "wan" for Wan and relatives, another family's name, None where nothing tells. Never by the name alone."""
         if self.library is not None and (name := LOOK_ALIKE_LIBRARIES.get(self.library.split(".")[0])) is not None:
             return name
+        named = family_of_class(self.class_name)
         if self.header is not None and self.header.family is not None:
-            return self.header.family
+            # The class may know the name of what the header only knows not to be Wan.
+            return named if self.header.family == GENERIC and named not in (None, "wan") else self.header.family
         if self.is_foreign:
             return f"{clean_text(self.library or '', 60)} (foreign code)"
-        known = family_of_class(self.class_name)
-        if known is None and self.config is not None and self.config.role == "denoiser":
+        if named is None and self.config is not None and self.config.role == "denoiser":
             return "wan" if self.config.has_wan_fields or self.config.class_name is None else None
-        return known
+        return named
 
     def size(self, name: Size) -> int | None:
         """Return a size by the header, else by the configuration."""
