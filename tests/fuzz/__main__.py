@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
-NAMES = ("codec", "states", "ring", "zmtp", "json", "safetensors", "gguf", "launch")
+NAMES = ("codec", "states", "ring", "zmtp", "json", "safetensors", "gguf", "launch", "pickle", "contents")
 RSS_LIMIT_MB = 1024
 INPUT_TIMEOUT_S = 10
 
@@ -66,7 +66,9 @@ def fuzz(name: str, seconds: float, folder: str) -> int:
     except ImportError:
         print(f"{name}: atheris is not installed; mutating blindly", flush=True)
         return mutate(name, seconds, findings)
-    with atheris.instrument_imports(include=["wan_compat.protocol", "wan_compat.supervisor", "json"]):
+    with atheris.instrument_imports(
+        include=["wan_compat.protocol", "wan_compat.policies.scan", "wan_compat.supervisor", "json"]
+    ):
         from tests.fuzz import targets
     target = targets.TARGETS[name]
     for index, seed in enumerate(target.seeds()):

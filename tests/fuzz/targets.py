@@ -6,7 +6,9 @@ A target takes bytes and either accepts them or raises one of its typed errors. 
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import gzip
 import io
 import json
 import os
@@ -15,10 +17,13 @@ import socket
 import struct
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 
 from tests.assets.weight_files import gguf_file
 from wan_compat.policies.facts import FileFact, WeightFile
+from wan_compat.policies.scan import pickle_opcodes
+from wan_compat.policies.scan.rules import rule_finding
 from wan_compat.protocol import codec, launch, states
 from wan_compat.protocol import messages as m
 from wan_compat.protocol.errors import CorruptFrame, ModelCorrupt, ProtocolViolation, WanCompatError
@@ -27,6 +32,7 @@ from wan_compat.protocol.values import ComponentSpec, FrameSpec, GenerationParam
 from wan_compat.protocol.zmtp import GREETING, READY, PairReader, pack_frame
 from wan_compat.supervisor.frame_ring import FrameRing
 from wan_compat.supervisor.inspection import parse_json, read_gguf_header, read_safetensors_header
+from wan_compat.supervisor.scanning.contents import BytesContents, inspect_contents
 
 MAX_CPU_S = 1.0
 MAX_GROWTH_BYTES = 64 << 20
@@ -339,6 +345,49 @@ def launch_seeds() -> Iterator[bytes]:
         yield msgpack.packb(message.model_dump())
 
 
+# ---- scan -----------------------------------------------------------------------------------------------------------
+
+
+def run_pickle(data: bytes) -> None:
+    """The walker never raises; what it finds is bounded and told in words that can be shown."""
+    reports, end = pickle_opcodes.walk_stream(data)
+    assert 0 < len(reports) <= pickle_opcodes.MAX_PICKLES and end <= len(data)
+    for item in pickle_opcodes.observations(reports):
+        rule_finding(item, path="x.bin").message.encode()
+    assert not pickle_opcodes.is_pickle(data) or data
+    if not reports[-1].stopped:
+        assert reports[-1].problems  # never a silent end
+
+
+def pickle_seeds() -> Iterator[bytes]:
+    import pickle
+
+    for protocol in range(6):
+        yield pickle.dumps([{"a": (1, 2.5, None)}, b"bytes", {"set"}, collections.OrderedDict(b=1)], protocol)
+    yield b"(S'id'\nios\nsystem\n."
+    yield b"\x80\x04\x8c\x02os\x94\x8c\x06system\x94\x93\x8c\x02id\x85R."
+
+
+def run_contents(data: bytes) -> None:
+    """Zips, compressed files and whatever lies in them, all formats and their readers."""
+    for name in ("x.bin", "x.py", "x.json"):
+        for item in inspect_contents(BytesContents(data), name).observations:
+            rule_finding(item, path=name).message.encode()
+
+
+def contents_seeds() -> Iterator[bytes]:
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", method) as archive:
+            archive.writestr("archive/data.pkl", b"\x80\x02ctorch\nFloatStorage\n.")
+            archive.writestr("archive/data/0", bytes(16))
+        yield buffer.getvalue()
+    yield gzip.compress(b"cos\nsystem\n(S'id'\ntR.")
+    yield b"import os\nos.system('id')\n"
+    yield b'{"auto_map": {"a": "b.c"}, "chat_template": "{{ x.__class__ }}"}'
+    yield b"\x93NUMPY\x01\x00\x36\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }\n\x80\x02N."
+
+
 TARGETS = {
     "codec": Target(run_codec, (ProtocolViolation,), codec_seeds),
     "states": Target(run_states, (ProtocolViolation,), states_seeds, max_len=512),
@@ -348,4 +397,6 @@ TARGETS = {
     "safetensors": Target(run_safetensors, (ModelCorrupt,), safetensors_seeds),
     "gguf": Target(run_gguf, (ModelCorrupt,), gguf_seeds),
     "launch": Target(run_launch, (ProtocolViolation,), launch_seeds),
+    "pickle": Target(run_pickle, (), pickle_seeds),
+    "contents": Target(run_contents, (), contents_seeds),
 }

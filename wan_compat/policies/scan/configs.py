@@ -44,7 +44,7 @@ _CLIMBS = re.compile(r"(?:^|[/\\])\.\.[/\\]")
 # Their strings are pieces of text, among them `../` and `http://`.
 _VOCABULARIES = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json"})
 # Printable letters, digits and _ as \u escapes: no writer of JSON does that.
-_ESCAPED_LETTER = re.compile(rb"(?<!\\)(?:\\\\)*\\u00(?:3[0-9]|4[1-9a-fA-F]|5[0-9aAfF]|6[1-9a-fA-F]|7[0-9aA])")
+_ESCAPED_LETTER = re.compile(rb"\\u00(?:3[0-9]|4[1-9a-fA-F]|5[0-9aAfF]|6[1-9a-fA-F]|7[0-9aA])")
 _CODE_WORDS = tuple(f'"{key}"'.encode() for key in _KEY_RULES)
 
 _TEMPLATE_BLOCK = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
@@ -69,7 +69,7 @@ def read_json(raw: bytes, path: str) -> list[Observation]:
         path: Of the file within the repository; `model_index.json` has rules of its own.
     """
     found: list[Observation] = []
-    if _ESCAPED_LETTER.search(raw):
+    if _escapes_letters(raw):
         found.append(Observation("config-escaped-letters", "plain letters are written as \\u escapes"))
     if len(raw) > MAX_JSON_BYTES or raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_VALUES:
         words = [word for word in _CODE_WORDS if word in raw]
@@ -120,6 +120,14 @@ def read_template(text: str) -> Iterator[Observation]:
             line = text.count("\n", 0, block.start()) + 1
             yield Observation("template-dangerous", f"the template has {block[0][:120]!r}", line)
             return
+
+
+def _escapes_letters(raw: bytes) -> bool:
+    for match in _ESCAPED_LETTER.finditer(raw):
+        before = raw[max(0, match.start() - 64) : match.start()]
+        if (len(before) - len(before.rstrip(b"\\"))) % 2 == 0:  # an even number of backslashes: this one is not escaped
+            return True
+    return False
 
 
 def _parse(raw: bytes) -> Any:

@@ -36,9 +36,9 @@ MAX_TEXT_BYTES = 64 << 20  # the tokenizer.json of UMT5 has 17 MB
 MAX_PICKLE_BYTES = 64 << 20  # of opcodes: torch's zips keep the tensors beside the pickle
 MAX_ARCHIVE_DEPTH = 3
 MAX_UNPACKED_BYTES = 256 << 20  # of one file, all its entries together
-MAX_ENTRY_BYTES = 64 << 20
-# What an xz header may ask of memory while it is unpacked.
-MAX_XZ_MEMORY_BYTES = 128 << 20
+MAX_ENTRY_BYTES = 32 << 20
+# What an xz header may ask of memory while it is unpacked: what `xz -9` needs.
+MAX_XZ_MEMORY_BYTES = 72 << 20
 
 _OTHER_ARCHIVES = {Format.TAR, Format.SEVEN_ZIP, Format.RAR, Format.ZSTD, Format.LZ4}
 _MAY_RUN_CODE = {Format.HDF5, Format.ONNX, Format.TFLITE, Format.KERAS}
