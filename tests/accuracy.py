@@ -1,7 +1,8 @@
-"""How often detection is right: `python -m tests.accuracy [--mutants N] [--seed S] [--json]`.
+"""How often detection is right: `python -m tests.accuracy [--mutants N] [--seed S] [--every-class] [--json]`.
 
 Runs the reader and detection over the corpus (`tests/assets/corpus`): every entry, every look-alike, and damaged forms
-of them made from a seed. Prints one table; exits with 1 when more than 1% of anything is wrong.
+of them made from a seed; with `--every-class` over every denoiser of the installed diffusers too. Prints one table;
+exits with 1 when more than 1% of anything is wrong.
 """
 
 from __future__ import annotations
@@ -18,20 +19,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.assets.corpus.expected import EXPECTED, Expected
+from tests.assets.corpus.layouts import Builder
 from tests.assets.corpus.lookalikes import LOOKALIKES
-from tests.assets.corpus.mutations import MUTATIONS, Subject
-from tests.assets.corpus.repositories import BUILDERS, Builder
+from tests.assets.corpus.mutations import MUTATIONS, ONLY, Subject
+from tests.assets.corpus.repositories import BUILDERS
 from wan_compat.policies.architecture import Architecture
 from wan_compat.policies.detection import detect
 from wan_compat.supervisor.inspection import read_facts
 
 ALL: dict[str, Builder] = {**BUILDERS, **LOOKALIKES}
 TARGET = 0.99
+EVERY_CLASS = "every class of diffusers"
+SUMMARY = ("entry", "look-alike", EVERY_CLASS, "all mutants")
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came out for one model. `kind` is "entry", "look-alike" or the name of a mutation."""
+    """What came out for one model. `kind` is "entry", "look-alike", `EVERY_CLASS` or the name of a mutation."""
 
     kind: str
     name: str
@@ -70,11 +74,11 @@ def judge_mutant(kind: str, name: str, seed: int, folder: Path) -> Outcome | Non
 def mutants(count: int, seed: int, folder: Path, kinds: Sequence[str] = tuple(MUTATIONS)) -> Iterator[Outcome]:
     """Yield the outcomes of `count` mutants, the kinds in turn and the entries by chance."""
     rng = random.Random(seed)
-    names, made = list(ALL), 0
+    made = 0
     while made < count:
         kind = kinds[made % len(kinds)]
         place = folder / "mutant"
-        outcome = judge_mutant(kind, rng.choice(names), rng.randrange(2**32), place)
+        outcome = judge_mutant(kind, rng.choice(ONLY.get(kind, tuple(ALL))), rng.randrange(2**32), place)
         shutil.rmtree(place, ignore_errors=True)
         if outcome is not None:
             made += 1
@@ -90,14 +94,23 @@ def measure(count: int, seed: int) -> list[Outcome]:
     return outcomes
 
 
+def every_class() -> Iterator[Outcome]:
+    """Yield what is said of every denoiser of diffusers: that it is Wan's, or anything but that."""
+    from tests.assets.corpus.sweep import sweep
+
+    for name, form, path, is_wan in sweep():
+        expected = Expected((True,) if is_wan else (False, None), (), ())
+        yield judge(EVERY_CLASS, f"{name} as {form.replace('_', ' ')}", path, expected)
+
+
 def table(outcomes: list[Outcome]) -> list[tuple[str, int, int, float]]:
     """Return (what, how many, how many right, slowest in seconds) per kind, with a sum for all mutants."""
     groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         groups.setdefault(outcome.kind, []).append(outcome)
-        if outcome.kind not in ("entry", "look-alike"):
+        if outcome.kind in MUTATIONS:
             groups.setdefault("all mutants", []).append(outcome)
-    order = [kind for kind in ("entry", "look-alike", "all mutants", *MUTATIONS) if kind in groups]
+    order = [kind for kind in (*SUMMARY, *MUTATIONS) if kind in groups]
     return [
         (kind, len(group), sum(not outcome.problems for outcome in group), max(outcome.seconds for outcome in group))
         for kind, group in ((kind, groups[kind]) for kind in order)
@@ -108,9 +121,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mutants", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--every-class", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     outcomes = measure(arguments.mutants, arguments.seed)
+    if arguments.every_class:
+        outcomes.extend(every_class())
     failures = [outcome for outcome in outcomes if outcome.problems]
     rows = table(outcomes)
     if arguments.json:
@@ -131,7 +147,7 @@ def main() -> int:
             print(f"\n{failure.kind}: {failure.name} (seed {failure.seed})")
             for problem in failure.problems:
                 print(f"    {problem}")
-    summary = [row for row in rows if row[0] in ("entry", "look-alike", "all mutants")]
+    summary = [row for row in rows if row[0] in SUMMARY]
     return int(any(right < TARGET * count for _, count, right, _ in summary))
 
 

@@ -30,13 +30,6 @@ def test_lookalike_is_not_taken_for_wan(name, tmp_path):
 
 @pytest.mark.parametrize("kind", MUTATIONS)
 def test_mutants_are_told_by_the_evidence_that_is_left(kind, tmp_path):
-    wrong = []
-    for outcome in accuracy.mutants(MUTANTS_PER_KIND, SEED, tmp_path, kinds=[kind]):
-        if outcome.problems:
-            wrong.append(outcome)
-    assert wrong == []
-
-
-def test_every_mutation_applies_to_some_entry(tmp_path):
-    for kind in MUTATIONS:
-        assert next(accuracy.mutants(1, 1, tmp_path, kinds=[kind])).kind == kind
+    outcomes = list(accuracy.mutants(MUTANTS_PER_KIND, SEED, tmp_path, kinds=[kind]))
+    assert len(outcomes) == MUTANTS_PER_KIND
+    assert [outcome for outcome in outcomes if outcome.problems] == []
