@@ -99,3 +99,9 @@ def test_the_content_hash_is_of_the_set_of_files():
         [(b"a\n1:b", 1, "0" * 64)],
     ]
     assert len({content_hash(files) for files in [[a, b], *others]}) == 6
+
+
+def test_the_page_has_every_rule_as_it_is(repository):
+    page = (repository / "docs" / "scan.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert rows == [f"| `{name}` | {rule.level} | `{rule.code}` | {rule.meaning} |" for name, rule in RULES.items()]
