@@ -55,10 +55,12 @@ class FakeWorker:
         self.at("start")
         if BEHAVIOUR == "open-door":
             self.probes = tuple(p.model_copy(update={"denied": p.name != "read_host_files"}) for p in self.probes)
+        if BEHAVIOUR == "untold-door":
+            self.probes = tuple(p for p in self.probes if p.name != "read_host_files")
         self.send(
             m.Hello(
                 protocol_version=m.PROTOCOL_VERSION,
-                layers=self.report.layers,
+                layers=tuple(name for name in self.report.layers if name != BEHAVIOUR.removeprefix("no-layer:")),
                 probes=self.probes,
                 versions={"torch": self.HOSTILE} if BEHAVIOUR == "hostile-reason" else {},
                 entry_s=0.0,
@@ -67,7 +69,8 @@ class FakeWorker:
             else m.Ready(probes=())
         )
         self.receive(m.Welcome)
-        seccomp.seal()
+        if BEHAVIOUR != "unsealed":
+            seccomp.seal()
         self.send(m.Ready(probes=tuple(self.probe(p) for p in selftest.run_sealed_probes())))
         self.receive(m.LoadModel)
         self.at("load")

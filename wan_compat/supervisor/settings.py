@@ -175,5 +175,5 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise InvalidRequest(f"{path} is larger than {MAX_FILE_BYTES} bytes")
     try:
         return tomllib.loads(raw.decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number with more digits than Python converts
         raise InvalidRequest(f"{path} is not valid TOML: {error}", hint="nothing of it was used") from error
