@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from wan_compat.protocol import codec
 from wan_compat.protocol import messages as m
 from wan_compat.protocol.errors import ProtocolViolation
-from wan_compat.protocol.values import ComponentSpec, FrameSpec, GenerationParams, PipelineSpec
+from wan_compat.protocol.values import CodeSpec, ComponentSpec, FrameSpec, GenerationParams, PipelineSpec
 
 FROM_WORKER = codec.from_worker_codec()
 TO_WORKER = codec.to_worker_codec()
@@ -19,6 +19,13 @@ PIPELINE = PipelineSpec(
     components=(ComponentSpec(name="vae", library="diffusers", class_name="AutoencoderKLWan", subfolder="vae"),),
     boundary_ratio=0.875,
     threads=2,
+)
+OWN_CODE = PIPELINE.model_copy(
+    update={
+        "code": CodeSpec(module="blocks/wan_blocks.py", class_name="OwnBlocks"),
+        "code_kind": "blocks",
+        "settings": {"strength": 0.5, "invert": True, "steps": 3, "note": "x", "nothing": None},
+    }
 )
 PARAMS = GenerationParams(
     prompt="ein Fuchs läuft \U0001f98a",
@@ -43,6 +50,7 @@ SAMPLES_FROM_WORKER = [
 SAMPLES_TO_WORKER = [
     m.Welcome(),
     m.LoadModel(pipeline=PIPELINE),
+    m.LoadModel(pipeline=OWN_CODE),
     m.Generate(job=1, params=PARAMS),
     m.Cancel(job=1),
     m.Ping(nonce=7),
@@ -60,6 +68,15 @@ def test_every_message_to_a_worker_survives_the_wire(message):
     assert TO_WORKER.decode(TO_WORKER.encode(message, 3)) == (3, message)
 
 
+@pytest.mark.parametrize(
+    "module",
+    ["/etc/x.py", "../x.py", "a/../x.py", "x.pyc", "x", ".py", "a//x.py", "a b.py", "x.py\n", "a/b/c/d/e/x.py", "-x.py"],
+)
+def test_code_is_named_by_a_path_inside_the_model_only(module):
+    with pytest.raises(ValueError, match="module"):
+        CodeSpec(module=module, class_name="X")
+
+
 def test_samples_cover_every_message():
     import typing
 
@@ -70,7 +87,7 @@ def test_samples_cover_every_message():
     assert {type(sample) for sample in SAMPLES_TO_WORKER} == types(m.ToWorker)
 
 
-def packed(payload, version=1, seq=1):
+def packed(payload, version=m.PROTOCOL_VERSION, seq=1):
     return msgpack.packb([version, seq, payload])
 
 
@@ -86,7 +103,7 @@ MALFORMED = {
     "too few parts": msgpack.packb([1, 1]),
     "version as float": packed(PONG, version=1.0),
     "version as true": packed(PONG, version=True),
-    "other version": packed(PONG, version=2),
+    "other version": packed(PONG, version=m.PROTOCOL_VERSION + 1),
     "sequence zero": packed(PONG, seq=0),
     "sequence negative": packed(PONG, seq=-1),
     "sequence huge": packed(PONG, seq=2**63),

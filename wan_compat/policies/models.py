@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from wan_compat.policies.admission import Kind, admit_component
 from wan_compat.policies.facts import FileFact, ModelFacts
 from wan_compat.policies.findings import Finding, Severity
 from wan_compat.policies.judgement.code import judge_documents
 from wan_compat.policies.judgement.shards import judge_shards
 from wan_compat.policies.judgement.structure import judge_boundary
+from wan_compat.policies.trust import TrustDecision
 from wan_compat.protocol.errors import (
     MemoryExceeded,
     ModelCorrupt,
     ModelInvalid,
     ModelNotCompatible,
-    PickleRefused,
     RemoteCodeRefused,
 )
 from wan_compat.protocol.values import ComponentSpec, PipelineSpec
@@ -50,15 +50,6 @@ ADMITTED_CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 _REQUIRED = ("tokenizer", "text_encoder", "vae", "scheduler")
 
-_WEIGHTS = {
-    "diffusers": re.compile(r"diffusion_pytorch_model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"),
-    "transformers": re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"),
-}
-_TOKENIZER_FILES = re.compile(
-    r"(tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|spiece\.model)"
-)
-_PICKLES = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle)")
-
 _DTYPE_BYTES: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -72,6 +63,7 @@ class ModelDecision:
     vae_config: Mapping[str, Any]
     weight_bytes: int  # in memory, at the chosen dtypes
     reasons: tuple[str, ...]
+    trust: TrustDecision | None = None  # in trust mode, what lets code of the repository run
 
     @property
     def size_multiple(self) -> int:
@@ -103,7 +95,7 @@ def decide_model(facts: ModelFacts, *, threads: int, memory_limit_bytes: int) ->
         )
     components: dict[str, str] = {}
     for name, value in facts.index.items():
-        if name.startswith("_") or not _is_component(value):
+        if name.startswith("_") or not is_component(value):
             continue
         library, class_name = value[0], value[1]
         if library is None and class_name is None:
@@ -118,8 +110,8 @@ def decide_model(facts: ModelFacts, *, threads: int, memory_limit_bytes: int) ->
             hint="download the repository again, all of it",
         )
     transformer, vae = _config(facts, "transformer"), _config(facts, "vae")
-    boundary = _check_fit(facts, components, transformer, vae)
-    dtype, weight_bytes, reasons = _choose_dtype(facts, components, memory_limit_bytes)
+    boundary = check_fit(facts, components, transformer, vae)
+    dtype, weight_bytes, reasons = choose_dtype(facts, components, memory_limit_bytes)
     specs = tuple(
         ComponentSpec(
             name=name,
@@ -148,20 +140,20 @@ def decide_model(facts: ModelFacts, *, threads: int, memory_limit_bytes: int) ->
 
 def refuse_code(facts: ModelFacts) -> None:
     """Raise RemoteCodeRefused when index or configurations name code, in whatever way the libraries would follow."""
-    _raise_first(facts, judge_documents(facts))
+    raise_first(facts, judge_documents(facts))
     class_name = facts.index.get("_class_name")
     if not isinstance(class_name, str):
         raise ModelCorrupt(f"model_index.json of {facts.root} has no _class_name", hint="download it again")
 
 
-def _raise_first(facts: ModelFacts, found: Iterable[Finding]) -> None:
+def raise_first(facts: ModelFacts, found: Iterable[Finding]) -> None:
     """Raise the first error of what `check` would say too: the rules stand in judgement/, once for both."""
     for item in found:
         if item.severity is Severity.ERROR:
             raise item.to_error(facts.root)
 
 
-def _is_component(value: Any) -> bool:
+def is_component(value: Any) -> bool:
     return isinstance(value, list) and len(value) >= 2
 
 
@@ -200,9 +192,10 @@ def _integer(config: Mapping[str, Any], key: str, default: int, document: str) -
     return value
 
 
-def _check_fit(
+def check_fit(
     facts: ModelFacts, components: Mapping[str, str], transformer: Mapping[str, Any], vae: Mapping[str, Any]
 ) -> float | None:
+    """Refuse parts of library classes that do not fit together; return the boundary between two experts, if any."""
     patch = transformer.get("patch_size", [1, 2, 2])
     if not (
         isinstance(patch, list) and len(patch) == 3 and all(isinstance(side, int) and 1 <= side <= 16 for side in patch)
@@ -229,7 +222,7 @@ def _check_fit(
     if boundary is not None and not 0 <= boundary <= 1:
         raise ModelCorrupt(f"model_index.json has boundary_ratio={boundary!r}, outside 0..1")
     two = "transformer_2" in components
-    _raise_first(facts, judge_boundary(facts))
+    raise_first(facts, judge_boundary(facts))
     if two:
         second = _config(facts, "transformer_2")
         for key in ("in_channels", "out_channels", "text_dim", "patch_size"):
@@ -240,9 +233,10 @@ def _check_fit(
     return None if boundary is None else float(boundary)
 
 
-def _choose_dtype(
-    facts: ModelFacts, components: Mapping[str, str], memory_limit_bytes: int
+def choose_dtype(
+    facts: ModelFacts, components: Iterable[str], memory_limit_bytes: int
 ) -> tuple[Dtype, int, tuple[str, ...]]:
+    """Return the precision, the bytes of the weights in it, and why; MemoryExceeded when none fits."""
     parameters = 0
     for name in components:
         for tensor in facts.tensors.get(name, {}).values():
@@ -262,33 +256,15 @@ def _choose_dtype(
 
 
 def _admit(facts: ModelFacts, components: Mapping[str, str]) -> tuple[FileFact, ...]:
-    _raise_first(facts, (item for item in judge_shards(facts, components) if item.component is not None))
+    raise_first(facts, (item for item in judge_shards(facts, components) if item.component is not None))
     admitted = [facts.files["model_index.json"]]
     for name in components:
-        library = ADMITTED_CLASSES[name][0]
-        inside = {path.split("/", 1)[1]: fact for path, fact in facts.files.items() if path.startswith(f"{name}/")}
-        if name == "tokenizer":
-            chosen = [fact for path, fact in inside.items() if _TOKENIZER_FILES.fullmatch(path)]
-            if not any(fact.path.endswith(("tokenizer.json", "spiece.model")) for fact in chosen):
-                raise ModelCorrupt(f"{facts.root} has neither tokenizer/tokenizer.json nor tokenizer/spiece.model")
-        elif name == "scheduler":
-            chosen = [fact for path, fact in inside.items() if path == "scheduler_config.json"]
-            if not chosen:
-                raise ModelCorrupt(f"{facts.root} has no scheduler/scheduler_config.json")
-        else:
-            weights = [fact for path, fact in inside.items() if _WEIGHTS[library].fullmatch(path)]
-            if not any(fact.path.endswith(".safetensors") for fact in weights):
-                pickles = sorted(path for path in inside if _PICKLES.fullmatch(path))
-                if pickles:
-                    raise PickleRefused(
-                        f"the weights of {name!r} in {facts.root} are a pickle ({name}/{pickles[0]}), "
-                        "which can run code when it is loaded",
-                        hint="use a repository with .safetensors weights",
-                    )
-                raise ModelCorrupt(
-                    f"{facts.root} has no safetensors weights for {name!r}",
-                    hint="download the repository again, all of it",
-                )
-            chosen = [inside["config.json"], *weights]
-        admitted.extend(chosen)
+        admitted += admit_component(facts, name, kind_of(name))
     return tuple(sorted(admitted, key=lambda fact: fact.path))
+
+
+def kind_of(name: str) -> Kind:
+    """Return what files the part of this name has, where its class is one of `ADMITTED_CLASSES`."""
+    if name in ("tokenizer", "scheduler"):
+        return "tokenizer" if name == "tokenizer" else "scheduler"
+    return "transformers" if ADMITTED_CLASSES[name][0] == "transformers" else "diffusers"

@@ -26,7 +26,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 from wan_compat.protocol.errors import clean_text
 from wan_compat.protocol.values import Count, GenerationParams, Name, PipelineSpec, Seconds, Value
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 # Text is cleaned where it enters, so that no later sink has to remember that a worker wrote it.
 ShortText = Annotated[str, StringConstraints(max_length=200), AfterValidator(lambda text: clean_text(text, 200))]

@@ -107,20 +107,48 @@ class FrameSpec(Value):
         return self.height * self.width * 3
 
 
+class CodeSpec(Value):
+    """A class in an approved file of the model's repository. Trust mode only; the supervisor names it, from the files.
+
+    `module` is the file's path in the model's folder. Every folder on its way can be a Python package, and no more of
+    them are named than a repository needs.
+    """
+
+    module: Annotated[
+        str, StringConstraints(pattern=r"^([A-Za-z_][A-Za-z0-9_]{0,63}/){0,4}[A-Za-z_][A-Za-z0-9_]{0,63}\.py$")
+    ]
+    class_name: Name
+
+
 class ComponentSpec(Value):
-    """One part of a pipeline, with the class that must load it. A worker imports nothing that is not named here."""
+    """One part of a pipeline, with the class that must load it. A worker imports nothing that is not named here.
+
+    With `code`, the class is the repository's own, and `library` says by whose rules it is loaded.
+    """
 
     name: Name
     library: Literal["diffusers", "transformers"]
     class_name: Name
     subfolder: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{0,128}$")]
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: not a torch module
+    code: CodeSpec | None = None
+
+
+# A value of model_index.json that a repository's own pipeline takes as an argument.
+Setting = bool | Annotated[int, Field(ge=-(2**53), le=2**53)] | float | Annotated[str, Field(max_length=200)] | None
 
 
 class PipelineSpec(Value):
-    """How to build the pipeline: explicit classes for every part, decided by the supervisor from the files."""
+    """How to build the pipeline: explicit classes for every part, decided by the supervisor from the files.
+
+    With `code`, what runs is the repository's own: the class of a pipeline, or that of modular blocks; `settings` are
+    then arguments for it, of which it gets those that it takes.
+    """
 
     pipeline_class: Name
+    code: CodeSpec | None = None
+    code_kind: Literal["pipeline", "blocks"] = "pipeline"
+    settings: dict[Name, Setting] = Field(default_factory=dict, max_length=32)
     components: tuple[ComponentSpec, ...] = Field(min_length=1, max_length=16)
     boundary_ratio: float | None = Field(default=None, ge=0, le=1)
     expand_timesteps: bool = False

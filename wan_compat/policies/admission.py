@@ -1,0 +1,61 @@
+"""Which files of a component a worker gets to see: by the names that its library opens, and nothing beside them.
+
+A format that runs code when it is read (pickles under whatever name, `.pt2`, object arrays) is not among these names.
+That a file called `.safetensors` is one was found out before, from its header.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from wan_compat.policies.facts import FileFact, ModelFacts
+from wan_compat.protocol.errors import ModelCorrupt, PickleRefused
+
+# By whose rules a part is loaded, and so which names its files have.
+Kind = Literal["diffusers", "transformers", "tokenizer", "scheduler"]
+
+_WEIGHTS = {
+    "diffusers": re.compile(r"diffusion_pytorch_model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"),
+    "transformers": re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"),
+}
+_TOKENIZER_FILES = re.compile(
+    r"(tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|spiece\.model)"
+)
+_PICKLES = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle)")
+
+
+def admit_component(facts: ModelFacts, name: str, kind: Kind) -> list[FileFact]:
+    """Return the files of the component in folder `name` that its library opens.
+
+    Raises:
+        PickleRefused: Its weights are there only as a pickle.
+        ModelCorrupt: What it needs is not there.
+    """
+    inside = {path.split("/", 1)[1]: fact for path, fact in facts.files.items() if path.startswith(f"{name}/")}
+    if kind == "tokenizer":
+        chosen = [fact for path, fact in inside.items() if _TOKENIZER_FILES.fullmatch(path)]
+        if not any(fact.path.endswith(("tokenizer.json", "spiece.model")) for fact in chosen):
+            raise ModelCorrupt(f"{facts.root} has neither {name}/tokenizer.json nor {name}/spiece.model")
+        return chosen
+    if kind == "scheduler":
+        chosen = [fact for path, fact in inside.items() if path == "scheduler_config.json"]
+        if not chosen:
+            raise ModelCorrupt(f"{facts.root} has no {name}/scheduler_config.json")
+        return chosen
+    weights = [fact for path, fact in inside.items() if _WEIGHTS[kind].fullmatch(path)]
+    if not any(fact.path.endswith(".safetensors") for fact in weights):
+        pickles = sorted(path for path in inside if _PICKLES.fullmatch(path))
+        if pickles:
+            raise PickleRefused(
+                f"the weights of {name!r} in {facts.root} are a pickle ({name}/{pickles[0]}), "
+                "which can run code when it is loaded",
+                hint="use a repository with .safetensors weights",
+            )
+        raise ModelCorrupt(
+            f"{facts.root} has no safetensors weights for {name!r}",
+            hint="download the repository again, all of it",
+        )
+    if "config.json" not in inside:
+        raise ModelCorrupt(f"{facts.root} has no {name}/config.json", hint="download the repository again, all of it")
+    return [inside["config.json"], *weights]
