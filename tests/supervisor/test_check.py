@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from wan_compat.policies.limits import memory_limit
 from wan_compat.policies.models import decide_model
 from wan_compat.protocol.errors import InvalidRequest, ModelNotFound, WanCompatError
 from wan_compat.supervisor.check import check_model
+from wan_compat.supervisor.cli.check_view import plain_lines
 from wan_compat.supervisor.inspection import read_model
 
 BIG = HostFacts(memory_total_bytes=512 << 30, memory_available_bytes=500 << 30, cpu_count=8, is_root=False)
@@ -255,6 +257,27 @@ def test_hostile_folders_end_in_findings_within_two_seconds(tmp_path: Path, make
     assert report.exit_code in (4, 5) and len(document) < 1_000_000
     assert not any(code in item["message"] for item in report.to_json()["findings"] for code in ("\x1b", "\u202e"))
     assert snapshot(folder) == before
+
+
+VALUES: list[Any] = [
+    None, True, 0, -1, 1e308, 10**18, "", "x", "a/b", "\x1b[2J", [], {}, [[]], [None, None], ["a", "b"], [1, 2],
+    {"a": {"b": [1]}}, ["diffusers", "WanTransformer3DModel"], ["diffusers", "X", {"repo": "a/b"}],
+    [None, None, {"repo": ["x"]}], ["diffusers", None, 3], "9" * 300, float("nan"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_damage_ends_in_a_report(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    path = built(tmp_path / "m", rng.choice(sorted(BUILDERS)))
+    for file in sorted(path.rglob("*.json")) if path.is_dir() else []:
+        document = json.loads(file.read_text())
+        for key in rng.sample(sorted(document), k=min(2, len(document))):
+            document[key] = rng.choice(VALUES)
+        file.write_text(json.dumps(document))
+    report = check_model(str(path), rng.choice([None, *TASKS]), host=BIG)
+    assert json.dumps(report.to_json(), allow_nan=False) and list(plain_lines(report, verbose=True))
+    assert (report.exit_code == 0) == report.compatible_here
 
 
 def test_every_finding_of_a_report_is_in_the_table(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ class ModelReport:
             "findings": [item.to_json() for item in self.findings],
             "repair": None
             if self.repair is None
-            else {"changes": list(self.repair.changes), "diff": self.repair_diff, "model_index": self.repair.document},
+            else {"changes": list(self.repair.changes), "diff": self.repair_diff},
             "loadable": self.loadable,
             "compatible_here": self.compatible_here,
             "repository": self.facts.repository,

@@ -10,7 +10,7 @@ from wan_compat.policies.detection.classes import MODULAR_PIPELINES
 from wan_compat.policies.detection.traits import Traits
 from wan_compat.policies.facts import ModelFacts
 from wan_compat.policies.findings import Finding, finding
-from wan_compat.policies.judgement.parts import index_of, several
+from wan_compat.policies.judgement.parts import index_of, pipeline_class_of, several
 from wan_compat.policies.registry_document import RegistryEntry
 from wan_compat.policies.variants import VARIANTS, Variant
 
@@ -79,7 +79,7 @@ def _pipeline(facts: ModelFacts, architecture: Architecture, entry: RegistryEntr
     if architecture.pipeline_class is None:
         variant = VARIANTS.get(architecture.variant or "")
         converted = architecture.layout not in ("diffusers", "modular") and variant and variant.pipeline_class
-        modular = architecture.layout == "modular" and index_of(facts)[1].get("_class_name") in MODULAR_PIPELINES
+        modular = architecture.layout == "modular" and pipeline_class_of(facts) in MODULAR_PIPELINES
         if architecture.layout == "lora" or converted or modular:
             return  # the layout is what stands between, or a modular pipeline runs it
         others = alternatives(architecture.capabilities, architecture)
@@ -92,16 +92,15 @@ def _pipeline(facts: ModelFacts, architecture: Architecture, entry: RegistryEntr
             fix=f"use {', or '.join(others)}" if others else "use the program of its authors",
         )
         return
-    path, index = index_of(facts)
-    named = index.get("_class_name")
-    if not isinstance(named, str) or named in (architecture.pipeline_class, *architecture.also_loads_as):
+    named = pipeline_class_of(facts)
+    if named is None or named in (architecture.pipeline_class, *architecture.also_loads_as):
         return
     if any(variant.pipeline_class == named or named in variant.also_loads_as for variant in VARIANTS.values()):
         yield finding(
             "pipeline_mismatch",
-            f"{path} names {named}, the transformer is {architecture.variant}'s, which runs in "
+            f"{index_of(facts)[0]} names {named}, the transformer is {architecture.variant}'s, which runs in "
             f"{architecture.pipeline_class}",
-            path=path,
+            path=index_of(facts)[0],
         )
 
 

@@ -60,6 +60,12 @@ def index_of(facts: ModelFacts) -> tuple[str, Mapping[str, Any]]:
     return "model_index.json", {}
 
 
+def pipeline_class_of(facts: ModelFacts) -> str | None:
+    """Return the pipeline class that the index names, None where it names none or something that is no name."""
+    name = index_of(facts)[1].get("_class_name")
+    return name if isinstance(name, str) else None
+
+
 def parts_of(facts: ModelFacts, architecture: Architecture | None = None) -> dict[str, Part]:
     """Return the parts that the index names and has. Without a usable index, those that detection found as folders."""
     _, index = index_of(facts)

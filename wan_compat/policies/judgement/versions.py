@@ -10,7 +10,7 @@ from packaging.version import InvalidVersion, Version
 from wan_compat.policies.architecture import Architecture
 from wan_compat.policies.facts import ModelFacts
 from wan_compat.policies.findings import Finding, finding
-from wan_compat.policies.judgement.parts import index_of, parts_of
+from wan_compat.policies.judgement.parts import index_of, parts_of, pipeline_class_of
 from wan_compat.policies.model_index import LIBRARIES
 from wan_compat.policies.models import ADMITTED_CLASSES
 from wan_compat.policies.registry import ALLOWED_PACKAGES, version_problem
@@ -79,21 +79,21 @@ def _packages(installed: Installed, entry: RegistryEntry | None) -> Iterator[Fin
 
 def classes_to_find(facts: ModelFacts) -> frozenset[tuple[str, str]]:
     """Return library and class of everything that the index names and that no table of ours knows."""
-    _, index = index_of(facts)
     named = {
         (part.library, part.class_name)
         for part in parts_of(facts).values()
         if part.library in LIBRARIES and part.class_name is not None
     }
-    if isinstance(name := index.get("_class_name"), str) and name not in _PIPELINES:
+    name = pipeline_class_of(facts)
+    if name is not None and name not in _PIPELINES:
         named.add(("diffusers", name))
     return frozenset(named - _ADMITTED)
 
 
 def _classes(facts: ModelFacts, installed: Installed) -> Iterator[Finding]:
-    path, index = index_of(facts)
-    name = index.get("_class_name")
-    if isinstance(name, str) and ("diffusers", name) in installed.lacking:
+    path, _ = index_of(facts)
+    name = pipeline_class_of(facts)
+    if name is not None and ("diffusers", name) in installed.lacking:
         yield finding(
             "pipeline_class_unknown",
             f"{path} names the pipeline {name}, which diffusers {installed.versions.get('diffusers')} does not have",
