@@ -164,6 +164,16 @@ def test_classes_that_the_installed_libraries_lack_are_told() -> None:
     assert the(judged, "class_unknown").component == "transformer" and not is_loadable(judged)
 
 
+def test_blocks_that_diffusers_lacks_are_code_of_the_repository() -> None:
+    draft = text_to_video()
+    draft.documents["modular_model_index.json"] = draft.documents.pop("model_index.json")
+    draft.documents["modular_model_index.json"]["_blocks_class_name"] = "MyBlocks"
+    draft.known_as(layout="modular")
+    assert ("diffusers", "MyBlocks") in classes_to_find(draft.facts())
+    draft.installed = Installed(CURRENT.versions, frozenset({("diffusers", "MyBlocks")}))
+    assert "MyBlocks" in the(draft.judged(), "remote_code_pipeline").message
+
+
 # ---- resources -----------------------------------------------------------------------------------------------------
 
 

@@ -87,6 +87,8 @@ def classes_to_find(facts: ModelFacts) -> frozenset[tuple[str, str]]:
     name = pipeline_class_of(facts)
     if name is not None and name not in _PIPELINES:
         named.add(("diffusers", name))
+    if (blocks := _blocks_of(facts)) is not None:
+        named.add(("diffusers", blocks))
     return frozenset(named - _ADMITTED)
 
 
@@ -99,6 +101,13 @@ def _classes(facts: ModelFacts, installed: Installed) -> Iterator[Finding]:
             f"{path} names the pipeline {name}, which diffusers {installed.versions.get('diffusers')} does not have",
             path=path,
         )
+    blocks = _blocks_of(facts)
+    if blocks is not None and ("diffusers", blocks) in installed.lacking:
+        yield finding(
+            "remote_code_pipeline",
+            f"{path} is made of the blocks {blocks}, which are not part of diffusers: code of the repository's own",
+            path=path,
+        )
     for part in parts_of(facts).values():
         if (part.library, part.class_name) in installed.lacking:
             yield finding(
@@ -108,6 +117,12 @@ def _classes(facts: ModelFacts, installed: Installed) -> Iterator[Finding]:
                 component=part.name,
                 path=path,
             )
+
+
+def _blocks_of(facts: ModelFacts) -> str | None:
+    """Return the class of the blocks that a modular index names."""
+    blocks = index_of(facts)[1].get("_blocks_class_name")
+    return blocks if isinstance(blocks, str) else None
 
 
 def _release(text: str) -> Version:
