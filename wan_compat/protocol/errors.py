@@ -8,7 +8,7 @@
     │   ├── WorkerExtraMissing       worker_extra_missing       3
     │   ├── OutputNotWritable        output_not_writable        3
     │   ├── FetchFailed              fetch_failed               3   an address that cannot be reached
-    │   ├── StateUnsafe              state_unsafe               3   a state file is foreign, writable by others or no file
+    │   ├── StateUnsafe              state_unsafe               3   state: foreign, writable by others or no file
     │   └── StateCorrupt             state_corrupt              3   trust store or audit log: malformed or tampered with
     ├── ModelInvalid                 model_invalid              4   the files are not a usable model
     │   ├── ModelNotFound            model_not_found            4

@@ -24,6 +24,7 @@ from wan_compat.protocol.errors import InvalidRequest, JobCancelled, Terminated,
 from wan_compat.supervisor.cli.check import check
 from wan_compat.supervisor.cli.config import config
 from wan_compat.supervisor.cli.demo import demo
+from wan_compat.supervisor.cli.diagnose import diagnose
 from wan_compat.supervisor.cli.doctor import doctor
 from wan_compat.supervisor.cli.generate import generate
 from wan_compat.supervisor.cli.options import Quiet, Verbose
@@ -43,7 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for verb in (demo, check, scan, generate, doctor, update_registry):
+for verb in (demo, check, scan, diagnose, generate, doctor, update_registry):
     app.command()(verb)
 app.add_typer(trust)
 app.add_typer(config)

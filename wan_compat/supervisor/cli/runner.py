@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wan_compat.protocol.errors import InvalidRequest, JobCancelled
+from wan_compat.protocol.errors import InvalidRequest, JobCancelled, WanCompatError
 from wan_compat.supervisor.cli.progress import progress_view
 from wan_compat.supervisor.cli.quantities import show_bytes
 from wan_compat.supervisor.cli.session import Session
@@ -14,6 +14,10 @@ from wan_compat.supervisor.cli.session import Session
 if TYPE_CHECKING:
     from wan_compat.protocol.results import VideoGenerationResult
     from wan_compat.protocol.values import GenerationRequest
+
+
+# What a report about the model helps with: not usage (2), the sandbox (10, `doctor` tells that), deadlines and signals.
+_EXPLAINED = frozenset({1, 3, 4, 5, 6, 7, 8})
 
 
 def run_request(session: Session, request: GenerationRequest, *, min_tier: str | None = None) -> VideoGenerationResult:
@@ -38,6 +42,18 @@ def run_request(session: Session, request: GenerationRequest, *, min_tier: str |
             return job.result()
         except KeyboardInterrupt:
             raise JobCancelled("interrupted; the worker was killed") from None
+        except WanCompatError as error:
+            if error.diagnostic is None and error.exit_code in _EXPLAINED:
+                error.diagnostic = _write_report(request.model, error)
+            raise
+
+
+def _write_report(model: str, error: WanCompatError) -> str | None:
+    """Write the report that the error's last line names, into the user's state folder: nobody asked for a file here."""
+    from wan_compat.supervisor.diagnostics import diagnose_failure
+    from wan_compat.supervisor.private_files import state_folder
+
+    return diagnose_failure(model, error, state_folder() / "diagnostics")
 
 
 def build_request(**fields: Any) -> GenerationRequest:
