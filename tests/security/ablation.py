@@ -21,7 +21,6 @@ from typing import Any
 from tests.sandbox.harness import REPOSITORY, full_layers
 from tests.security.attacks import (
     CASES,
-    ELSEWHERE,
     SECRET,
     Case,
     Surroundings,
@@ -67,8 +66,6 @@ class Table:
             lines += [f"### {row}: {title}", "", "| attack | without | all layers | as repository code | alone |"]
             lines += ["|---|---|---|---|---|"]
             lines += [self._line(case) for case in CASES if case.row == row] + [""]
-        lines += ["### Rows that are not attacks on the sandbox", "", "| row | tried in |", "|---|---|"]
-        lines += [f"| {row} | {where} |" for row, where in ELSEWHERE.items()] + [""]
         lines += [f"{number}. {note}." for number, note in enumerate(self._notes, 1)]
         return "\n".join(lines) + "\n"
 

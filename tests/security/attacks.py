@@ -221,18 +221,6 @@ CASES = [
     Case("T11", "resize_ring", (), construction="the ring is sealed against growing and shrinking"),
 ]  # fmt: skip
 
-# Rows that are no attacks on the sandbox: who else tries them.
-ELSEWHERE = {
-    "T10": "hostile messages: tests/supervisor/test_client.py (workers that misbehave), tests/protocol/",
-    "T12": "code in data: tests/policies/test_models.py, tests/supervisor/inspection/",
-    "T13": "remote code: tests/policies/test_models.py, tests/workers/test_loader.py",
-    "T14": "lying metadata: tests/supervisor/inspection/, tests/sandbox/test_view.py",
-    "T15": "output injection: tests/cli/test_main.py, tests/protocol/test_errors.py, tests/supervisor/test_client.py",
-    "T16": "downgrade: tests/supervisor/test_tiers.py, tests/policies/test_confinement.py, tests/sandbox/test_trial.py",
-    "T17": "policy language: tests/policies/test_policy.py, tests/policies/test_limits.py",
-    "T18": "source policy: there is none in this version, so nothing to pass",
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Surroundings:

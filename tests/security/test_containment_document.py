@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
+from tests.security import rows
 from tests.security.ablation import BEGIN, DOCUMENT, END, ROWS, measure_lag
-from tests.security.attacks import CASES, ELSEWHERE, why_not
+from tests.security.attacks import CASES, why_not
 
 
 def table() -> list[list[str]]:
@@ -33,8 +36,16 @@ def test_no_cell_contradicts_its_claim() -> None:
     assert "**WORKS**" not in text and "**FAILS**" not in text
 
 
-def test_every_other_row_says_where_it_is_tried() -> None:
-    assert {row[0] for row in table() if len(row) == 2} - {"row"} == set(ELSEWHERE)
+def test_every_row_of_the_threat_model_names_its_tests() -> None:
+    assert list(rows.TESTS) == [f"T{number}" for number in range(1, 19)] and all(rows.TESTS.values())
+    text = DOCUMENT.read_text()
+    assert rows.replace_table(text) == text, "make it anew: python -m tests.security.rows --write"
+
+
+@pytest.mark.parametrize("test", sorted({test for tests in rows.TESTS.values() for test in tests}))
+def test_a_test_that_is_named_exists(test: str) -> None:
+    path, _, name = test.partition("::")
+    assert re.search(rf"^def {name}\(", (DOCUMENT.parents[1] / path).read_text(), re.MULTILINE), test
 
 
 def test_the_files_that_it_names_exist() -> None:
