@@ -15,23 +15,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from wan_compat.policies.architecture import Architecture, ArchitectureType, Evidence, Layout
 from wan_compat.policies.detection.classes import (
-    FOREIGN_WAN_PIPELINES,
     LOOK_ALIKE_PIPELINES,
-    MODULAR_PIPELINES,
-    NOT_IN_DIFFUSERS,
     OTHER_UNET_PIPELINES,
     STABLE_DIFFUSION,
-    WAN_PIPELINES,
 )
 from wan_compat.policies.detection.components import components_of, vae_dimensions_of
-from wan_compat.policies.detection.configs import text_of
 from wan_compat.policies.detection.hints import Hints, hints_of, normalised, ranked, speaks_of
 from wan_compat.policies.detection.layout import layout_of
 from wan_compat.policies.detection.lora_bases import bases_of_lora
+from wan_compat.policies.detection.pipelines import (
+    has_own_pipeline,
+    made_for,
+    named_pipeline,
+    other_classes,
+    runnable_class,
+)
 from wan_compat.policies.detection.rules import (
     SIZES,
     Denoiser,
@@ -81,8 +82,7 @@ class _Detection:
         self._traits = traits
         self._index_name, self._index = index_of(facts)
         self._layout: Layout = layout_of(facts, self._traits)
-        self._pipeline, self._own_pipeline = _pipeline_of(self._index)
-        self._own_pipeline |= bool(facts.documents.get("modular_config.json", {}).get("auto_map"))
+        self._pipeline = named_pipeline(self._index)
         self._hints: Hints = hints_of(
             facts,
             self._index,
@@ -216,6 +216,7 @@ class _Detection:
         if experts == 2:
             self._say("two experts", self._index_name or "files")
         denoiser = denoiser_of(main, experts, clip_beside=self._clip_beside())
+        self._describe_vae(denoiser.out_channels)
         rows = self._narrowed(rows_of(denoiser), main, denoiser)
         confidence = self._confidence(main)
         if denoiser.size == "other":
@@ -231,6 +232,15 @@ class _Detection:
             confidence = min(confidence, 0.8)
         return self._by_rows(rows, confidence)
 
+    def _describe_vae(self, out_channels: int | None) -> None:
+        """Say whether the VAE has the transformer's latents: evidence beside the verdict, never part of it."""
+        for part in self._traits.values():
+            z_dim = part.size("z_dim")
+            if part.role == "vae" and z_dim is not None:
+                fits = "as" if z_dim == out_channels else "not as"
+                source = (*part.weight_paths, part.config_path or "files")[0]
+                self._say(f"{part.name} with {z_dim} latent channels, {fits} the transformer gives", source)
+
     def _narrowed(self, rows: tuple[Row, ...], main: Traits, denoiser: Denoiser) -> tuple[Row, ...]:
         """Class defaults choose among rows, unless the index names a pipeline that only the others have."""
         sizes: tuple[Size, ...] = ("dim", "in_channels", "out_channels")
@@ -244,7 +254,7 @@ class _Detection:
             out_channels=None if "out_channels" in assumed else denoiser.out_channels,
         )
         wider = rows_of(blank)
-        supported = tuple(row for row in wider if any(_made_for(slug, self._pipeline) for slug in row.slugs))
+        supported = tuple(row for row in wider if any(made_for(slug, self._pipeline) for slug in row.slugs))
         if rows and (not supported or any(row in supported for row in rows)):
             return rows
         return supported or wider
@@ -278,27 +288,29 @@ class _Detection:
 
     def _by_outline(self, outline: Outline, confidence: float) -> _Verdict:
         model = None if outline.model is None else VARIANTS[outline.model]
-        pipeline = None if model is None else self._pipeline_class(model)
+        pipeline = None if model is None else self._runnable(model)
         return _Verdict(
             True,
             outline.architecture_type,
             confidence,
             version=outline.version,
             pipeline_class=pipeline,
-            also_loads_as=() if model is None else _others(model, pipeline),
+            also_loads_as=() if model is None else other_classes(model, pipeline),
             capabilities=model.capabilities if model is not None else (),
         )
 
     def _by_rows(self, rows: tuple[Row, ...], confidence: float) -> _Verdict:
         slugs = [slug for row in rows for slug in row.slugs]
         slugs += [slug for row in rows for slug in row.named if self._joins(slug)]
+        if "rose" in slugs and self._has_foreign_fields():
+            slugs.insert(0, "rose")  # no other repository is known to put VideoX-Fun's fields under diffusers' class
         candidates = ranked(self._told_by_index(slugs), self._hints)
         variant = VARIANTS[candidates[0]]
         if len(candidates) > 1:
             self._say(
                 f"chosen among {len(candidates)} that files cannot tell apart", "names, pipeline class, scheduler"
             )
-        kind, capabilities, pipeline = variant.architecture_type, variant.capabilities, self._pipeline_class(variant)
+        kind, capabilities, pipeline = variant.architecture_type, variant.capabilities, self._runnable(variant)
         if pipeline == "WanVideoToVideoPipeline":
             kind, capabilities = "wan_v2v", ("video_to_video", *capabilities)
         return _Verdict(
@@ -309,9 +321,13 @@ class _Detection:
             variant=variant.slug,
             candidates=candidates if len(candidates) > 1 else (),
             pipeline_class=pipeline,
-            also_loads_as=_others(variant, pipeline),
+            also_loads_as=other_classes(variant, pipeline),
             capabilities=capabilities,
         )
+
+    def _runnable(self, variant: Variant) -> str | None:
+        own = has_own_pipeline(self._facts, self._index)
+        return runnable_class(variant, self._layout, self._pipeline, own=own, traits=self._traits)
 
     def _joins(self, slug: str) -> bool:
         """Whether a fine-tune joins the candidates: a name, a file or the layout speaks of it."""
@@ -320,60 +336,27 @@ class _Detection:
         if slug == "skyreels-v3-v2v-14b":
             own_folder = "transformer/config.json" in self._facts.files
             return self._layout == "original" and own_folder
-        if slug == "rose" and any(
-            part.config is not None and part.config.foreign_fields for part in self._traits.values()
-        ):
+        if slug == "rose" and self._has_foreign_fields():
             return True
         if slug in _SPARSE and any(part.feature("vsa") for part in self._traits.values()):
             return True
         return speaks_of(slug, self._hints)
+
+    def _has_foreign_fields(self) -> bool:
+        return any(part.config is not None and part.config.foreign_fields for part in self._traits.values())
 
     def _told_by_index(self, slugs: list[str]) -> list[str]:
         """Keep what the index's own class decides: Animate-2 base or distilled, Helios base or pyramid."""
         decided = ("wan2.2-animate-2-", "helios-")
         if self._pipeline is None or not all(slug.startswith(decided) for slug in slugs):
             return slugs
-        exact = [slug for slug in slugs if _made_for(slug, self._pipeline)]
+        exact = [slug for slug in slugs if made_for(slug, self._pipeline)]
         if self._pipeline == "WanAnimate2ModularPipeline":
             exact = [slug for slug in exact if not slug.endswith("distilled")]
         if self._pipeline == "HeliosPyramidPipeline" and isinstance(self._index.get("is_distilled"), bool):
             wanted = "helios-distilled" if self._index["is_distilled"] else "helios-mid"
             exact = [slug for slug in exact if slug == wanted]
         return exact or slugs
-
-    def _pipeline_class(self, variant: Variant) -> str | None:
-        """Return the class that would run it from this layout, None where none can."""
-        if self._own_pipeline or self._layout in ("original", "lora") or self._pipeline in FOREIGN_WAN_PIPELINES:
-            return None
-        if variant.pipeline_class is None or any(part.is_foreign or part.is_custom for part in self._traits.values()):
-            return None
-        if self._layout == "modular" and self._pipeline is not None:
-            return self._pipeline if self._pipeline in MODULAR_PIPELINES else None
-        # An index may name another of the classes that run these weights, such as the one for images.
-        fits = self._pipeline not in NOT_IN_DIFFUSERS and _made_for(variant.slug, self._pipeline)
-        return self._pipeline if fits else variant.pipeline_class
-
-
-def _others(variant: Variant, pipeline: str | None) -> tuple[str, ...]:
-    """Return the classes besides `pipeline` that run the same weights for other tasks."""
-    if pipeline is None or variant.pipeline_class is None:
-        return ()
-    return tuple(name for name in (variant.pipeline_class, *variant.also_loads_as) if name != pipeline)
-
-
-def _pipeline_of(index: Mapping[str, Any]) -> tuple[str | None, bool]:
-    """Return the pipeline class that an index names, and whether it is the repository's own code."""
-    name, own = index.get("_class_name"), bool(index.get("auto_map"))
-    if isinstance(name, list | tuple):
-        own, name = True, name[-1] if name else None
-    blocks = text_of(index.get("_blocks_class_name"))
-    # diffusers' blocks for Wan, and its generic ones, begin so; ChronoEditBlocks and others come with the repository.
-    own = own or (blocks is not None and not blocks.startswith(("Wan", "Helios", "Sequential", "Auto", "Modular")))
-    return text_of(name), own
-
-
-def _made_for(slug: str, pipeline: str | None) -> bool:
-    return any(slug.startswith(prefix) for prefix in WAN_PIPELINES.get(pipeline or "", ()))
 
 
 def _main_denoiser(denoisers: list[Traits]) -> Traits:
