@@ -22,9 +22,8 @@ from wan_compat.policies.judgement.identity import TASKS, TaskAnswer, answer_tas
 from wan_compat.policies.judgement.judge import exit_code, in_order, is_error, is_loadable, judge
 from wan_compat.policies.judgement.parts import parts_of
 from wan_compat.policies.judgement.resources import cheapest_bytes
-from wan_compat.policies.judgement.versions import Installed, classes_to_find, minimum_diffusers
+from wan_compat.policies.judgement.versions import Installed, classes_to_find, minimum_diffusers, needed_packages
 from wan_compat.policies.registry_document import RegistryEntry
-from wan_compat.policies.registry_merge import minimum_of
 from wan_compat.policies.repair import INDEX, Proposal, diff, propose_repair
 from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.supervisor.host import read_host
@@ -99,9 +98,7 @@ class ModelReport:
             "requirements": dataclasses.asdict(self.requirements),
             "task": None if self.task is None else dataclasses.asdict(self.task),
             "findings": [item.to_json() for item in self.findings],
-            "repair": None
-            if self.repair is None
-            else {"changes": list(self.repair.changes), "diff": self.repair_diff},
+            "repair": None if self.repair is None else {"changes": list(self.repair.changes), "diff": self.repair_diff},
             "loadable": self.loadable,
             "compatible_here": self.compatible_here,
             "repository": self.facts.repository,
@@ -153,8 +150,7 @@ def check_model(path: str, task: str | None = None, *, host: HostFacts | None = 
 
 def _installed(facts: ModelFacts, entry: RegistryEntry | None) -> Installed:
     """Look up what workers would use: versions from metadata, classes from source, nothing imported."""
-    needed = {minimum_of(text)[0] for text in entry.required_dependencies} if entry is not None else set()
-    versions = {name: find_version(name) for name in sorted({"diffusers", "transformers", *needed})}
+    versions = {name: find_version(name) for name in sorted({"diffusers", "transformers", *needed_packages(entry)})}
     wanted = classes_to_find(facts)
     packages = {library: find_package(library) for library in {library for library, _ in wanted}}
     lacking = {

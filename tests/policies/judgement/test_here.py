@@ -152,6 +152,12 @@ def test_packages_of_the_registry_are_asked_for_by_known_names_only() -> None:
     assert not any("evil" in item.fix for item in judged)
 
 
+def test_without_an_entry_the_packages_of_every_worker_are_asked_for() -> None:
+    draft = text_to_video()
+    draft.installed = with_versions(torch=None)
+    assert the(draft.judged(), "dependency_missing").fix == "pip install 'torch>=2.10'"
+
+
 def test_classes_that_the_installed_libraries_lack_are_told() -> None:
     draft = text_to_video()
     draft.index["_class_name"] = "WanDMDPipeline"

@@ -13,7 +13,7 @@ from wan_compat.policies.findings import Finding, finding
 from wan_compat.policies.judgement.parts import index_of, parts_of, pipeline_class_of
 from wan_compat.policies.model_index import LIBRARIES
 from wan_compat.policies.models import ADMITTED_CLASSES
-from wan_compat.policies.registry import ALLOWED_PACKAGES, version_problem
+from wan_compat.policies.registry import ALLOWED_PACKAGES, SECURITY_FLOORS, version_problem
 from wan_compat.policies.registry_document import RegistryEntry
 from wan_compat.policies.registry_merge import minimum_of
 from wan_compat.policies.variants import VARIANTS
@@ -64,9 +64,16 @@ def minimum_diffusers(architecture: Architecture, entry: RegistryEntry | None) -
     return min(least, key=Version, default=None)
 
 
+def needed_packages(entry: RegistryEntry | None) -> Mapping[str, str | None]:
+    """Return packages and the oldest versions that will do; without an entry, what every worker needs."""
+    if entry is None or not entry.required_dependencies:
+        return SECURITY_FLOORS
+    return dict(minimum_of(text) for text in entry.required_dependencies)
+
+
 def _packages(installed: Installed, entry: RegistryEntry | None) -> Iterator[Finding]:
-    for text in entry.required_dependencies if entry is not None else ():
-        name, minimum = minimum_of(text)
+    for name, minimum in needed_packages(entry).items():
+        text = name if minimum is None else f"{name}>={minimum}"
         if name == "diffusers" or name not in ALLOWED_PACKAGES:
             continue
         found = installed.versions.get(name)
