@@ -1,6 +1,6 @@
 """Redaction: what a report must not carry when somebody pastes it into a public issue.
 
-    home folders   `/home/name/...` and the user's own home become `~`, the name itself is not kept
+    home folders   the usual ones and the user's own become `~`, so that no name is kept
     secrets        tokens by their known shapes, credentials inside URLs, values behind names such as `api_key=`
     prompts        text under the keys of PROMPT_KEYS becomes its length
 
@@ -39,7 +39,7 @@ def redact_text(text: str, home: str | None = None) -> str:
     """Return `text` cleaned for every sink, without home folders and secrets, at most MAX_TEXT_CHARS long."""
     text = clean_text(text, MAX_TEXT_CHARS)
     if home and len(home) > 1:
-        # Not inside a longer name: /home/ann must not shorten /home/anna.
+        # Not inside a longer name: the home of "ann" must not shorten that of "anna".
         text = re.sub(re.escape(home.rstrip("/")) + r"(?=[/\s:'\"]|$)", "~", text)
     text = _HOME.sub("~", text)
     text = _URL_CREDENTIALS.sub("<redacted>@", text)
