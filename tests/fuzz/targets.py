@@ -32,7 +32,8 @@ from wan_compat.protocol.values import ComponentSpec, FrameSpec, GenerationParam
 from wan_compat.protocol.zmtp import GREETING, READY, PairReader, pack_frame
 from wan_compat.supervisor.frame_ring import FrameRing
 from wan_compat.supervisor.inspection import parse_json, read_gguf_header, read_safetensors_header
-from wan_compat.supervisor.scanning.contents import BytesContents, inspect_contents
+from wan_compat.supervisor.scanning.contents import inspect_contents
+from wan_compat.supervisor.scanning.sources import BytesContents
 
 MAX_CPU_S = 1.0
 MAX_GROWTH_BYTES = 64 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import functools
 import gzip
 import hashlib
 import io
@@ -25,7 +26,8 @@ from wan_compat.protocol import errors
 from wan_compat.supervisor import scanner
 from wan_compat.supervisor.hashing import HashCache
 from wan_compat.supervisor.scanner import scan_model
-from wan_compat.supervisor.scanning import contents, listing
+from wan_compat.supervisor.scanning import listing
+from wan_compat.supervisor.scanning.sources import Budget
 
 EVIL = b"cos\nsystem\n(S'id'\ntR."
 TENSORS = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nctorch\nFloatStorage\n\x86."
@@ -480,6 +482,39 @@ def test_a_copy_has_the_same_content_hash_and_one_byte_more_another(folder, scan
 
 
 def test_unpacking_is_bounded_by_one_budget(folder, scan, monkeypatch):
-    monkeypatch.setattr(contents, "MAX_UNPACKED_BYTES", 1 << 20)
+    monkeypatch.setattr(scanner, "Budget", functools.partial(Budget, unpacked_bytes=1 << 20))
     (folder / "a.zip").write_bytes(zipped({f"{n}.txt": b"ab" * 200_000 for n in range(8)}, zipfile.ZIP_DEFLATED))
     assert "scan-limit" in rules(scan())
+
+
+def test_small_archives_cannot_ask_for_unbounded_work(folder, scan, monkeypatch):
+    monkeypatch.setattr(
+        scanner,
+        "Budget",
+        functools.partial(Budget, unpacked_bytes=30 << 20, stored_bytes=1 << 20, python_bytes=1 << 20, opcodes=200_000),
+    )
+    code = b"import os\n" * 20_000
+    (folder / "code.zip").write_bytes(zipped({f"{n}.py": code for n in range(12)}, zipfile.ZIP_DEFLATED))
+    opcodes = b"\x80\x04" + b"N0" * 200_000 + b"N."
+    (folder / "pickles.zip").write_bytes(zipped({f"{n}.pkl": opcodes for n in range(20)}, zipfile.ZIP_DEFLATED))
+    # A thousand entries that are the same megabyte.
+    raw = zipped({"0.txt": b"x" * (1 << 20)})
+    end = raw.rindex(b"PK\5\6")
+    start = raw.index(b"PK\1\2", end - 200)
+    many = raw[start:end] * 1000
+    record = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1000, 1000, len(many), start, 0)
+    (folder / "same.zip").write_bytes(raw[:start] + many + record)
+    started = time.process_time()
+    report = scan()
+    assert time.process_time() - started < 10
+    assert "scan-limit" in rules(report, "code.zip") & rules(report, "same.zip")
+    assert "pickle-limit" in rules(report, "pickles.zip")
+    assert "archive-bomb" in rules(report, "same.zip")
+
+
+def test_compressed_files_that_are_cut_or_go_on_are_no_yes(folder, scan):
+    whole = gzip.compress(os.urandom(5000))
+    (folder / "cut.gz").write_bytes(whole[:-2000])
+    (folder / "more.gz").write_bytes(whole + gzip.compress(EVIL))
+    report = scan()
+    assert "scan-limit" in rules(report, "cut.gz") & rules(report, "more.gz")

@@ -26,8 +26,9 @@ from wan_compat.protocol.errors import WanCompatError, clean_text
 from wan_compat.supervisor.hashing import FileChanged, FileIdentity, HashCache, HashRequest, hash_files
 from wan_compat.supervisor.inspection import read_gguf_header, read_safetensors_header
 from wan_compat.supervisor.inspection.locate import Place, locate
-from wan_compat.supervisor.scanning.contents import FileContents, Inspection, inspect_contents
+from wan_compat.supervisor.scanning.contents import Inspection, inspect_contents
 from wan_compat.supervisor.scanning.listing import ListedFile, Listing, changes, list_everything
+from wan_compat.supervisor.scanning.sources import Budget, FileContents
 
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
@@ -79,6 +80,7 @@ class _Scan:
         self._formats: dict[str, Format] = {}
         self._hashes: dict[str, str] = {}
         self._read_bytes = 0
+        self._budget = Budget()
         for path, observation in listing.notes:
             self.note(path, observation)
 
@@ -170,7 +172,7 @@ class _Scan:
             if not stat.S_ISREG(info.st_mode) or FileIdentity.of(info) != file.identity:
                 return [Observation("scan-changed", "it is not the file that was listed")]
             contents = FileContents(descriptor, size)
-            inspection = inspect_contents(contents, file.path)
+            inspection = inspect_contents(contents, file.path, self._budget)
             self._formats[file.path] = inspection.format
             found = inspection.observations + self._header(file, inspection)
             raw = inspection.whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -112,3 +113,29 @@ def test_any_bytes_are_read_to_an_end(raw):
     read_json(raw, "model_index.json")
     read_yaml(raw)
     read_notebook(raw)
+
+
+EXPENSIVE = {
+    "many keys": b"{" + b",".join(b'"k%d":"/home/x/%d"' % (n, n) for n in range(100_000)) + b"}",
+    "many codes": b"[" + b",".join(b'{"auto_map":%d}' % n for n in range(1, 60_000)) + b"]",
+    "open marks": b'{"chat_template": "' + b"{{ " * 1_000_000 + b'"}',
+    "open marks of statements": b'{"chat_template": "' + b"{% " * 1_000_000 + b'"}',
+    "backslashes": b'{"a": "' + b"\\\\" * 2_000_000 + b'"}',
+    "escapes": b'{"a": "' + b"\\\\u0061" * 500_000 + b'"}',
+}
+
+
+@pytest.mark.parametrize("name", EXPENSIVE)
+def test_reading_takes_time_in_proportion_to_the_bytes(name):
+    started = time.process_time()
+    found = read_json(EXPENSIVE[name], "config.json")
+    assert time.process_time() - started < 3
+    assert len(found) <= 100
+
+
+def test_a_configuration_that_is_too_large_to_be_read_is_said_and_a_tokenizer_is_not():
+    large = b'{"a": "' + b"x" * MAX_JSON_BYTES + b'"}'
+    assert {item.rule for item in read_json(large, "config.json")} == {"scan-limit"}
+    assert read_json(large, "tokenizer/tokenizer.json") == []
+    with_template = large[:-1] + b', "chat_template": "{{ x.__class__ }}"}'
+    assert {item.rule for item in read_json(with_template, "tokenizer/tokenizer.json")} == {"scan-limit"}

@@ -124,6 +124,8 @@ HOSTILE = {
     "dotted import": "import a" + ".a" * 200_000,
     "dotted import on many lines": "import a" + ".\\\na" * 100_000,
     "dotted from": "from a" + ".a" * 200_000 + " import b",
+    "dotted import behind another": "x = 1; import a" + ".a" * 200_000,
+    "dotted import in a block": "if 1: import a" + ".a" * 200_000,
     "power": "a" + "**a" * 50_000,
     "digits": "x = " + "9" * 900_000,
     "null": "x = 1\0",

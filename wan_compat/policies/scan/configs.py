@@ -7,6 +7,8 @@ CVE-2026-4372 (`_attn_implementation_internal`), CVE-2026-5241 (a config's own `
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -47,7 +49,7 @@ _VOCABULARIES = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json", 
 _ESCAPED_LETTER = re.compile(rb"\\u00(?:3[0-9]|4[1-9a-fA-F]|5[0-9aAfF]|6[1-9a-fA-F]|7[0-9aA])")
 _CODE_WORDS = tuple(f'"{key}"'.encode() for key in _KEY_RULES)
 
-_TEMPLATE_BLOCK = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
+_TEMPLATE_OPENING = re.compile(r"\{\{|\{%")
 _TEMPLATE_DANGER = re.compile(
     r"__|\bmro\b|\|\s*attr\b|\blipsum\b|\bcycler\b|\bjoiner\b|\bpopen\b|\bglobals\b|\bsubclasses\b|\\x5f|\\u005f"
     r"|\brequest\b\s*[.\[]|\bself\s*\.\s*_|\bos\s*\.\s*\w+\s*\(|\bgetattr\b|\bimport_module\b",
@@ -71,12 +73,15 @@ def read_json(raw: bytes, path: str) -> list[Observation]:
     found: list[Observation] = []
     if _escapes_letters(raw):
         found.append(Observation("config-escaped-letters", "plain letters are written as \\u escapes"))
+    is_vocabulary = path.rpartition("/")[2] in _VOCABULARIES
     if len(raw) > MAX_JSON_BYTES or raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_VALUES:
-        words = [word for word in _CODE_WORDS if word in raw]
         found += [
             Observation(_KEY_RULES[word[1:-1].decode()], f"has the word {word.decode()}", _line(raw, word))
-            for word in words
+            for word in _CODE_WORDS
+            if word in raw
         ]
+        if not is_vocabulary or b"_template" in raw:
+            found.append(Observation("scan-limit", f"{len(raw):,} bytes, read for a few words only"))
         return found
     try:
         value = _parse(raw)
@@ -84,13 +89,13 @@ def read_json(raw: bytes, path: str) -> list[Observation]:
         return [*found, Observation("config-duplicate-key", f"the key {error} stands twice")]
     except (ValueError, RecursionError) as error:
         return [*found, Observation("config-corrupt", f"not valid JSON: {error}")]
+    noted = list(_index(value)) if path in ("model_index.json", "modular_model_index.json") else []
     counts: dict[str, int] = {}
-    if path in ("model_index.json", "modular_model_index.json") and isinstance(value, dict):
-        found += _index(value, raw)
-    for item in _walk(value, raw, is_vocabulary=path.rpartition("/")[2] in _VOCABULARIES):
+    for item in itertools.chain(noted, _walk(value, is_vocabulary=is_vocabulary)):
         counts[item.rule] = counts.get(item.rule, 0) + 1
         if counts[item.rule] <= MAX_SHOWN:
-            found.append(item)
+            # Only now: looking for the line of every key would be quadratic.
+            found.append(Observation(item.rule, item.message, _line(raw, json.dumps(item.at).encode())))
     return found
 
 
@@ -114,12 +119,25 @@ def read_template(text: str) -> Iterator[Observation]:
     include = _TEMPLATE_INCLUDE.search(text)
     if include is not None:
         yield Observation("template-includes", f"{include[0]} ...", text.count("\n", 0, include.start()) + 1)
-    for block in _TEMPLATE_BLOCK.finditer(text):
-        danger = _TEMPLATE_DANGER.search(block[0])
+    for start, block in _template_blocks(text):
+        danger = _TEMPLATE_DANGER.search(block)
         if danger is not None:
-            line = text.count("\n", 0, block.start()) + 1
-            yield Observation("template-dangerous", f"the template has {block[0][:120]!r}", line)
+            where = max(0, danger.start() - 40)
+            line = text.count("\n", 0, start + danger.start()) + 1
+            yield Observation("template-dangerous", f"the template has {block[where : danger.end() + 60]!r}", line)
             return
+
+
+def _template_blocks(text: str) -> Iterator[tuple[int, str]]:
+    """Yield what stands between the marks of Jinja, with its place. One that is not closed goes to the end."""
+    position = 0
+    while (opening := _TEMPLATE_OPENING.search(text, position)) is not None:
+        end = text.find("}}" if opening[0] == "{{" else "%}", opening.end())
+        if end < 0:
+            yield opening.start(), text[opening.start() :]
+            return
+        yield opening.start(), text[opening.start() : end]
+        position = end
 
 
 def _escapes_letters(raw: bytes) -> bool:
@@ -142,64 +160,67 @@ def _parse(raw: bytes) -> Any:
     return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=pairs)
 
 
-def _walk(value: Any, raw: bytes, *, is_vocabulary: bool) -> Iterator[Observation]:
+@dataclasses.dataclass(frozen=True)
+class _Noted:
+    """An observation before its line is known: that of the text `at`."""
+
+    rule: str
+    message: str
+    at: str
+
+
+def _walk(value: Any, *, is_vocabulary: bool) -> Iterator[_Noted]:
     pending: list[tuple[str, Any, int]] = [("", value, 0)]
     while pending:
         key, value, depth = pending.pop()
         if depth > MAX_DEPTH:
-            yield Observation("config-corrupt", f"nested deeper than {MAX_DEPTH}")
+            yield _Noted("config-corrupt", f"nested deeper than {MAX_DEPTH}", key)
             return
         if isinstance(value, dict):
             for name, inner in value.items():
-                yield from _key(name, inner, raw)
+                yield from _key(name, inner)
                 pending.append((name, inner, depth + 1))
         elif isinstance(value, list):
             pending.extend((key, inner, depth + 1) for inner in value)
-        elif isinstance(value, str) and not is_vocabulary:
-            yield from _text(key, value, raw)
+        elif isinstance(value, str) and (not is_vocabulary or "template" in key):
+            yield from _text(key, value)
 
 
-def _index(index: dict[str, Any], raw: bytes) -> Iterator[Observation]:
+def _index(index: Any) -> Iterator[_Noted]:
+    if not isinstance(index, dict):
+        return
     class_name = index.get("_class_name")
     if isinstance(class_name, list):
-        yield Observation("config-pipeline", f"_class_name is {class_name!r}", _line(raw, b'"_class_name"'))
+        yield _Noted("config-pipeline", f"_class_name is {repr(class_name)[:120]}", "_class_name")
     for name, value in index.items():
         if name.startswith("_") or not isinstance(value, list) or len(value) < 2:
             continue
-        library = value[0]
-        if library is not None and library not in _LIBRARIES:
-            yield Observation(
-                "config-library", f"component {name!r} is {value[:2]!r}", _line(raw, json.dumps(name).encode())
-            )
+        if value[0] is not None and value[0] not in _LIBRARIES:
+            yield _Noted("config-library", f"component {name!r} is {repr(value[:2])[:120]}", name)
 
 
-def _key(name: str, value: Any, raw: bytes) -> Iterator[Observation]:
-    line = _line(raw, json.dumps(name).encode())
+def _key(name: str, value: Any) -> Iterator[_Noted]:
     rule = _KEY_RULES.get(name)
     if rule is not None and value not in (None, False, [], {}, "", 0):
-        yield Observation(rule, f"{name} is {repr(value)[:120]}", line)
+        yield _Noted(rule, f"{name} is {repr(value)[:120]}", name)
     if name in _REPOSITORY_KEYS and isinstance(value, str) and value.count("/") == 1:
-        yield Observation("config-repository", f"{name} is {value[:120]!r}", line)
+        yield _Noted("config-repository", f"{name} is {value[:120]!r}", name)
     # "org/kernel" and "org/kernel:function" are fetched from the hub; plain words are implementations of the library.
     if name in _ATTENTION_KEYS and isinstance(value, str) and ("/" in value or ":" in value):
-        yield Observation("config-kernel", f"{name} is {value[:120]!r}", line)
+        yield _Noted("config-kernel", f"{name} is {value[:120]!r}", name)
 
 
-def _text(key: str, value: str, raw: bytes) -> Iterator[Observation]:
+def _text(key: str, value: str) -> Iterator[_Noted]:
     if "{%" in value or "{{" in value:
-        yield from (
-            Observation(item.rule, item.message, _line(raw, json.dumps(key).encode())) for item in read_template(value)
-        )
+        yield from (_Noted(item.rule, item.message, key) for item in read_template(value))
+    elif len(value) > 4096:
         return
-    if len(value) > 4096:
-        return
-    line = _line(raw, json.dumps(value).encode())
-    if _CLIMBS.search(value):
-        yield Observation("config-path", f"{key or 'a value'} is {value[:120]!r}", line)
+    elif _CLIMBS.search(value):
+        yield _Noted("config-path", f"{key or 'a value'} is {value[:120]!r}", value)
     elif (address := _ADDRESS.search(value)) is not None:
-        yield Observation("config-url", f"{key or 'a value'} is {address[0][:120]!r}", line)
+        yield _Noted("config-url", f"{key or 'a value'} is {address[0][:120]!r}", value)
     elif _LOCAL_PATH.match(value):
-        yield Observation("config-local-path", f"{key or 'a value'} is {value[:120]!r}", line)
+        yield _Noted("config-local-path", f"{key or 'a value'} is {value[:120]!r}", value)
 
 
 def _line(raw: bytes, text: bytes) -> int | None:

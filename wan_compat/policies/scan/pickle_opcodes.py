@@ -23,6 +23,7 @@ from wan_compat.policies.scan.rules import Observation
 MAX_OPCODES = 2_000_000
 MAX_STACK = 500_000
 MAX_PICKLES = 64  # of one stream; torch's old format has five
+TRIAL_OPCODES = 20_000  # to find out whether something is a pickle at all
 MAX_NESTING = 3
 MAX_NAMED = 200  # different names that are kept
 MAX_NAME_CHARS = 1000
@@ -172,13 +173,15 @@ def walk(data: bytes, start: int = 0, *, nesting: int = 0, max_opcodes: int = MA
     )
 
 
-def walk_stream(data: bytes, start: int = 0, *, limit: int = MAX_PICKLES) -> tuple[list[PickleReport], int]:
+def walk_stream(
+    data: bytes, start: int = 0, *, limit: int = MAX_PICKLES, max_opcodes: int = MAX_OPCODES
+) -> tuple[list[PickleReport], int]:
     """Read pickles one after the other, as long as one follows the other; return them and the position after the last.
 
     A stream ends at its first byte that is not the start of a pickle with a protocol of its own.
     """
-    found = [walk(data, start)]
-    budget = MAX_OPCODES - found[0].opcodes
+    found = [walk(data, start, max_opcodes=max_opcodes)]
+    budget = max_opcodes - found[0].opcodes
     while found[-1].stopped and len(found) < limit and budget > 0 and _begins(data, found[-1].end):
         found.append(walk(data, found[-1].end, max_opcodes=budget))
         budget -= found[-1].opcodes
@@ -186,18 +189,19 @@ def walk_stream(data: bytes, start: int = 0, *, limit: int = MAX_PICKLES) -> tup
 
 
 def is_pickle(data: bytes) -> bool:
-    """Whether data without a mark of its own is a pickle: it does something as one, or is one from start to end."""
-    if not data:
-        return False
-    report = walk(data, max_opcodes=20_000)
-    if report.acts and report.calls and all(_NAME.fullmatch(item.module) for item in report.names):
+    """Whether data without a mark of its own is a pickle."""
+    return bool(data) and reads_as_pickle(walk(data, max_opcodes=TRIAL_OPCODES), len(data))
+
+
+def reads_as_pickle(report: PickleReport, size: int) -> bool:
+    """Whether a trial walk shows a pickle: data that do something as one, or are one from start to end."""
+    plausible = all(_NAME.fullmatch(item.module) for item in report.names)
+    if report.acts and report.calls and plausible:
         return True
     if not report.stopped:
         return False
     # A text such as `N.` reads as a pickle of nothing; without an import only a whole file that is one counts.
-    if report.names:
-        return all(_NAME.fullmatch(item.module) for item in report.names)
-    return report.end == len(data) and report.opcodes > 3
+    return plausible if report.names else report.end == size and report.opcodes > 3
 
 
 def observations(reports: list[PickleReport]) -> Iterator[Observation]:

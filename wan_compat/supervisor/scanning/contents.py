@@ -6,14 +6,11 @@ archive is bounded in bytes and depth, and never written anywhere.
 
 from __future__ import annotations
 
-import bz2
 import dataclasses
-import lzma
-import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
-from typing import Protocol
 
 from wan_compat.policies.scan import configs, notebook, pickle_opcodes, python_source, zip_directory
 from wan_compat.policies.scan.formats import (
@@ -31,14 +28,13 @@ from wan_compat.policies.scan.formats import (
 from wan_compat.policies.scan.restricted import read_restricted
 from wan_compat.policies.scan.rules import Observation
 from wan_compat.policies.scan.zip_directory import BadZip, Entry
+from wan_compat.supervisor.scanning.sources import Budget, BytesContents, Contents, Part, inflate, machine_for
 
 MAX_TEXT_BYTES = 64 << 20  # the tokenizer.json of UMT5 has 17 MB
 MAX_PICKLE_BYTES = 64 << 20  # of opcodes: torch's zips keep the tensors beside the pickle
 MAX_ARCHIVE_DEPTH = 3
-MAX_UNPACKED_BYTES = 256 << 20  # of one file, all its entries together
+MAX_PER_RULE = 10  # of what is wrong with an archive's directory
 MAX_ENTRY_BYTES = 32 << 20
-# What an xz header may ask of memory while it is unpacked: what `xz -9` needs.
-MAX_XZ_MEMORY_BYTES = 72 << 20
 
 _OTHER_ARCHIVES = {Format.TAR, Format.SEVEN_ZIP, Format.RAR, Format.ZSTD, Format.LZ4}
 _MAY_RUN_CODE = {Format.HDF5, Format.ONNX, Format.TFLITE, Format.KERAS}
@@ -50,56 +46,6 @@ _STORAGE = re.compile(
 _NPY_HEADER = re.compile(rb"'descr':\s*(.{0,4000}?),\s*'fortran_order'", re.DOTALL)
 
 
-class Contents(Protocol):
-    """Bytes that can be read at any place."""
-
-    size: int
-
-    def read(self, offset: int, length: int) -> bytes: ...
-
-
-class BytesContents:
-    """What is in memory."""
-
-    def __init__(self, raw: bytes) -> None:
-        self.raw = raw
-        self.size = len(raw)
-
-    def read(self, offset: int, length: int) -> bytes:
-        return self.raw[offset : offset + length]
-
-
-class FileContents:
-    """An open regular file. `size` is what it was when it was opened: growth is for the caller to notice."""
-
-    def __init__(self, descriptor: int, size: int) -> None:
-        self._descriptor = descriptor
-        self.size = size
-
-    def read(self, offset: int, length: int) -> bytes:
-        length = max(0, min(length, self.size - offset))
-        raw = os.pread(self._descriptor, length, offset)
-        while raw and len(raw) < length:
-            more = os.pread(self._descriptor, length - len(raw), offset + len(raw))
-            if not more:
-                break
-            raw += more
-        return raw
-
-
-class Part:
-    """A stretch of other contents: an entry that is stored as it is."""
-
-    def __init__(self, whole: Contents, offset: int, size: int) -> None:
-        self._whole = whole
-        self._offset = offset
-        self.size = max(0, min(size, whole.size - offset))
-
-    def read(self, offset: int, length: int) -> bytes:
-        length = max(0, min(length, self.size - offset))
-        return self._whole.read(self._offset + offset, length)
-
-
 @dataclasses.dataclass
 class Inspection:
     """What was found in one file. `whole` is its content where all of it was read, for who wants the hash too."""
@@ -109,23 +55,20 @@ class Inspection:
     whole: bytes | None = None
 
 
-@dataclasses.dataclass
-class _Budget:
-    """What may still come out of one file's archives."""
+def inspect_contents(contents: Contents, path: str, budget: Budget | None = None) -> Inspection:
+    """Say what a file is and does.
 
-    unpacked_bytes: int
-
-
-def inspect_contents(contents: Contents, path: str) -> Inspection:
-    """Say what a file is and does. `path` is relative to the repository; its last part is the name.
+    Args:
+        path: Relative to the repository; its last part is the name.
+        budget: What the whole scan may spend; what this file spends is taken from it.
 
     Raises:
         OSError: The disk fails.
     """
-    return _inspect(contents, path, 0, _Budget(MAX_UNPACKED_BYTES))
+    return _inspect(contents, path, 0, budget or Budget())
 
 
-def _inspect(contents: Contents, path: str, depth: int, budget: _Budget) -> Inspection:
+def _inspect(contents: Contents, path: str, depth: int, budget: Budget) -> Inspection:
     name = path.rpartition("/")[2]
     head = contents.read(0, HEAD_BYTES)
     found = detect(head, name, contents.size)
@@ -140,26 +83,25 @@ def _inspect(contents: Contents, path: str, depth: int, budget: _Budget) -> Insp
         result.format = _zip(contents, place, path, depth, budget, say, found)
         found = result.format
     if found in (Format.PICKLE, Format.TORCH_LEGACY):
-        _pickle(contents, found, say)
-    elif found not in ZIPPED and pickle_opcodes.is_pickle(head):
+        _pickle(contents, found, say, budget)
+    elif found not in ZIPPED and found is not Format.EMPTY and _works_as_pickle(head, say, budget):
         if found in (Format.TEXT, Format.UNKNOWN):
             result.format = found = Format.PICKLE
-            _pickle(contents, found, say)
         else:
             say.append(Observation("pickle-polyglot", f"it is a {found} file, and works as a pickle"))
-            _pickle(contents, found, say)
+        _pickle(contents, found, say, budget)
     if found in TEXTUAL:
-        result.format = _text(contents, path, head, found, result)
+        result.format = _text(contents, path, head, found, result, budget)
     elif found in COMPRESSED:
         _compressed(contents, path, depth, budget, result)
     else:
-        say += _by_format(contents, head, found)
+        say += _by_format(contents, head, found, budget)
     if not promised(name, result.format):
         say.append(Observation("format-lies", f"{name} is {_shown(result.format)}"))
     return result
 
 
-def _by_format(contents: Contents, head: bytes, found: Format) -> Iterator[Observation]:
+def _by_format(contents: Contents, head: bytes, found: Format, budget: Budget) -> Iterator[Observation]:
     if found in NATIVE:
         yield Observation("code-native", f"compiled code ({found})")
     elif found in _RUN_CODE:
@@ -171,7 +113,7 @@ def _by_format(contents: Contents, head: bytes, found: Format) -> Iterator[Obser
     elif found is Format.ZIP:
         yield Observation("archive-present", "a zip archive")
     elif found is Format.NPY:
-        yield from _numpy(contents, head)
+        yield from _numpy(contents, head, budget)
     elif found is Format.UNKNOWN:
         yield Observation("format-unknown", f"begins with {head[:8].hex(' ')}")
 
@@ -179,12 +121,25 @@ def _by_format(contents: Contents, head: bytes, found: Format) -> Iterator[Obser
 # -- pickles -----------------------------------------------------------------------------------------------------------
 
 
-def _pickle(contents: Contents, found: Format, say: list[Observation], start: int = 0) -> None:
+def _works_as_pickle(head: bytes, say: list[Observation], budget: Budget) -> bool:
+    if budget.opcodes <= 0:
+        say.append(Observation("scan-limit", "not tried as a pickle: too many opcodes stood before it"))
+        return False
+    trial = pickle_opcodes.walk(head, max_opcodes=min(pickle_opcodes.TRIAL_OPCODES, budget.opcodes))
+    budget.opcodes -= trial.opcodes
+    return pickle_opcodes.reads_as_pickle(trial, len(head))
+
+
+def _pickle(contents: Contents, found: Format, say: list[Observation], budget: Budget, start: int = 0) -> None:
     raw = contents.read(0, MAX_PICKLE_BYTES)
     # torch's old format: magic, version, system, object, names of storages; then tensors, which are no opcodes.
     reports, end = pickle_opcodes.walk_stream(
-        raw, start, limit=5 if found is Format.TORCH_LEGACY else pickle_opcodes.MAX_PICKLES
+        raw,
+        start,
+        limit=5 if found is Format.TORCH_LEGACY else pickle_opcodes.MAX_PICKLES,
+        max_opcodes=max(0, min(pickle_opcodes.MAX_OPCODES, budget.opcodes)),
     )
+    budget.opcodes -= sum(report.opcodes for report in reports)
     if found in (Format.PICKLE, Format.TORCH_LEGACY, Format.NPY):
         names = sum(len(report.names) for report in reports)
         say.append(Observation("pickle-present", f"a pickle, protocol {reports[0].protocol}, {names} imports"))
@@ -195,7 +150,7 @@ def _pickle(contents: Contents, found: Format, say: list[Observation], start: in
         say.append(Observation("pickle-trailing", f"{contents.size - end:,} bytes stand after its end at byte {end:,}"))
 
 
-def _numpy(contents: Contents, head: bytes) -> Iterator[Observation]:
+def _numpy(contents: Contents, head: bytes, budget: Budget) -> Iterator[Observation]:
     """An array of objects is a pickle after the header (numpy.lib.format)."""
     wide = head[6:7] in (b"\x02", b"\x03")
     start = (12 if wide else 10) + int.from_bytes(head[8 : 12 if wide else 10], "little")
@@ -206,14 +161,14 @@ def _numpy(contents: Contents, head: bytes) -> Iterator[Observation]:
     elif b"O" in described[1]:
         yield Observation("numpy-objects", "an array of Python objects")
         found: list[Observation] = []
-        _pickle(contents, Format.NPY, found, start)
+        _pickle(contents, Format.NPY, found, budget, start)
         yield from found
 
 
 # -- text --------------------------------------------------------------------------------------------------------------
 
 
-def _text(contents: Contents, path: str, head: bytes, found: Format, result: Inspection) -> Format:
+def _text(contents: Contents, path: str, head: bytes, found: Format, result: Inspection, budget: Budget) -> Format:
     say = result.observations
     raw = contents.read(0, MAX_TEXT_BYTES)
     if contents.size > MAX_TEXT_BYTES:
@@ -221,15 +176,14 @@ def _text(contents: Contents, path: str, head: bytes, found: Format, result: Ins
     else:
         result.whole = raw
     name = path.rpartition("/")[2]
-    if found in (Format.TEXT, Format.YAML) and looks_like_python(head) and python_source.parse(raw)[0] is not None:
-        found = Format.PYTHON
+    if found is Format.PYTHON or (found in (Format.TEXT, Format.YAML) and looks_like_python(head)):
+        found = _python(raw, name, found, say, budget)
     if found is Format.PYTHON:
-        say.append(Observation("code-present", "Python source"))
-        say += python_source.read_python(raw, name)
-        tree, _ = python_source.parse(raw)
-        if tree is not None and (advice := read_restricted(tree)) is not None:
-            say.append(advice)
-    elif found is Format.NOTEBOOK:
+        return found
+    if found is Format.NOTEBOOK and not budget.take_python(len(raw)):
+        say.append(Observation("scan-limit", "a notebook that is not read: more source than one scan reads"))
+        return found
+    if found is Format.NOTEBOOK:
         say.append(Observation("code-present", "a notebook"))
         say += notebook.read_notebook(raw)
     elif found in (Format.SCRIPT, Format.SOURCE):
@@ -248,6 +202,21 @@ def _text(contents: Contents, path: str, head: bytes, found: Format, result: Ins
     elif found is Format.LFS_POINTER:
         say.append(Observation("lfs-pointer", "a Git LFS pointer instead of the file"))
     return found
+
+
+def _python(raw: bytes, name: str, found: Format, say: list[Observation], budget: Budget) -> Format:
+    """Read source; or text that may be source, which it is when it parses. Returns its format."""
+    within = budget.take_python(len(raw))
+    tree, problem = python_source.parse(raw) if within else (None, "more source than one scan reads")
+    if tree is None and found is not Format.PYTHON:
+        if not within:
+            say.append(Observation("scan-limit", "it may be Python; more source than one scan reads stood before it"))
+        return found
+    say.append(Observation("code-present", "Python source"))
+    say += python_source.read_parsed(raw, name, tree, problem)
+    if tree is not None and (advice := read_restricted(tree)) is not None:
+        say.append(advice)
+    return Format.PYTHON
 
 
 # -- archives ----------------------------------------------------------------------------------------------------------
@@ -272,7 +241,7 @@ def _zip(
     place: zip_directory.DirectoryPlace | None,
     path: str,
     depth: int,
-    budget: _Budget,
+    budget: Budget,
     say: list[Observation],
     found: Format,
 ) -> Format:
@@ -289,7 +258,11 @@ def _zip(
     if found is Format.ZIP and place.shift:
         say.append(Observation("archive-hidden", f"{place.shift:,} bytes stand before the archive"))
     kind = zip_format(frozenset(entry.name for entry in entries)) if found is Format.ZIP else found
-    say.extend(list(zip_directory.judge_entries(entries, place))[:50])
+    counts: Counter[str] = Counter()
+    for item in zip_directory.judge_entries(entries, place):
+        counts[item.rule] += 1
+        if counts[item.rule] <= MAX_PER_RULE:
+            say.append(item)
     if depth >= MAX_ARCHIVE_DEPTH:
         say.append(Observation("archive-unread", f"archives within archives, more than {MAX_ARCHIVE_DEPTH} deep"))
         return kind
@@ -304,7 +277,7 @@ def _zip(
 
 
 def _entry(
-    contents: Contents, entry: Entry, kind: Format, path: str, depth: int, budget: _Budget
+    contents: Contents, entry: Entry, kind: Format, path: str, depth: int, budget: Budget
 ) -> Iterator[Observation]:
     length = zip_directory.LOCAL_HEADER_BYTES + len(entry.raw_name)
     start = zip_directory.data_offset(entry, contents.read(entry.offset, length))
@@ -313,9 +286,15 @@ def _entry(
     inside: Contents
     if entry.method == zip_directory.STORED:
         inside = Part(contents, start, entry.packed)
+        budget.stored_bytes -= min(inside.size, MAX_TEXT_BYTES)
+        if budget.stored_bytes < 0:
+            yield Observation(
+                "scan-limit", f"{entry.name}: not looked at, more was stored before it than one scan reads"
+            )
+            return
     elif entry.method == zip_directory.DEFLATED:
         limit = min(MAX_ENTRY_BYTES, budget.unpacked_bytes)
-        raw, more = _inflate(contents, start, entry.packed, limit, zlib.decompressobj(-zlib.MAX_WBITS))
+        raw, more = inflate(contents, start, entry.packed, limit, zlib.decompressobj(-zlib.MAX_WBITS))
         budget.unpacked_bytes -= len(raw)
         if more:
             yield Observation("scan-limit", f"{entry.name}: only its first {len(raw):,} bytes were looked at")
@@ -338,7 +317,7 @@ def _within(inner: Inspection, name: str, kind: Format) -> Iterator[Observation]
         yield Observation(item.rule, f"{where}: {item.message}")
 
 
-def _compressed(contents: Contents, path: str, depth: int, budget: _Budget, result: Inspection) -> None:
+def _compressed(contents: Contents, path: str, depth: int, budget: Budget, result: Inspection) -> None:
     say = result.observations
     if result.format is Format.ZLIB and ".git/objects/" in path:
         result.format = Format.GIT
@@ -348,7 +327,7 @@ def _compressed(contents: Contents, path: str, depth: int, budget: _Budget, resu
         return
     limit = min(MAX_ENTRY_BYTES, budget.unpacked_bytes)
     try:
-        raw, more = _inflate(contents, 0, contents.size, limit, _machine(result.format))
+        raw, more = inflate(contents, 0, contents.size, limit, machine_for(result.format))
     except BadZip as error:
         say.append(Observation("archive-unread", str(error)))
         return
@@ -360,55 +339,6 @@ def _compressed(contents: Contents, path: str, depth: int, budget: _Budget, resu
             say.append(Observation("archive-bomb", f"{contents.size:,} bytes unpack to more than {len(raw):,}"))
     name = path.rpartition("/")[2].rpartition(".")[0] or "content"
     say.extend(_within(_inspect(BytesContents(raw), f"{path}!/{name}", depth + 1, budget), name, result.format))
-
-
-class _Machine(Protocol):
-    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
-
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes: ...
-
-
-def _machine(found: Format) -> _Machine:
-    if found is Format.BZIP2:
-        return bz2.BZ2Decompressor()
-    if found is Format.XZ:
-        return lzma.LZMADecompressor(lzma.FORMAT_AUTO, memlimit=MAX_XZ_MEMORY_BYTES)
-    return zlib.decompressobj(zlib.MAX_WBITS | (16 if found is Format.GZIP else 0))
-
-
-def _inflate(contents: Contents, start: int, packed: int, limit: int, machine: _Machine) -> tuple[bytes, bool]:
-    """Return at most `limit` unpacked bytes, and whether there is more, behind them or behind the end of the stream.
-
-    Raises:
-        BadZip: It is no such data.
-    """
-    pieces: list[bytes] = []
-    total = 0
-    position, end = start, start + packed
-    data = b""
-    try:
-        while total <= limit and not machine.eof:
-            if not data and position < end and getattr(machine, "needs_input", True):
-                data = contents.read(position, min(1 << 20, end - position))
-                position += len(data)
-                if not data:
-                    break
-            piece = machine.decompress(data, limit + 1 - total)
-            # zlib hands back what it did not take; bz2 and lzma keep it.
-            data = getattr(machine, "unconsumed_tail", b"")
-            pieces.append(piece)
-            total += len(piece)
-            if not piece and not data and position >= end:
-                break
-    except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, MemoryError) as error:
-        raise BadZip(f"it cannot be unpacked: {error}") from error
-    raw = b"".join(pieces)
-    behind = machine.eof and (position < end or bool(machine.unused_data))
-    return raw[:limit], len(raw) > limit or behind
 
 
 def _shown(found: Format) -> str:
