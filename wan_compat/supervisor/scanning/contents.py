@@ -206,11 +206,12 @@ def _text(contents: Contents, path: str, head: bytes, found: Format, result: Ins
 
 def _python(raw: bytes, name: str, found: Format, say: list[Observation], budget: Budget) -> Format:
     """Read source; or text that may be source, which it is when it parses. Returns its format."""
-    within = budget.take_python(len(raw))
-    tree, problem = python_source.parse(raw) if within else (None, "more source than one scan reads")
+    if not budget.take_python(len(raw)):
+        say.append(Observation("code-present", "Python source, or text that may be"))
+        say.append(Observation("scan-limit", "not read: more source stood before it than one scan reads"))
+        return found
+    tree, problem = python_source.parse(raw)
     if tree is None and found is not Format.PYTHON:
-        if not within:
-            say.append(Observation("scan-limit", "it may be Python; more source than one scan reads stood before it"))
         return found
     say.append(Observation("code-present", "Python source"))
     say += python_source.read_parsed(raw, name, tree, problem)
