@@ -1,8 +1,9 @@
-"""How often detection is right: `python -m tests.accuracy [--mutants N] [--seed S] [--every-class] [--json]`.
+"""How often detection is right: `python -m tests.accuracy [--mutants N] [--seed S] [--every-class] [--without WHAT] [--json]`.
 
 Runs the reader and detection over the corpus (`tests/assets/corpus`): every entry, every look-alike, and damaged forms
-of them made from a seed; with `--every-class` over every denoiser of the installed diffusers too. Prints one table;
-exits with 1 when more than 1% of anything is wrong.
+of them made from a seed; with `--every-class` over every denoiser of the installed diffusers too. `--without` takes one
+kind of evidence away, which shows what it is worth, and that the corpus can tell. Prints one table; exits with 1 when
+more than 1% of anything is wrong.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tests.assets.corpus.mutations import MUTATIONS, ONLY, Subject
 from tests.assets.corpus.repositories import BUILDERS
 from wan_compat.policies.architecture import Architecture
 from wan_compat.policies.detection import detect
+from wan_compat.policies.facts import ModelFacts
 from wan_compat.supervisor.inspection import read_facts
 
 ALL: dict[str, Builder] = {**BUILDERS, **LOOKALIKES}
@@ -45,7 +47,29 @@ class Outcome:
 
 
 def look_at(path: Path) -> Architecture:
-    return detect(read_facts(str(path)))
+    return detect(_blinded(read_facts(str(path))))
+
+
+def _everything(facts: ModelFacts) -> ModelFacts:
+    return facts
+
+
+def _without_headers(facts: ModelFacts) -> ModelFacts:
+    return dataclasses.replace(facts, weights={})
+
+
+def _without_configs(facts: ModelFacts) -> ModelFacts:
+    documents = {path: value for path, value in facts.documents.items() if "config" not in path}
+    return dataclasses.replace(facts, documents=documents)
+
+
+def _without_index(facts: ModelFacts) -> ModelFacts:
+    documents = {path: value for path, value in facts.documents.items() if "model_index" not in path}
+    return dataclasses.replace(facts, documents=documents)
+
+
+BLINDFOLDS = {"headers": _without_headers, "configs": _without_configs, "index": _without_index}
+_blinded = _everything
 
 
 def judge(kind: str, name: str, path: Path, expected: Expected, seed: int = 0) -> Outcome:
@@ -118,12 +142,15 @@ def table(outcomes: list[Outcome]) -> list[tuple[str, int, int, float]]:
 
 
 def main() -> int:
+    global _blinded
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mutants", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--every-class", action="store_true")
+    parser.add_argument("--without", choices=BLINDFOLDS)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    _blinded = BLINDFOLDS.get(arguments.without, _everything)
     outcomes = measure(arguments.mutants, arguments.seed)
     if arguments.every_class:
         outcomes.extend(every_class())

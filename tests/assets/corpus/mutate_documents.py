@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.assets.corpus.expected import Expected
+from tests.assets.corpus.files import write_json
 from tests.assets.corpus.lookalikes import LOOKALIKES
 from tests.assets.corpus.subject import (
     DECIDED_BY_A_FIELD,
@@ -37,8 +38,11 @@ def _change_fields(subject: Subject, change: Callable[[dict[str, Any], str], Non
     fields = _fields(json.loads((subject.denoisers[0] / "config.json").read_text()))
     chosen = subject.rng.sample(fields, min(len(fields), subject.rng.randint(1, 3)))
     for folder in subject.denoisers:
+        document = json.loads((folder / "config.json").read_text())
         for field in chosen:
-            subject.edit(folder / "config.json", lambda document, field=field: change(document, field))
+            if field in document:  # an earlier mutation may have changed one expert only
+                change(document, field)
+        write_json(folder / "config.json", document)
     return subject.expected
 
 
