@@ -112,6 +112,7 @@ def test_fields_of_videox_fun_under_diffusers_class_are_read_as_what_they_mean()
     source = facts(documents={"config.json": config})
     found = detect(source)
     assert (found.layout, found.is_wan) == ("component", True)
+    assert found.variant == "rose"
     assert set(found.candidates) == {"rose", "wan2.1-fun-1.3b-inp", "skyreels-v2-i2v-1.3b-540p"}
     (traits,) = traits_of(source).values()
     assert traits.config is not None
@@ -297,3 +298,12 @@ def test_unknown_class_with_wans_fields_is_wan_and_an_unknown_one_without_is_not
     index = {"_class_name": "MyPipeline", "transformer": ["diffusers", "MyTransformer3DModel"]}
     found = detect(facts(documents={"model_index.json": index, "transformer/config.json": {"hidden_size": 12}}))
     assert (found.is_wan, found.architecture_type, found.confidence) == (False, "unknown", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("vae", "words"), [("vae-wan2.1", "16 latent channels, as"), ("vae-wan2.2", "48 latent channels, not as")]
+)
+def test_vae_is_evidence_and_never_the_verdict(vae, words):
+    found = detect(diffusers("wan-t2v-1.3b", vae=vae))
+    assert found.variant == "wan2.1-t2v-1.3b"
+    assert any(words in item.fact for item in found.evidence)

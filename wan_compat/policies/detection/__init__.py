@@ -3,7 +3,8 @@
 survey      one pass over tensor names                 configs     what a config.json says
 headers     what tensors are (lora, foreign_headers)   traits      both voices, part by part
 layout      how the files lie                          rules       the decision table
-hints       what chooses among candidates              decide      the order of it all
+hints       what chooses among candidates              pipelines   which class would run it
+decide      the order of it all                        contract    the same in the contract's classes
 """
 
 from wan_compat.policies.detection.decide import detect
