@@ -120,6 +120,18 @@ def test_large_zips_say_their_numbers_in_other_records():
     assert (entries[0].packed, entries[0].unpacked) == (4, 4)
 
 
+def test_other_records_of_a_small_zip_are_passed_over():
+    """As torch.save writes them."""
+    raw = zipped(("archive/data.pkl", b"x"))
+    end = raw.rindex(b"PK\5\6")
+    _, _, _, here, entries, length, offset, _ = struct.unpack_from("<4s4H2LH", raw, end)
+    record = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, here, entries, length, offset)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, end, 1)
+    place, found = read(raw[:end] + record + locator + raw[end:])
+    assert place is not None and place.shift == 0
+    assert [entry.name for entry in found] == ["archive/data.pkl"]
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=120), st.integers(0, 200), st.binary(max_size=8))
 def test_any_bytes_are_a_zip_or_none_or_refused(junk, position, change):

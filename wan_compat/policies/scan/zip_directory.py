@@ -96,7 +96,8 @@ def find_directory(tail: bytes, size: int) -> DirectoryPlace | None:
         return None
     _, disk, start_disk, here, entries, length, offset, _ = record
     end = base + position
-    if (0xFFFF in (here, entries) or 0xFFFFFFFF in (length, offset)) and position >= _LOCATOR64.size:
+    # torch writes the zip64 records for small files too; where they are, readers believe them.
+    if position >= _LOCATOR64.size:
         mark, _, end64, _ = _LOCATOR64.unpack_from(tail, position - _LOCATOR64.size)
         if mark == b"PK\x06\x07":
             if not 0 <= end64 - base <= position - _LOCATOR64.size - _END64.size:

@@ -39,6 +39,7 @@ MAX_ENTRY_BYTES = 32 << 20
 _OTHER_ARCHIVES = {Format.TAR, Format.SEVEN_ZIP, Format.RAR, Format.ZSTD, Format.LZ4}
 _MAY_RUN_CODE = {Format.HDF5, Format.ONNX, Format.TFLITE, Format.KERAS}
 _RUN_CODE = {Format.TORCHSCRIPT, Format.TORCH_EXPORT}
+_TORCH_ZIPS = (Format.TORCH_ZIP, Format.TORCHSCRIPT, Format.TORCH_EXPORT)
 # Entries of torch's zips that are no program: tensors as raw numbers, and words about them.
 _STORAGE = re.compile(
     r"(?:[^/]+/)?(?:data/\d+|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id)"
@@ -282,7 +283,7 @@ def _entry(
 ) -> Iterator[Observation]:
     length = zip_directory.LOCAL_HEADER_BYTES + len(entry.raw_name)
     start = zip_directory.data_offset(entry, contents.read(entry.offset, length))
-    if entry.is_encrypted or (kind is Format.TORCH_ZIP and _STORAGE.fullmatch(entry.name)):
+    if entry.is_encrypted or (kind in _TORCH_ZIPS and _STORAGE.fullmatch(entry.name)):
         return
     inside: Contents
     if entry.method == zip_directory.STORED:
@@ -312,7 +313,7 @@ def _entry(
 def _within(inner: Inspection, name: str, kind: Format) -> Iterator[Observation]:
     """What was found in an entry, told with its name. Lines are those of the entry, not of the archive."""
     for item in inner.observations:
-        if kind in (Format.TORCH_ZIP, Format.NPZ) and item.rule in ("format-unknown", "format-lies"):
+        if kind in (*_TORCH_ZIPS, Format.NPZ) and item.rule in ("format-unknown", "format-lies"):
             continue  # raw tensors
         where = f"{name}, line {item.line}" if item.line is not None else name
         yield Observation(item.rule, f"{where}: {item.message}")
