@@ -48,3 +48,13 @@ def test_refused_user_namespaces_are_explained(
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(failure, "_setting", settings.get)
     assert said in remedy(Layer.USER_NAMESPACE, errno.EPERM)
+
+
+def test_bubblewrap_that_apparmor_refuses_needs_a_profile_and_any_other_an_update(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {"kernel/apparmor_restrict_unprivileged_userns": "1"}
+    monkeypatch.setattr(failure, "_setting", settings.get)
+    assert "bwrap-userns-restrict" in failure.bwrap_remedy()
+    settings.clear()
+    assert "reinstall" in failure.bwrap_remedy()

@@ -34,7 +34,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from wan_compat.sandbox import runtime_view
-from wan_compat.sandbox.failure import failed
+from wan_compat.sandbox.failure import bwrap_remedy, failed
 from wan_compat.sandbox.launch import OOM_SCORE
 from wan_compat.sandbox.spec import CONTROL_TARGET, OUTER_LAYERS, SCRATCH_TARGET, Bind, ConfinementSpec, Layer
 from wan_compat.sandbox.view import DEVICES
@@ -52,7 +52,6 @@ _NAMESPACES = {
     Layer.UTS_NAMESPACE: "uts",
     Layer.CGROUP_NAMESPACE: "cgroup",
 }
-UPDATE = "update or reinstall bubblewrap; `wan-compat doctor` tries it and tells more"
 _INSTALL = "install bubblewrap, which may be allowed what this Python is not (apt install bubblewrap)"
 
 
@@ -139,7 +138,7 @@ def start(
         try:
             child, made = _read_info(process, info_read)
             if missing := sorted(layer.value for layer in OUTER_LAYERS - made):
-                raise failed(NAME, f"{path} made no {', '.join(missing)}", UPDATE)
+                raise failed(NAME, f"{path} made no {', '.join(missing)}", bwrap_remedy())
             _charge(spec, (process.pid, child))
             os.write(go_write, b"g")
         except BaseException:
@@ -194,11 +193,11 @@ def _read_info(process: subprocess.Popen[bytes], info_fd: int) -> tuple[int, fro
         if readable:
             text += os.read(info_fd, _MAX_INFO_BYTES)
         elif process.poll() is not None:
-            raise failed(NAME, f"bwrap ended with {process.returncode}", UPDATE)
+            raise failed(NAME, f"bwrap ended with {process.returncode}", bwrap_remedy())
         elif time.monotonic() > deadline:
             raise failed(NAME, f"bwrap said nothing for {_START_TIMEOUT_S:g} s", "look at the load of the machine")
         if len(text) > _MAX_INFO_BYTES:
-            raise failed(NAME, "bwrap reported nonsense", UPDATE)
+            raise failed(NAME, "bwrap reported nonsense", bwrap_remedy())
     try:
         said = json.loads(text)
         child = int(said["child-pid"])
@@ -211,7 +210,7 @@ def _read_info(process: subprocess.Popen[bytes], info_fd: int) -> tuple[int, fro
             if inside.read() != outside.read():
                 made.add(Layer.USER_NAMESPACE)
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise failed(NAME, f"bwrap's report cannot be understood: {error}", UPDATE) from error
+        raise failed(NAME, f"bwrap's report cannot be understood: {error}", bwrap_remedy()) from error
     return child, frozenset({*made, Layer.VIEW})
 
 

@@ -68,6 +68,17 @@ def _namespace_remedy(layer: Layer, number: int | None) -> str:
     return f"the kernel was built without this namespace ({layer.value}), or a container forbids it"
 
 
+def bwrap_remedy() -> str:
+    """What a person can do about a bubblewrap that is there and does not work."""
+    if _setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
+        return (
+            "load AppArmor's profile for bwrap, which Ubuntu has in place since 25.04; before: apt install "
+            "apparmor-profiles, copy /usr/share/apparmor/extra-profiles/bwrap-userns-restrict to /etc/apparmor.d, "
+            "apparmor_parser -r /etc/apparmor.d/bwrap-userns-restrict"
+        )
+    return "update or reinstall bubblewrap; `wan-compat doctor` tries it and tells more"
+
+
 def _cgroup_remedy() -> str:
     scope = "systemd-run --user --scope -p Delegate=yes wan-compat ..."
     if os.geteuid() == 0:

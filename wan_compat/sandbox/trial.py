@@ -28,7 +28,7 @@ from typing import IO, Any
 
 from wan_compat.protocol.errors import SandboxEntryFailed
 from wan_compat.sandbox import bwrap, cgroup, libc, runtime_view, seccomp, selftest
-from wan_compat.sandbox.failure import failed
+from wan_compat.sandbox.failure import bwrap_remedy, failed
 from wan_compat.sandbox.launch import EntryReport, become_subreaper, launch
 from wan_compat.sandbox.spec import (
     ALL_LAYERS,
@@ -162,7 +162,7 @@ def _in_bwrap(spec: ConfinementSpec, before: TrialReport) -> TrialReport:
                 ) from error
         if not report.holds:
             open_doors = ", ".join(report.not_denied) or report.error
-            raise failed(bwrap.NAME, f"{path} does not hold: {open_doors}", bwrap.UPDATE)
+            raise failed(bwrap.NAME, f"{path} does not hold: {open_doors}", bwrap_remedy())
     except SandboxEntryFailed as error:
         layers = dict(before.layers)
         own = layers[Layer.USER_NAMESPACE]
@@ -197,9 +197,9 @@ def _run_in_bwrap(
         said.seek(0)
         return _report_from_wire(json.loads(said.read())), made
     except subprocess.TimeoutExpired as error:
-        raise failed(bwrap.NAME, f"{path}: the trial took more than {TIMEOUT_S:g} s", bwrap.UPDATE) from error
+        raise failed(bwrap.NAME, f"{path}: the trial took more than {TIMEOUT_S:g} s", bwrap_remedy()) from error
     except (ValueError, TypeError, KeyError) as error:
-        raise failed(bwrap.NAME, f"{path} ended with {process.returncode}", bwrap.UPDATE) from error
+        raise failed(bwrap.NAME, f"{path} ended with {process.returncode}", bwrap_remedy()) from error
     finally:
         process.kill()
         process.wait()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from wan_compat.protocol.errors import SandboxEntryFailed, WanCompatError, WorkerStartFailed
 from wan_compat.sandbox import bwrap
-from wan_compat.sandbox.failure import failed
+from wan_compat.sandbox.failure import bwrap_remedy, failed
 from wan_compat.sandbox.spec import SCRATCH_TARGET, ConfinementSpec
 from wan_compat.supervisor.zygote import ZYGOTE_ENVIRONMENT, ZYGOTE_PROGRAM, Zygote
 
@@ -54,13 +54,13 @@ class BwrapZygote(Zygote):
         try:
             super().wait_ready(deadline_s, cancelled, wake_fd)
         except WorkerStartFailed as error:  # it could not even start: a lack of this arrangement, not of the model
-            raise failed(bwrap.NAME, f"inside {self.path}: {error.message}", bwrap.UPDATE) from error
+            raise failed(bwrap.NAME, f"inside {self.path}: {error.message}", bwrap_remedy()) from error
         assert self.ready is not None
         if self.ready.open_doors:
             raise failed(
                 bwrap.NAME,
                 f"{self.path} does not hold: {', '.join(self.ready.open_doors)} should have been denied",
-                bwrap.UPDATE,
+                bwrap_remedy(),
             )
 
     def _quoting(self, error: SandboxEntryFailed) -> WanCompatError:
