@@ -12,7 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 
-from wan_compat.policies.scan import configs, notebook, pickle_opcodes, python_source, zip_directory
+from wan_compat.policies.scan import configs, notebook, numpy_header, pickle_opcodes, python_source, zip_directory
 from wan_compat.policies.scan.formats import (
     COMPRESSED,
     HEAD_BYTES,
@@ -44,7 +44,6 @@ _TORCH_ZIPS = (Format.TORCH_ZIP, Format.TORCHSCRIPT, Format.TORCH_EXPORT)
 _STORAGE = re.compile(
     r"(?:[^/]+/)?(?:data/\d+|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id)"
 )
-_NPY_HEADER = re.compile(rb"'descr':\s*(.{0,4000}?),\s*'fortran_order'", re.DOTALL)
 
 
 @dataclasses.dataclass
@@ -153,14 +152,13 @@ def _pickle(contents: Contents, found: Format, say: list[Observation], budget: B
 
 def _numpy(contents: Contents, head: bytes, budget: Budget) -> Iterator[Observation]:
     """An array of objects is a pickle after the header (numpy.lib.format)."""
-    wide = head[6:7] in (b"\x02", b"\x03")
-    start = (12 if wide else 10) + int.from_bytes(head[8 : 12 if wide else 10], "little")
-    header = head[:start]
-    described = _NPY_HEADER.search(header)
-    if described is None or start > HEAD_BYTES:
+    start = numpy_header.data_start(head)
+    plain = numpy_header.is_plain(head[:start]) if start <= len(head) else None
+    if plain is None:
         yield Observation("format-corrupt", "a numpy header that does not say what the array is of")
-    elif b"O" in described[1]:
+    elif not plain:
         yield Observation("numpy-objects", "an array of Python objects")
+    if not plain and start < contents.size:
         found: list[Observation] = []
         _pickle(contents, Format.NPY, found, budget, start)
         yield from found
