@@ -79,5 +79,5 @@ def pipeline_documents(
     return documents | {"model_index.json": to_json(index), "scheduler/scheduler_config.json": to_json(scheduler)}
 
 
-def toto_json(document: Mapping[str, Any]) -> str:
+def to_json(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=2, sort_keys=True) + "\n"

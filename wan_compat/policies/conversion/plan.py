@@ -89,7 +89,7 @@ def plan_conversion(
         flow_shifts: Variant slug -> the shift of its sampling schedule.
 
     Raises:
-        ModelInvalid, ModelCorrupt: Tensors or parts are missing, left over, of another shape, or more than the file has.
+        ModelInvalid, ModelCorrupt: Tensors or parts are missing, left over, of another shape, or too many.
         ModelNotCompatible: A number format or a kind that cannot be converted.
     """
     _refuse_numbers(listed)

@@ -95,9 +95,7 @@ def _original(facts: ModelFacts) -> Iterator[Source]:
     for path, fact in sorted(facts.files.items()):
         folder, _, name = path.rpartition("/")
         if folder in ("", *EXPERT_FOLDERS) and _WEIGHTS.fullmatch(name):
-            yield Source(
-                fact, is_pickle=path not in facts.weights and bool(_PICKLE.fullmatch(name)), group=_group(path)
-            )
+            yield Source(fact, is_pickle=bool(_PICKLE.fullmatch(name)), group=_group(path))
 
 
 def _diffusers(facts: ModelFacts) -> Iterator[Source]:

@@ -1,8 +1,8 @@
 """Wan's VAE: from the original's names to those of `AutoencoderKLWan`, and its configuration, from shapes alone.
 
 Two forms of one network. Wan 2.1's blocks lie in one flat list, in which a `resample` ends a stage; Wan 2.2's has a
-list of stages with a list of blocks in each, and works on 2x2 patches of pixels. Sources: wan/modules/vae.py and vae2_2.py of
-Wan-Video/Wan2.2, autoencoder_kl_wan.py and scripts/convert_wan_to_diffusers.py of diffusers.
+list of stages with a list of blocks in each, and works on 2x2 patches of pixels. Sources: wan/modules/vae.py and
+vae2_2.py of Wan-Video, autoencoder_kl_wan.py and scripts/convert_wan_to_diffusers.py of diffusers.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def vae_of(tensors: Mapping[str, TensorFact]) -> tuple[dict[str, Any], tuple[Ren
     """Return the configuration and every tensor of the VAE that these tensors say they are.
 
     Raises:
-        ModelInvalid: They are no VAE of Wan's, as far as sizes tell; names and other shapes are the caller's to compare.
+        ModelInvalid: They are no VAE of Wan's by their sizes; names and other shapes are the caller's to compare.
     """
     sizes = _read_sizes(tensors)
     patched = sizes.pixels == 12
