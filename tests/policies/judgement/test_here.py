@@ -168,6 +168,8 @@ def test_classes_that_the_installed_libraries_lack_are_told() -> None:
     judged = draft.judged()
     assert "WanDMDPipeline" in the(judged, "pipeline_class_unknown").message
     assert the(judged, "class_unknown").component == "transformer" and not is_loadable(judged)
+    draft.others.add("pipeline.py")
+    assert "pipeline.py" in the(draft.judged(), "remote_code_pipeline").message
 
 
 def test_blocks_that_diffusers_lacks_are_code_of_the_repository() -> None:

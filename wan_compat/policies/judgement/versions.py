@@ -103,9 +103,11 @@ def _classes(facts: ModelFacts, installed: Installed) -> Iterator[Finding]:
     path, _ = index_of(facts)
     name = pipeline_class_of(facts)
     if name is not None and ("diffusers", name) in installed.lacking:
+        own = "pipeline.py" in facts.files
         yield finding(
-            "pipeline_class_unknown",
-            f"{path} names the pipeline {name}, which diffusers {installed.versions.get('diffusers')} does not have",
+            "remote_code_pipeline" if own else "pipeline_class_unknown",
+            f"{path} names the pipeline {name}, which diffusers {installed.versions.get('diffusers')} does not have"
+            + (": pipeline.py of the repository would have to bring it" if own else ""),
             path=path,
         )
     blocks = _blocks_of(facts)
