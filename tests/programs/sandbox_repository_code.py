@@ -69,7 +69,8 @@ def run_repository_code() -> dict[str, Any]:
     exec(compile(source, "pipeline.py", "exec"), module)
     module["known_maps"] = known_maps
     try:
-        return {"gained": module["attacks"][order["attack"]](**order["arguments"]), "error": ""}
+        arguments = {name: os.getppid() if value == "parent" else value for name, value in order["arguments"].items()}
+        return {"gained": module["attacks"][order["attack"]](**arguments), "error": ""}
     except (OSError, MemoryError) as error:
         return {"gained": None, "error": f"{type(error).__name__}: {error}"}
 

@@ -20,12 +20,12 @@ ROWS = ("T1", "T2", "T3", "T4", "T5", "T6", "T8", "T9", "T11")
 KINDS = list({case.attack: case for case in CASES if case.row in ROWS}.values())
 KINDS += [case for case in CASES if str(case) in ("make_x32_call", "make_call-keyctl", "make_call-personality")]
 
-# bwrap is the first process of the namespace, the zygote the second, the worker comes after them.
+# bwrap is the first process of the namespace; the worker's parent is the zygote.
 NEIGHBOURS = [
     Case("T5", case.attack, case.stopped_by, {"pid": pid}, killed_by=case.killed_by)
     for case in CASES
     if "pid" in case.arguments and case.attack not in ("pin_process",)
-    for pid in ((1, 2) if case.attack == "signal_process" else (2,))
+    for pid in (("parent", 1) if case.attack == "signal_process" else ("parent",))
 ]
 
 
@@ -59,4 +59,4 @@ def test_nothing_at_all_can_be_written_there(hostile: Repository) -> None:
 
 def test_the_processors_of_the_processes_around_it_are_all_that_it_can_choose(hostile: Repository) -> None:
     """What docs/adr/0012 admits; should a kernel or a filter close it, the record is out of date."""
-    assert hostile.attempt(Case("T5", "pin_process", (), {"pid": 2}))["gained"] == "set its processors"
+    assert hostile.attempt(Case("T5", "pin_process", (), {"pid": "parent"}))["gained"] == "set its processors"
