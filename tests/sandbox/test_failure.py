@@ -50,6 +50,28 @@ def test_refused_user_namespaces_are_explained(
     assert said in remedy(Layer.USER_NAMESPACE, errno.EPERM)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("kernel/apparmor_restrict_unprivileged_userns", "1"),
+        ("kernel/unprivileged_userns_clone", "0"),
+        ("user/max_user_namespaces", "0"),
+    ],
+)
+def test_settings_can_make_namespaces_doubtful_for_ordinary_users(
+    setting: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {setting: value}
+    monkeypatch.setattr(failure, "_setting", settings.get)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert failure.namespaces_are_doubtful()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert not failure.namespaces_are_doubtful()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    settings[setting] = {"1": "0", "0": "1"}[value]
+    assert not failure.namespaces_are_doubtful()
+
+
 def test_bubblewrap_that_apparmor_refuses_needs_a_profile_and_any_other_an_update(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -11,9 +11,10 @@ import pytest
 
 from tests.security.attacks import CASES, SECRET, Case, make_surroundings, why_not
 from tests.security.repository import Repository, repository
-from tests.supervisor.test_bwrap import pytestmark as needs_bwrap
+from tests.supervisor.bubblewrap import why_not as why_no_bwrap
 
-pytestmark = needs_bwrap
+if reason := why_no_bwrap():
+    pytest.skip(reason, allow_module_level=True)
 
 ROWS = ("T1", "T2", "T3", "T4", "T5", "T6", "T8", "T9", "T11")
 # One of each kind, and of the kernel's surface one call that is refused and two that kill: the filter is the same.

@@ -10,7 +10,7 @@ import shutil
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pytest
 from tests.assets.tiny_wan import tiny_model
 from tests.supervisor.conftest import misbehaving, request_for  # noqa: F401 - fixtures
 from wan_compat.protocol import errors
-from wan_compat.supervisor import job_run
+from wan_compat.supervisor.worker_pool import WorkerPool
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 CONFIG = "vae/config.json"
@@ -145,19 +145,18 @@ def test_a_reader_that_believes_is_harmed(model: Path) -> None:
 
 
 @pytest.fixture
-def swapped(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[], object]], None]]:
-    """Return a function that has something happen between the check of a model and its use."""
-    real = job_run.read_model
+def swapped(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Return a function that has something happen between the check of a model and its use by a worker."""
+    real = WorkerPool.acquire
 
     def after_the_check(happens: Callable[[], object]) -> None:
-        def read(*arguments: Any, **options: Any) -> Any:
-            facts = real(*arguments, **options)
+        def acquire(*arguments: Any, **options: Any) -> Any:
             happens()
-            return facts
+            return real(*arguments, **options)
 
-        monkeypatch.setattr(job_run, "read_model", read)
+        monkeypatch.setattr(WorkerPool, "acquire", acquire)
 
-    yield after_the_check
+    return after_the_check
 
 
 @pytest.mark.parametrize("how", ["other file", "link", "longer", "same length, same place"])

@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
+from tests.supervisor.bubblewrap import why_not
 from tests.supervisor.test_kill_chain import EMBEDDING_PROGRAM, REPOSITORY, assert_all_gone
 from tests.supervisor.test_tiers import PROGRAM
 from wan_compat import Supervisor
@@ -20,19 +21,10 @@ from wan_compat.protocol import errors
 from wan_compat.sandbox import bwrap
 from wan_compat.sandbox.spec import OUTER_LAYERS
 from wan_compat.supervisor import events as ev
+from wan_compat.supervisor import worker_pool, zygote
 
-
-def why_not() -> str:
-    if os.geteuid() == 0:
-        return "root makes its own namespaces, or may not make them at all; the ordinary user's run tests this"
-    try:
-        bwrap.find()
-    except errors.SandboxEntryFailed as error:
-        return error.message
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+if reason := why_not():
+    pytest.skip(reason, allow_module_level=True)
 
 
 @pytest.fixture
@@ -91,9 +83,9 @@ def test_a_killed_worker_takes_its_bwrap_along_and_the_next_job_gets_another(onl
     for event in job.events():
         if isinstance(event, ev.Progress) and event.phase == "denoise" and not around:
             outside, first = below(psutil.Process(), bwrap.NAME)  # bwrap, and the first process of its namespace
-            (zygote,) = first.children()
-            (worker,) = zygote.children()
-            around = [outside, first, zygote, worker]
+            (inside,) = first.children()
+            (worker,) = inside.children()
+            around = [outside, first, inside, worker]
             # The shared zygote, which was of no use, is gone.
             assert below(psutil.Process(), str(PROGRAM), slice(None)) == []
             worker.kill()
@@ -102,6 +94,26 @@ def test_a_killed_worker_takes_its_bwrap_along_and_the_next_job_gets_another(onl
     assert_all_gone(around)
     assert list(tmp_path.iterdir()) == []
     assert supervisor.generate(request_for(output=None)).sandbox.outer == bwrap.find()
+
+
+@pytest.mark.parametrize("doubtful", [True, False])
+def test_nothing_is_imported_in_vain_where_settings_make_a_refusal_likely(doubtful, request_for, monkeypatch):
+    monkeypatch.setattr(worker_pool, "namespaces_are_doubtful", lambda: doubtful)
+    started: list[bool] = []
+    start = zygote.Zygote.__init__
+
+    def remember(self: zygote.Zygote, *, light: bool = False, program: Sequence[str] = ()) -> None:
+        started.append(light)
+        start(self, light=light, program=program)
+
+    monkeypatch.setattr(zygote.Zygote, "__init__", remember)
+    monkeypatch.setattr(bwrap, "_PLACES", "/nonexistent")  # the shared zygote is what this is about
+    with Supervisor() as supervisor:
+        supervisor._zygote_program = (str(PROGRAM),)
+        for _ in range(2):
+            with pytest.raises(errors.SandboxUnavailable):
+                supervisor.generate(request_for(output=None))
+    assert started == [doubtful]  # once refused, it is not asked again
 
 
 @pytest.mark.parametrize("victim", ["supervisor", "bwrap"])

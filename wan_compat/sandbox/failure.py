@@ -68,6 +68,15 @@ def _namespace_remedy(layer: Layer, number: int | None) -> str:
     return f"the kernel was built without this namespace ({layer.value}), or a container forbids it"
 
 
+def namespaces_are_doubtful() -> bool:
+    """Whether a setting makes it likely that an ordinary user's namespaces will be refused. Trying is what tells."""
+    return os.geteuid() != 0 and (
+        _setting("kernel/apparmor_restrict_unprivileged_userns") == "1"
+        or _setting("kernel/unprivileged_userns_clone") == "0"
+        or _setting("user/max_user_namespaces") == "0"
+    )
+
+
 def bwrap_remedy() -> str:
     """What a person can do about a bubblewrap that is there and does not work."""
     if _setting("kernel/apparmor_restrict_unprivileged_userns") == "1":

@@ -24,6 +24,7 @@ from wan_compat.protocol.errors import (
 from wan_compat.protocol.values import Mode
 from wan_compat.sandbox import bwrap
 from wan_compat.sandbox import cgroup as cgroups
+from wan_compat.sandbox.failure import namespaces_are_doubtful
 from wan_compat.sandbox.spec import NAMESPACE_LAYERS, Tier
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.runtime import RuntimeFolder
@@ -50,7 +51,9 @@ class WorkerPool:
         self._warm: list[Worker] = []
         self._count = 0
         self._cgroup: cgroups.CgroupSupport | None = None
-        self._refused: SandboxEntryFailed | None = None  # what this machine said to namespaces of our own
+        # What this machine said to namespaces of our own, and whether it let them be made.
+        self._refused: SandboxEntryFailed | None = None
+        self._permitted = False
 
     def order(
         self,
@@ -176,6 +179,8 @@ class WorkerPool:
         needs_own = bool(candidate.layers & NAMESPACE_LAYERS) and not candidate.outer
         if needs_own and self._refused is not None:
             raise self._refused
+        # Seconds of imports should not be thrown away: where the answer is in doubt, the light zygote asks first.
+        light = light or (needs_own and not self._permitted and namespaces_are_doubtful())
         zygote = None if candidate.outer else self._zygote(light, deadlines, cancelled)
         self._count += 1
         worker = Worker(f"w{self._count}", order, candidate.layers, self._runtime_folder(), candidate.outer)
@@ -192,6 +197,7 @@ class WorkerPool:
         except BaseException:
             worker.close()
             raise
+        self._permitted = self._permitted or needs_own
         return worker
 
     def _zygote(self, light: bool, deadlines: Deadlines, cancelled: Callable[[], bool]) -> Zygote:
