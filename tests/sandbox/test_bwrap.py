@@ -17,7 +17,7 @@ import pytest
 
 from tests.sandbox.harness import ROOT, run_program
 from wan_compat.protocol.errors import SandboxEntryFailed
-from wan_compat.sandbox import bwrap, runtime_view, selftest, view
+from wan_compat.sandbox import bwrap, cgroup, runtime_view, selftest, view
 from wan_compat.sandbox.spec import (
     CONTROL_TARGET,
     MODEL_TARGET,
@@ -228,3 +228,36 @@ def test_trial_where_namespaces_are_refused_holds_through_bubblewrap(program):
     assert report["outer"] == program and report["not_denied"] == [] and report["flagrant_calls_kill"]
     assert {layer.value for layer in OUTER_LAYERS} <= set(report["entered"])
     assert report["layers"]["net_namespace"] == {"available": True, "reason": f"made by {program}", "remedy": ""}
+
+
+def test_bwrap_and_what_it_starts_are_charged_to_the_workers_cgroup(program, spec, files):
+    if not (support := cgroup.detect()).available:
+        pytest.skip(f"no cgroup: {support.reason}")
+    group = cgroup.create("bwrap-test", spec.limits)
+    ours, theirs = socket.socketpair()
+    try:
+        with ours, theirs:
+            process, made = bwrap.start(
+                program,
+                dataclasses.replace(spec, outer=OUTER_LAYERS | {Layer.CGROUP}, cgroup_dirs=group.dirs),
+                [
+                    sys.executable,
+                    "-I",
+                    "-c",
+                    f"import os; os.write({theirs.fileno()}, b'.'); os.read({theirs.fileno()}, 1)",
+                ],
+                env={},
+                pass_fds=[theirs.fileno()],
+                stdout=files[0].fileno(),
+                stderr=files[1].fileno(),
+            )
+            ours.settimeout(20)
+            assert ours.recv(1) == b"." and Layer.CGROUP in made
+            for folder in group.dirs:
+                members = {int(pid) for pid in Path(folder, "cgroup.procs").read_text().split()}
+                assert process.pid in members and len(members) == 3  # bwrap, the namespace's first process, the program
+            group.kill()
+            assert process.wait(10) != 0
+    finally:
+        group.kill()
+        group.remove()
