@@ -67,7 +67,7 @@ def plan_candidates(
         RefusedByPolicy: Tier E is asked for without `allow_unsandboxed`, or with trust mode.
         SandboxUnavailable: Nothing that could be tried here reaches the minimum.
     """
-    minimum = policy.min_tier if mode is Mode.SAFE or policy.min_tier.satisfies(TRUST_MINIMUM) else TRUST_MINIMUM
+    minimum = minimum_tier(policy, mode)
     if minimum is Tier.E and not policy.allow_unsandboxed:
         raise RefusedByPolicy(
             "tier E means no sandbox at all, and the policy does not allow it",
@@ -87,6 +87,13 @@ def plan_candidates(
     if not accepted:
         raise tier_unavailable(candidates[0].tier, minimum, [cgroup_remedy] if cgroup_remedy else [], why_no_cgroup)
     return accepted
+
+
+def minimum_tier(policy: Policy, mode: Mode) -> Tier:
+    """Return the weakest tier for jobs of this mode: the policy's, but never below B where approved code runs."""
+    if mode is Mode.SAFE or policy.min_tier.satisfies(TRUST_MINIMUM):
+        return policy.min_tier
+    return TRUST_MINIMUM
 
 
 def plan_limits(policy: Policy, *, memory_limit_bytes: int, threads: int) -> Limits:

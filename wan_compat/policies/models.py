@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from wan_compat.policies.admission import Kind, admit_component
+from wan_compat.policies.detection.classes import OTHER_FAMILIES, WAN_PIPELINES
 from wan_compat.policies.facts import FileFact, ModelFacts
 from wan_compat.policies.findings import Finding, Severity
 from wan_compat.policies.judgement.code import judge_documents
@@ -21,6 +22,7 @@ from wan_compat.policies.trust import TrustDecision
 from wan_compat.protocol.errors import (
     MemoryExceeded,
     ModelCorrupt,
+    ModelIndexMissing,
     ModelInvalid,
     ModelNotCompatible,
     RemoteCodeRefused,
@@ -48,7 +50,7 @@ ADMITTED_CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "vae": ("diffusers", ("AutoencoderKLWan",)),
     "scheduler": ("diffusers", _SCHEDULERS),
 }
-_REQUIRED = ("tokenizer", "text_encoder", "vae", "scheduler")
+REQUIRED = ("tokenizer", "text_encoder", "vae", "scheduler")
 
 _DTYPE_BYTES: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -88,6 +90,12 @@ def decide_model(facts: ModelFacts, *, threads: int, memory_limit_bytes: int) ->
     """
     refuse_code(facts)
     pipeline_class = facts.index.get("_class_name")
+    if "pipeline.py" in facts.files and not _is_of_diffusers(str(pipeline_class)):
+        raise RemoteCodeRefused(
+            f"model_index.json of {facts.root} names the pipeline {pipeline_class!r}, "
+            "which pipeline.py of the repository would have to bring",
+            hint="use a repository whose pipeline is part of diffusers",
+        )
     if pipeline_class != TEXT_TO_VIDEO:
         raise ModelNotCompatible(
             f"{facts.root} is a {pipeline_class}; text to video with {TEXT_TO_VIDEO} is what can be run here",
@@ -101,7 +109,7 @@ def decide_model(facts: ModelFacts, *, threads: int, memory_limit_bytes: int) ->
         if library is None and class_name is None:
             continue
         components[name] = _admitted_class(facts, name, library, class_name)
-    missing = [name for name in _REQUIRED if name not in components]
+    missing = [name for name in REQUIRED if name not in components]
     if "transformer" not in components:
         missing.append("transformer")
     if missing:
@@ -138,9 +146,22 @@ def decide_model(facts: ModelFacts, *, threads: int, memory_limit_bytes: int) ->
     )
 
 
+def _is_of_diffusers(pipeline_class: str) -> bool:
+    """Whether a pipeline's name is one of diffusers', as far as names tell; either way it is none that runs here."""
+    families = (name.replace(" ", "").replace("-", "") for name in OTHER_FAMILIES.values())
+    return pipeline_class in (TEXT_TO_VIDEO, *WAN_PIPELINES) or any(
+        pipeline_class.startswith(name) for name in families
+    )
+
+
 def refuse_code(facts: ModelFacts) -> None:
     """Raise RemoteCodeRefused when index or configurations name code, in whatever way the libraries would follow."""
     raise_first(facts, judge_documents(facts))
+    if "model_index.json" not in facts.documents:
+        raise ModelIndexMissing(
+            f"{facts.root} has no model_index.json; it is a pipeline of modular blocks",
+            hint="give the top folder of a repository in diffusers layout",
+        )
     class_name = facts.index.get("_class_name")
     if not isinstance(class_name, str):
         raise ModelCorrupt(f"model_index.json of {facts.root} has no _class_name", hint="download it again")

@@ -62,6 +62,19 @@ class SandboxReport:
 
 
 @dataclasses.dataclass(frozen=True)
+class CodeReport:
+    """Whose code made the video. Trust mode: the repository, the hash of its tree, when it was approved, and the files
+    that name the classes which ran. Safe mode: nobody's but the libraries'."""
+
+    mode: str
+    source: str | None = None
+    revision: str | None = None
+    tree_hash: str | None = None
+    approved_at: str | None = None
+    modules: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
 class OutputReport:
     """The written file, as read back from it."""
 
@@ -92,6 +105,7 @@ class VideoGenerationResult:
     peak: dict[str, int | None]
     recovery: list[dict[str, str]]
     output: OutputReport | None
+    code: CodeReport = CodeReport("safe")
 
     def to_json(self) -> dict[str, Any]:
         """Return the `generate` document: plain data, without the pixels."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from wan_compat._version import __version__
 from wan_compat.policies.encoding import EncodingConfig, plan_encoding
 from wan_compat.policies.limits import Deadlines, deadlines, memory_limit
-from wan_compat.policies.models import ModelDecision, decide_model
+from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.policy import Policy
 from wan_compat.policies.requests import ResolvedRequest, resolve_request
 from wan_compat.protocol import messages as m
@@ -31,7 +31,6 @@ from wan_compat.protocol.errors import (
     JobCancelled,
     JobTimeout,
     ProtocolViolation,
-    RefusedByPolicy,
     WanCompatError,
     from_worker,
 )
@@ -44,13 +43,12 @@ from wan_compat.protocol.results import (
     VideoGenerationResult,
 )
 from wan_compat.protocol.states import WorkerState
-from wan_compat.protocol.values import GenerationRequest, Isolation, Mode
+from wan_compat.protocol.values import GenerationRequest, Isolation
 from wan_compat.sandbox.spec import Tier
 from wan_compat.supervisor import audit_log, first_use
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.host import read_host
-from wan_compat.supervisor.inspection import read_model
-from wan_compat.supervisor.trust_gate import require_trust
+from wan_compat.supervisor.model_choice import choose_model, code_report
 from wan_compat.supervisor.worker import Heard, Worker, WorkerOrder
 from wan_compat.supervisor.worker_log import open_log_file
 from wan_compat.supervisor.worker_pool import WorkerPool
@@ -128,16 +126,10 @@ class JobRun:
 
     def execute(self) -> VideoGenerationResult:
         request, context = self._request, self._context
-        if request.mode is Mode.TRUST:
-            decision = require_trust(request.model, request.mode)
-            raise RefusedByPolicy(
-                f"the code of {request.model!r} is {decision.reason}, but this version has no way to run it",
-                hint="run it in safe mode, which needs no code from the repository",
-            )
         host = read_host()
         requested = _narrower(request.memory_limit_bytes, context.policy.memory_limit_bytes)
         limit = memory_limit(requested, host)
-        model = decide_model(read_model(request.model), threads=host.cpu_count, memory_limit_bytes=limit)
+        model = choose_model(request.model, request.mode, threads=host.cpu_count, memory_limit_bytes=limit)
         resolved = resolve_request(request, model, seed=secrets.randbelow(1 << 31))
         limits = deadlines(weight_bytes=model.weight_bytes, timeout_s=self._timeout_s)
         self._note_first_use()
@@ -360,6 +352,7 @@ class JobRun:
             peak={"worker_rss_bytes": peak, "vram_bytes": self._generated[0].peak_vram_bytes},
             recovery=[],
             output=output,
+            code=code_report(self._request.mode, model),
         )
 
     # -- waiting -------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from wan_compat.policies.confinement import TierDecision, accept_self_test, plan_confinement, plan_limits
+from wan_compat.policies.confinement import TierDecision, accept_self_test, minimum_tier, plan_confinement, plan_limits
 from wan_compat.policies.facts import FileFact
 from wan_compat.policies.limits import Deadlines
 from wan_compat.policies.policy import Policy
@@ -67,7 +67,8 @@ class WorkerOrder:
     """What a worker is started for. Two jobs with equal orders can share one.
 
     `requested_limit_bytes` takes part in the comparison, `memory_limit_bytes` does not: without a request it follows
-    from the memory that happens to be free, and a warm worker is as good as a new one.
+    from the memory that happens to be free, and a warm worker is as good as a new one. A worker that ran approved code
+    serves that very tree and no safe job: mode and tree are part of the order.
     """
 
     admitted: tuple[FileFact, ...]
@@ -76,6 +77,7 @@ class WorkerOrder:
     memory_limit_bytes: int = dataclasses.field(compare=False)
     policy: Policy
     mode: Mode
+    tree_hash: str | None = None  # of the approved repository, in trust mode
 
 
 @dataclasses.dataclass
@@ -220,15 +222,14 @@ class Worker:
         self.self_test = {probe.name: probe.denied for probe in hello.probes}
         self.layers = tuple(hello.layers)
         self.versions = dict(hello.versions)
+        minimum = minimum_tier(self.order.policy, self.order.mode)
         self.tier = accept_self_test(
-            self.self_test, selftest.expected_denied(self._ordered_layers), hello.layers, self.order.policy.min_tier
+            self.self_test, selftest.expected_denied(self._ordered_layers), hello.layers, minimum
         )
         self.send(m.Welcome())
         ready = self._expect(m.Ready, deadlines.start_worker_s, cancelled, wake_fd)
         sealed = {probe.name: probe.denied for probe in ready.probes}
-        accept_self_test(
-            sealed, selftest.expected_sealed(self._ordered_layers), hello.layers, self.order.policy.min_tier
-        )
+        accept_self_test(sealed, selftest.expected_sealed(self._ordered_layers), hello.layers, minimum)
         self.self_test |= sealed
 
     @property

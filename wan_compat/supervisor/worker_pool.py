@@ -72,6 +72,7 @@ class WorkerPool:
             memory_limit_bytes=memory_limit_bytes,
             policy=policy,
             mode=mode,
+            tree_hash=model.trust.tree.hash if model.trust is not None else None,
         )
 
     def acquire(

@@ -21,6 +21,9 @@ from wan_compat.protocol.ring import DOORBELL_BYTES, SLOTS, RingLayout, pack_doo
 from wan_compat.protocol.values import FrameSpec
 from wan_compat.workers.cancellation import Cancellation
 
+# By how much a picture may leave [0, 1]: what resampling and half precision do, and no other range of values.
+PICTURE_TOLERANCE = 0.02
+
 
 class FrameRing:
     """The mapped memory and the doorbell of one worker. Takes both descriptors over."""
@@ -105,6 +108,35 @@ class FrameWriter:
             if lowest < -1.0 or highest > 1.0:
                 image = image.clamp(-1.0, 1.0)
             self._publish_frame(image.add(1.0).float().mul_(127.5))
+
+    def publish_picture(self, picture: torch.Tensor) -> None:
+        """Convert and publish one finished picture, as a pipeline returns it.
+
+        Args:
+            picture: (3, height, width); uint8, or floating point in [0, 1], truncated as above.
+
+        Raises:
+            UnusableFrames: NaN, infinite values, or values that are far from [0, 1].
+            GenerationFailed: Another shape, or more frames, than agreed at Generate.
+            JobCancelled: While waiting for credit.
+        """
+        frame = self._layout.frame
+        if tuple(picture.shape) != (3, frame.height, frame.width):
+            raise GenerationFailed(
+                f"the pipeline returned pictures of shape {tuple(picture.shape)}"
+                f" instead of (3, {frame.height}, {frame.width})"
+            )
+        if self.published + 1 > frame.num_frames:
+            raise GenerationFailed(f"the pipeline returned more than the agreed {frame.num_frames} frames")
+        if picture.dtype == torch.uint8:
+            self._publish_frame(picture)
+            return
+        lowest, highest = check_finite(picture)
+        if lowest < -PICTURE_TOLERANCE or highest > 1 + PICTURE_TOLERANCE:
+            raise UnusableFrames(
+                f"the pipeline returned pictures with values from {lowest:.3g} to {highest:.3g}, instead of 0 to 1"
+            )
+        self._publish_frame(picture.float().clamp(0.0, 1.0).mul(255.0))
 
     def finish(self) -> None:
         """Check that every agreed frame was published. Raises UnusableFrames."""

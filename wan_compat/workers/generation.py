@@ -14,7 +14,7 @@ import contextlib
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -51,8 +51,9 @@ def generate(
     """
     params = order.params
     pipeline = model.pipeline
+    assert model.frame_exit is not None  # own_generation.py is for the others
     _check_sizes(pipeline, params)
-    run = _Run(pipeline, order.job, cancellation, report)
+    run = Run(pipeline, order.job, cancellation, report)
     latent_frames = (params.frames.num_frames - 1) // pipeline.vae_scale_factor_temporal + 1
 
     def publish(pixels: torch.Tensor) -> None:
@@ -63,8 +64,9 @@ def generate(
 
     if model.spec.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    with run.watching(), model.frame_exit.publishing(publish):
-        pipeline(**_arguments(model, params), callback_on_step_end=run.on_step_end)
+    transformers = (pipeline.transformer, getattr(pipeline, "transformer_2", None))
+    with run.watching(transformers), model.frame_exit.publishing(publish):
+        pipeline(**arguments(model, params), callback_on_step_end=run.on_step_end)
     writer.finish()
     return run.finished(model.spec.device)
 
@@ -76,7 +78,7 @@ def free_memory(model: LoadedModel | None) -> None:
         torch.cuda.empty_cache()
 
 
-class _Run:
+class Run:
     """The clock, the checks and the progress of one generation."""
 
     def __init__(self, pipeline: Any, job: int, cancellation: Cancellation, report: Callable[[Progress], None]) -> None:
@@ -87,9 +89,8 @@ class _Run:
         self._denoised: float | None = None
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """See the first forward of either transformer: that is where text encoding is over."""
-        transformers = (self._pipeline.transformer, getattr(self._pipeline, "transformer_2", None))
+    def watching(self, transformers: Iterable[torch.nn.Module | None]) -> Iterator[None]:
+        """See the first forward of any of the transformers: that is where text encoding is over."""
         hooks = [part.register_forward_pre_hook(self._on_transformer) for part in transformers if part is not None]
         try:
             yield
@@ -99,15 +100,19 @@ class _Run:
 
     def on_step_end(self, pipeline: Any, index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         """Diffusers calls this after each scheduler step."""
-        self._denoised = time.perf_counter()
-        self._cancellation.check()
-        total = max(len(pipeline.scheduler.timesteps), index + 1)
         step = index + 1
+        total = max(len(pipeline.scheduler.timesteps), step)
+        self.denoised()
         # Looking costs a pass over the latents and, on a GPU, a synchronisation: four times is often enough.
         if step in (1, math.ceil(total / 4), math.ceil(total / 2), total):
             _check_finite(values["latents"], step, total)
         self._report(Progress(job=self._job, phase="denoise", step=step, total=total))
         return {}
+
+    def denoised(self) -> None:
+        """Note that a step is over, and look for a requested stop."""
+        self._denoised = time.perf_counter()
+        self._cancellation.check()
 
     def finished(self, device: str) -> Generated:
         now = time.perf_counter()
@@ -127,8 +132,9 @@ class _Run:
             self._report(Progress(job=self._job, phase="text_encode", step=1, total=1))
 
 
-def _arguments(model: LoadedModel, params: GenerationParams) -> dict[str, Any]:
-    arguments: dict[str, Any] = {
+def arguments(model: LoadedModel, params: GenerationParams) -> dict[str, Any]:
+    """Return what a Wan pipeline is called with."""
+    given: dict[str, Any] = {
         "prompt": params.prompt,
         "negative_prompt": params.negative_prompt,
         "height": params.frames.height,
@@ -142,10 +148,11 @@ def _arguments(model: LoadedModel, params: GenerationParams) -> dict[str, Any]:
         "output_type": "pt",  # the tensor is one pixel: the frames leave through FrameExit
     }
     # Diffusers refuses it for a pipeline without a boundary between two experts.
-    two_scales = "guidance_scale_2" in model.call_arguments and model.pipeline.config.boundary_ratio is not None
+    config = getattr(model.pipeline, "config", None)
+    two_scales = "guidance_scale_2" in model.call_arguments and getattr(config, "boundary_ratio", None) is not None
     if params.guidance_scale_2 is not None and two_scales:
-        arguments["guidance_scale_2"] = params.guidance_scale_2
-    return arguments
+        given["guidance_scale_2"] = params.guidance_scale_2
+    return given
 
 
 def _check_sizes(pipeline: Any, params: GenerationParams) -> None:

@@ -28,6 +28,7 @@ from wan_compat.workers import gpu
 from wan_compat.workers.cancellation import Cancellation
 from wan_compat.workers.conv import send_conv3d_to_onednn
 from wan_compat.workers.failures import translate
+from wan_compat.workers.repository_code import load_own_class
 from wan_compat.workers.streaming import FrameExit
 
 _NAMED_TENSORS = 5
@@ -76,7 +77,7 @@ class LoadedModel:
 
     pipeline: Any
     spec: PipelineSpec
-    frame_exit: FrameExit
+    frame_exit: FrameExit | None  # None: the repository's own pipeline, which returns its frames
     parameters: dict[str, int]
     call_arguments: frozenset[str]  # what this pipeline's __call__ takes
     load_s: float
@@ -103,7 +104,7 @@ def load_model(
         JobCancelled: A stop was requested.
     """
     started = time.perf_counter()
-    pipeline_class = _class(spec.pipeline_class, PIPELINES)
+    pipeline_class = _class(spec.pipeline_class, PIPELINES) if spec.code is None else None
     components: dict[str, Any] = {}
     for done, component in enumerate(spec.components):
         cancellation.check()
@@ -113,26 +114,33 @@ def load_model(
             raise translate(error, loading=True, component=component.name) from error
         report(Progress(job=0, phase="load", step=done + 1, total=len(spec.components)))
     cancellation.check()
-    try:
-        pipeline = pipeline_class(**components, **_settings(spec, pipeline_class, components))
-    except TypeError as error:
-        raise ModelCorrupt(f"the parts do not make a {spec.pipeline_class}: {error}") from error
-    pipeline.set_progress_bar_config(disable=True)  # a bar redraws itself into the log a hundred times
+    if pipeline_class is None:
+        from wan_compat.workers.own_pipeline import build_own_pipeline
+
+        pipeline, call_arguments = build_own_pipeline(spec, components, folder)
+    else:
+        try:
+            pipeline = pipeline_class(**components, **_settings(spec, pipeline_class, components))
+        except TypeError as error:
+            raise ModelCorrupt(f"the parts do not make a {spec.pipeline_class}: {error}") from error
+        call_arguments = frozenset(inspect.signature(pipeline_class.__call__).parameters)
+        pipeline.set_progress_bar_config(disable=True)  # a bar redraws itself into the log a hundred times
     if spec.device != "cpu":
         gpu.limit_memory(spec.gpu_memory_limit_bytes)
         pipeline.to(spec.device)
     modules = {name: part for name, part in components.items() if isinstance(part, torch.nn.Module)}
-    if spec.conv3d == "onednn" and spec.device == "cpu":
-        send_conv3d_to_onednn(pipeline.vae)
+    if spec.conv3d == "onednn" and spec.device == "cpu" and "vae" in modules:
+        send_conv3d_to_onednn(modules["vae"])
     for module in modules.values():
         module.eval()
         _check_at_every_block(module, cancellation)
     return LoadedModel(
         pipeline=pipeline,
         spec=spec,
-        frame_exit=FrameExit(pipeline.vae, spec.streaming),
+        # What a pipeline of the repository does after decoding, only it knows: its frames are those that it returns.
+        frame_exit=None if pipeline_class is None else FrameExit(pipeline.vae, spec.streaming),
         parameters={name: sum(tensor.numel() for tensor in part.parameters()) for name, part in modules.items()},
-        call_arguments=frozenset(inspect.signature(pipeline_class.__call__).parameters),
+        call_arguments=call_arguments,
         load_s=time.perf_counter() - started,
     )
 
@@ -142,8 +150,11 @@ def _load_component(component: ComponentSpec, folder: str) -> Any:
     path = os.path.join(folder, component.subfolder)
     if not os.path.isdir(path):
         raise ModelCorrupt(f"the folder {component.subfolder!r} is missing")
-    if component.library == "diffusers" and name in _DIFFUSERS_MODELS:
-        model, info = _class(name, _DIFFUSERS_MODELS).from_pretrained(
+    own = load_own_class(component, folder) if component.code is not None else None
+    if own is not None and component.dtype is None:
+        return own.from_pretrained(path, local_files_only=True)
+    if component.library == "diffusers" and (own or name in _DIFFUSERS_MODELS):
+        model, info = (own or _class(name, _DIFFUSERS_MODELS)).from_pretrained(
             path,
             torch_dtype=_dtype(component),
             use_safetensors=True,
@@ -151,8 +162,8 @@ def _load_component(component: ComponentSpec, folder: str) -> Any:
             low_cpu_mem_usage=True,
             output_loading_info=True,
         )
-    elif component.library == "transformers" and name in _TRANSFORMERS_MODELS:
-        model, info = _class(name, _TRANSFORMERS_MODELS).from_pretrained(
+    elif component.library == "transformers" and (own or name in _TRANSFORMERS_MODELS):
+        model, info = (own or _class(name, _TRANSFORMERS_MODELS)).from_pretrained(
             path,
             dtype=_dtype(component),
             use_safetensors=True,

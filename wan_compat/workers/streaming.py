@@ -127,11 +127,13 @@ def _decode_whole(vae: Any, decode: Callable[..., Any], z: torch.Tensor) -> torc
     def look(_module: Any, _inputs: Any, piece: torch.Tensor) -> None:
         check_finite(piece)
 
-    hook = vae.decoder.register_forward_hook(look)
+    decoder = getattr(vae, "decoder", None)  # a VAE of the repository's own may have none
+    hook = decoder.register_forward_hook(look) if isinstance(decoder, torch.nn.Module) else None
     try:
         sample: torch.Tensor = decode(z, return_dict=False)[0]
     finally:
-        hook.remove()
+        if hook is not None:
+            hook.remove()
     return sample[0]
 
 

@@ -1,6 +1,7 @@
 """What runs inside the sandbox: greet, close the door, then load and generate as told until the supervisor is gone.
 
     entered -> reseed -> Hello -> Welcome -> seal -> Ready -> ( LoadModel | Generate )* -> killed or Shutdown
+                                                           -> ( OpenWeights | SendTensors )*   for a conversion
 
 The main thread loads and generates; the control thread speaks (control.py). A failed or cancelled job is reported and
 the worker goes on; anything that this file does not expect ends the process, which is what a sandbox is good at.
@@ -26,8 +27,12 @@ from wan_compat.workers.control import Control
 from wan_compat.workers.failures import to_message
 
 if TYPE_CHECKING:  # torch is imported with them, which a light zygote must not do
+    from wan_compat.workers.conversion import Opened
     from wan_compat.workers.frames import FrameRing
     from wan_compat.workers.loader import LoadedModel
+
+
+OWN_PIPELINE = "the repository's own pipeline returns its frames as a whole"
 
 
 def run(
@@ -131,10 +136,19 @@ def _serve(control: Control, ring: FrameRing, cancellation: Cancellation, folder
     from wan_compat.workers.generation import free_memory
 
     model: LoadedModel | None = None
+    opened: list[Opened] = []
     while True:
         message = control.receive()
         if isinstance(message, m.LoadModel):
             model, answer = _load(message.pipeline, control, cancellation, folder)
+        elif isinstance(message, m.OpenWeights):
+            from wan_compat.workers.conversion import open_weights
+
+            opened, answer = open_weights(message, folder, cancellation, control.post)
+        elif isinstance(message, m.SendTensors):
+            from wan_compat.workers.conversion import send_tensors
+
+            answer = send_tensors(opened, message, ring, cancellation)
         else:
             assert isinstance(message, m.Generate) and model is not None  # the state machine saw to it
             answer = _generate(model, message, control, ring, cancellation)
@@ -163,8 +177,8 @@ def _load(
     return model, m.ModelLoaded(
         pipeline_class=pipeline.pipeline_class,
         parameters=model.parameters,
-        streaming=model.frame_exit.streaming,
-        streaming_reason=model.frame_exit.reason,
+        streaming=model.frame_exit is not None and model.frame_exit.streaming,
+        streaming_reason=OWN_PIPELINE if model.frame_exit is None else model.frame_exit.reason,
         load_s=model.load_s,
     )
 
@@ -172,7 +186,10 @@ def _load(
 def _generate(
     model: LoadedModel, order: m.Generate, control: Control, ring: FrameRing, cancellation: Cancellation
 ) -> Value:
-    from wan_compat.workers.generation import generate
+    if model.frame_exit is not None:
+        from wan_compat.workers.generation import generate
+    else:
+        from wan_compat.workers.own_generation import generate_own as generate
 
     try:
         return generate(model, order, ring.writer(order.job, order.params.frames), cancellation, control.post)

@@ -185,7 +185,7 @@ def test_any_layout_gives_all_its_files_documents_and_headers(tmp_path, layout):
     assert set(facts.documents) == {path for path, content in files.items() if content == b"{}"}
     assert set(facts.weights) == {path for path, content in files.items() if content in (WEIGHTS, GGUF)}
     assert all(weights.tensors["w"].shape == (2, 3) for weights in facts.weights.values())
-    if layout != "diffusers":
+    if layout not in ("diffusers", "modular"):
         with pytest.raises(errors.ModelIndexMissing):
             inspection.read_model(str(tmp_path))
 

@@ -27,6 +27,9 @@ _LARGE_FILES = (
 # Anything of this size that is not a document may be weights, whatever its name.
 _LARGE_BYTES = 1 << 20
 
+# Either says that a folder is a pipeline of modular blocks.
+_MODULAR = frozenset(("modular_model_index.json", "modular_config.json"))
+
 # Errors that say the folder as a whole is not what was downloaded, or leads elsewhere.
 _OF_THE_WHOLE = frozenset(("path_escape", "link_broken", "too_many_files"))
 
@@ -66,7 +69,7 @@ def read_facts(path: str) -> ModelFacts:
 
 
 def read_model(path: str) -> ModelFacts:
-    """Read the facts of a model in diffusers layout; what is wrong with it ends this at once.
+    """Read the facts of a model in diffusers layout, modular ones included; what is wrong with it ends this at once.
 
     Files that its index does not name may be as broken as they like: no worker will see them.
 
@@ -77,10 +80,11 @@ def read_model(path: str) -> ModelFacts:
         ModelCorrupt: Malformed JSON or weight headers, or more of something than any real model has.
     """
     facts = read_facts(path)
+    index = {**facts.documents.get("modular_model_index.json", {}), **facts.index}
     for found in facts.problems:
-        if found.severity is Severity.ERROR and _concerns_the_pipeline(found, facts.index):
+        if found.severity is Severity.ERROR and _concerns_the_pipeline(found, index):
             raise found.to_error(facts.root)
-    if "model_index.json" not in facts.files:
+    if "model_index.json" not in facts.files and not _MODULAR & facts.files.keys():
         found_instead = (
             "it is a single file" if facts.is_file else f"found: {', '.join(list(facts.files)[:5]) or 'no files'}"
         )
@@ -93,7 +97,7 @@ def read_model(path: str) -> ModelFacts:
 
 
 def _concerns_the_pipeline(found: Finding, index: Mapping[str, Any]) -> bool:
-    if found.path is None or found.path == "model_index.json" or found.code in _OF_THE_WHOLE:
+    if found.path is None or found.path in ("model_index.json", *_MODULAR) or found.code in _OF_THE_WHOLE:
         return True
     return found.path.partition("/")[0] in index
 
