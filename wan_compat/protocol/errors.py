@@ -8,6 +8,7 @@
     │   ├── WorkerExtraMissing       worker_extra_missing       3
     │   ├── OutputNotWritable        output_not_writable        3
     │   ├── FetchFailed              fetch_failed               3   an address that cannot be reached
+    │   ├── VersionConflict          version_conflict           3   packages that cannot be there together
     │   ├── StateUnsafe              state_unsafe               3   state: foreign, writable by others or no file
     │   └── StateCorrupt             state_corrupt              3   trust store or audit log: malformed or tampered with
     ├── ModelInvalid                 model_invalid              4   the files are not a usable model
@@ -20,6 +21,7 @@
     │   ├── RemoteCodeRefused        remote_code_refused        5
     │   ├── TrustRefused             trust_refused              5   trust mode, and no approval covers what is there
     │   ├── NotConfirmed             not_confirmed              5   a person said no, or could not be asked
+    │   ├── HashMismatch             hash_mismatch              5   fetched bytes are not those that were pinned
     │   └── PickleRefused            pickle_refused             5
     ├── ResourceExceeded             resource_exceeded          6   not enough, or more than allowed
     │   ├── MemoryExceeded           memory_exceeded            6
@@ -157,6 +159,13 @@ class FetchFailed(EnvironmentLacks):
     title = "A file could not be fetched"
 
 
+class VersionConflict(EnvironmentLacks):
+    """`details["conflicts"]` name who wants which version."""
+
+    code = "version_conflict"
+    title = "The packages do not fit together"
+
+
 class StateUnsafe(EnvironmentLacks):
     code = "state_unsafe"
     title = "The state folder is not safe to use"
@@ -214,6 +223,13 @@ class TrustRefused(RefusedByPolicy):
 class NotConfirmed(RefusedByPolicy):
     code = "not_confirmed"
     title = "Not confirmed"
+
+
+class HashMismatch(RefusedByPolicy):
+    """`details` carry `file`, `expected` and `found`."""
+
+    code = "hash_mismatch"
+    title = "A file is not what was pinned"
 
 
 class PickleRefused(RefusedByPolicy):

@@ -11,6 +11,7 @@ from typing import Any
 _HOMES = {
     "ArchitectureDetector": "wan_compat.supervisor.architecture_detector",
     "CompatibilityRegistry": "wan_compat.supervisor.registry",
+    "DependencyManager": "wan_compat.supervisor.dependency_manager",
     "DiagnosticCollector": "wan_compat.supervisor.diagnostics",
     "PipelineManager": "wan_compat.supervisor.pipeline_manager",
     "SafeLoadManager": "wan_compat.supervisor.safe_load",

@@ -21,8 +21,10 @@ import re
 import stat
 import sys
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from packaging.utils import canonicalize_name
 
 from wan_compat.policies import python_source
 from wan_compat.policies.python_source import MAX_SOURCE_BYTES, ClassDefinition, Parameters
@@ -155,6 +157,16 @@ def find_version(name: str, site_packages: str | None = None) -> str | None:
     paths = _own_paths() if site_packages is None else (os.path.abspath(site_packages),)
     found = next(iter(importlib.metadata.distributions(name=name, path=list(paths))), None)
     return found.version if found is not None else None
+
+
+def find_distributions() -> Mapping[str, tuple[str, tuple[str, ...]]]:
+    """Return (version, requirements) of everything that is installed, by canonical name."""
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for item in importlib.metadata.distributions(path=list(_own_paths())):
+        name = item.metadata["Name"]
+        if name is not None:  # a half-removed package has none
+            found.setdefault(canonicalize_name(name), (item.version, tuple(item.requires or ())))
+    return found
 
 
 def _own_paths() -> tuple[str, ...]:

@@ -8,6 +8,10 @@ Where signed registry updates come from, and whose signature they need, is for t
 
     registry_url = "https://..."              registry_public_key = "<base64 of an Ed25519 key>"
 
+So it is for the index that `install-deps` fetches wheels from, which the environment may name too:
+
+    package_index = "https://pypi.org/simple", or a folder with wheels        WAN_COMPAT_PACKAGE_INDEX
+
 The working folder is judged last whatever its place in the order of precedence, so that nothing found there can loosen
 what the user set. Files are read whole or refused whole, up to MAX_FILE_BYTES.
 """
@@ -16,6 +20,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import dataclasses
 import os
 import stat
@@ -34,18 +39,21 @@ MAX_FILE_BYTES = 256 << 10
 MAX_URL_CHARS = 2000
 ENVIRONMENT_PREFIX = "WAN_COMPAT_"
 REGISTRY_SETTINGS = ("registry_url", "registry_public_key")
+PACKAGE_INDEX = "package_index"
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """The effective policy and, by field, the source that had the last word.
 
-    `registry_url` is where signed registry updates lie, `registry_public_key` the 32 bytes of the key they need."""
+    `registry_url` is where signed registry updates lie, `registry_public_key` the 32 bytes of the key they need,
+    `package_index` where wheels come from (None: PyPI)."""
 
     policy: Policy
     origins: Mapping[str, str]
     registry_url: str | None = None
     registry_public_key: bytes | None = None
+    package_index: str | None = None
 
 
 def load_settings(folder: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
@@ -73,7 +81,8 @@ def load_settings(folder: Path | None = None, environment: Mapping[str, str] | N
         fields = read_policy(_table(table, path), path)
         policy = narrow(policy, fields, path)
         origins.update(dict.fromkeys(fields, path))
-    return Settings(policy, origins, *_registry_settings(user_table, str(user_file)))
+    index = _package_index(user_table, str(user_file), os.environ if environment is None else environment)
+    return Settings(policy, origins, *_registry_settings(user_table, str(user_file)), index)
 
 
 def sources(folder: Path | None = None) -> tuple[str, ...]:
@@ -127,11 +136,29 @@ def _registry_settings(table: Mapping[str, Any], source: str) -> tuple[str | Non
     return url, raw
 
 
+def _package_index(table: Mapping[str, Any], source: str, environment: Mapping[str, str]) -> str | None:
+    """Return the index or folder for wheels; the environment goes before the user's file."""
+    variable = ENVIRONMENT_PREFIX + PACKAGE_INDEX.upper()
+    source, value = (variable, environment[variable]) if variable in environment else (source, table.get(PACKAGE_INDEX))
+    if value is None:
+        return None
+    if isinstance(value, str) and value.isprintable() and len(value) <= MAX_URL_CHARS:
+        if os.path.isabs(value):
+            return value
+        with contextlib.suppress(ValueError):
+            parts = urllib.parse.urlsplit(value)
+            if parts.scheme == "https" and parts.hostname and not parts.username:
+                return value
+    raise InvalidRequest(
+        f"{source}: {PACKAGE_INDEX} must be an https:// address without a user name, or the full path of a folder"
+    )
+
+
 def _refuse_registry_settings(table: Mapping[str, Any], source: str) -> None:
-    for name in REGISTRY_SETTINGS:
+    for name in (*REGISTRY_SETTINGS, PACKAGE_INDEX):
         if name in table:
             raise RefusedByPolicy(
-                f"{source} sets {name}: whose registry updates are taken is not for a working folder to say",
+                f"{source} sets {name}: where updates and packages come from is not for a working folder to say",
                 hint=f"put it into {_user_file()} if you mean it",
             )
 

@@ -28,12 +28,21 @@ def show(context: typer.Context, json: Json = False, quiet: Quiet = False, verbo
     key = settings.registry_public_key
     registry = {"url": settings.registry_url, "public_key": base64.b64encode(key).decode() if key else None}
     if session.json:
-        session.document({"schema_version": 1, "settings": values, "registry": registry, "sources": list(sources())})
+        session.document(
+            {
+                "schema_version": 1,
+                "settings": values,
+                "registry": registry,
+                "package_index": settings.package_index,
+                "sources": list(sources()),
+            }
+        )
     else:
         lines = [
             f"{setting:<18} {'-' if entry['value'] is None else entry['value']!s:<12} {entry['origin']}"
             for setting, entry in values.items()
         ]
         lines += [f"registry_{name:<9} {value or '-'}" for name, value in registry.items()]
+        lines.append(f"{'package_index':<18} {settings.package_index or '-'}")
         session.say("\n".join([*lines, "", "Read from, later ones last:", *(f"  {source}" for source in sources())]))
     return 0
