@@ -25,6 +25,20 @@ _TOKENIZER_FILES = re.compile(
 _PICKLES = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle)")
 
 
+def is_opened(name: str) -> bool:
+    """Say whether a file of this name is one that the library of some part opens."""
+    return (
+        name in ("config.json", "scheduler_config.json", "preprocessor_config.json")
+        or _TOKENIZER_FILES.fullmatch(name) is not None
+        or any(pattern.fullmatch(name) for pattern in _WEIGHTS.values())
+    )
+
+
+def is_pickle_name(name: str) -> bool:
+    """Say whether a name is one that pickled weights have."""
+    return _PICKLES.fullmatch(name) is not None
+
+
 def admit_component(facts: ModelFacts, name: str, kind: Kind) -> list[FileFact]:
     """Return the files of the component in folder `name` that its library opens.
 

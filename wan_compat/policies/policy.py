@@ -36,6 +36,8 @@ class Policy(BaseModel):
         threads, open_files: Counts per worker.
         scratch_bytes: Size of a worker's only writable folder; its pages count as its memory.
         timeout_s: Longest a job may take.
+        allow_downloads: Whether `--download` and `fetch_pipeline_code` may ask a hub for anything.
+        require_manifest: Whether a model is used only when its files agree with hashes that came with them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -50,6 +52,8 @@ class Policy(BaseModel):
     open_files: int = Field(default=256, ge=64, le=65536)
     scratch_bytes: int = Field(default=64 << 20, ge=MIN_SCRATCH_BYTES, le=16 << 30)
     timeout_s: float | None = Field(default=None, ge=1, le=30 * 86400)
+    allow_downloads: bool = True
+    require_manifest: bool = False
 
 
 # How a setting is written in a file and in the environment, and what turns the text into its value.
@@ -64,6 +68,8 @@ _READERS = {
     "open_files": ("open_files", None),
     "scratch": ("scratch_bytes", bytes_from),
     "timeout": ("timeout_s", seconds_from),
+    "allow_downloads": ("allow_downloads", None),
+    "require_manifest": ("require_manifest", None),
 }
 SETTINGS = tuple(_READERS)
 
@@ -128,8 +134,10 @@ def narrow(policy: Policy, fields: Mapping[str, Any], source: str) -> Policy:
 def _is_narrower(name: str, value: Any, allowed: Any) -> bool:
     if name == "min_tier":
         return bool(value.satisfies(allowed))
-    if name == "allow_unsandboxed":
+    if name in ("allow_unsandboxed", "allow_downloads"):
         return not value or bool(allowed)
+    if name == "require_manifest":
+        return bool(value) or not allowed
     if name == "mode":
         return value is Mode.SAFE or allowed is Mode.TRUST
     return (math.inf if value is None else value) <= (math.inf if allowed is None else allowed)
