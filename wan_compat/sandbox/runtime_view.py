@@ -30,10 +30,15 @@ _PROCESSOR_FACTS_BY_CPU = "/sys/devices/system/cpu/cpu[0-9]*/topology/*"  # read
 _MAX_FACT_BYTES = 1 << 20
 
 
-def runtime_binds() -> tuple[Bind, ...]:
-    """Return the binds for this very interpreter, parents first and without duplicates."""
+def runtime_binds(site: str | None = None) -> tuple[Bind, ...]:
+    """Return the binds for this very interpreter, parents first and without duplicates.
+
+    Args:
+        site: A folder of packages that comes before the interpreter's own, under the name by which they are imported.
+    """
     chosen: list[Bind] = []
-    for path in sorted({*_system_folders(), *_python_folders(), *_package_folder()}, key=lambda path: path.count("/")):
+    folders = {*_system_folders(), *_python_folders(), *_package_folder(), *([site] if site is not None else [])}
+    for path in sorted(folders, key=lambda path: path.count("/")):
         if not any(path == known.target or path.startswith(known.target + "/") for known in chosen):
             chosen.append(Bind(source=os.path.realpath(path), target=path, executable=True))
     if os.path.exists(_LOADER_CACHE):

@@ -29,10 +29,12 @@ class BwrapZygote(Zygote):
         SandboxEntryFailed: There is no bwrap that could be trusted, or it could not make the sandbox.
     """
 
-    def __init__(self, spec: ConfinementSpec, *, program: Sequence[str] = ZYGOTE_PROGRAM) -> None:
+    def __init__(
+        self, spec: ConfinementSpec, *, program: Sequence[str] = ZYGOTE_PROGRAM, site: str | None = None
+    ) -> None:
         self._spec = spec
         self.path = bwrap.find()
-        super().__init__(light=True, program=program)
+        super().__init__(light=True, program=program, site=site)
 
     def _start(self, argv: list[str], control_fd: int, log_writer: int) -> subprocess.Popen[bytes]:
         outer = ",".join(sorted(self._spec.outer))

@@ -19,6 +19,7 @@ import dataclasses
 import datetime
 import errno
 import os
+import platform
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -26,15 +27,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import platformdirs
+from packaging.tags import interpreter_name, interpreter_version
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from wan_compat.policies.dependencies import Feature
 from wan_compat.policies.dependency_lock import PackageName, Version
 from wan_compat.policies.dependency_plan import InstallPlan
 from wan_compat.protocol.errors import DiskExceeded, StateCorrupt, StateUnsafe, WanCompatError
+from wan_compat.supervisor.model_environment import RECORD_NAME
 from wan_compat.supervisor.private_files import PrivateFolder, state_folder
 
-RECORD_NAME = "environments.json"
 MANIFEST_NAME = "manifest.json"
 SITE_NAME = "site"
 
@@ -100,7 +102,7 @@ class Environments:
     """Args:
     folder: None is this user's own.
     state: Of the record; None is this user's own.
-    interpreter: Whom environments must fit, see `Interpreter.name`; None does not ask.
+    interpreter: Whom environments must fit, see `Interpreter.name`; None is this Python.
     """
 
     def __init__(
@@ -108,7 +110,7 @@ class Environments:
     ) -> None:
         self.folder = folder or data_folder()
         self._state = state or state_folder()
-        self._interpreter = interpreter
+        self._interpreter = interpreter or f"{interpreter_name()}{interpreter_version()}-{platform.machine()}"
 
     # -- which model uses which ----------------------------------------------------------------------------------
 
@@ -175,7 +177,7 @@ class Environments:
             raise _damaged(root, f"{MANIFEST_NAME} is malformed") from error
         if manifest.id != environment:
             raise _damaged(root, f"it was made as {manifest.id}")
-        if self._interpreter is not None and manifest.interpreter != self._interpreter:
+        if manifest.interpreter != self._interpreter:
             raise _damaged(root, f"it was made for {manifest.interpreter}, this is {self._interpreter}")
         site = root / SITE_NAME
         _compare(root, dict(_files(site)), manifest.files)

@@ -49,11 +49,13 @@ from wan_compat.supervisor import audit_log, first_use
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.model_choice import choose_model, code_report
+from wan_compat.supervisor.model_environment import environment_of
 from wan_compat.supervisor.worker import Heard, Worker, WorkerOrder
 from wan_compat.supervisor.worker_log import open_log_file
 from wan_compat.supervisor.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
+    from wan_compat.supervisor.environments import Environment
     from wan_compat.supervisor.outputs import OutputTarget
 
 # No byte taken by the encoder for this long, with frames waiting, means it hangs.
@@ -131,6 +133,7 @@ class JobRun:
         limit = memory_limit(requested, host)
         model = choose_model(request.model, request.mode, threads=host.cpu_count, memory_limit_bytes=limit)
         resolved = resolve_request(request, model, seed=secrets.randbelow(1 << 31))
+        environment = environment_of(request.model)
         limits = deadlines(weight_bytes=model.weight_bytes, timeout_s=self._timeout_s)
         self._note_first_use()
         with contextlib.ExitStack() as stack:
@@ -139,7 +142,8 @@ class JobRun:
             if request.worker_log is not None:
                 log_file = stack.enter_context(open_log_file(request.worker_log))
             gpu_limit = _narrower(request.gpu_memory_limit_bytes, context.policy.gpu_memory_limit_bytes)
-            order = context.pool.order(context.policy, request.mode, model, requested, limit, gpu_limit)
+            site = environment.site if environment is not None else None
+            order = context.pool.order(context.policy, request.mode, model, requested, limit, gpu_limit, site)
             worker = self._acquire(order, limits)
             keep = False
             try:
@@ -148,7 +152,7 @@ class JobRun:
                     self._load(worker, model, limits)
                     frames, output = self._generate(worker, resolved, limits, target, encoding)
                 keep = True
-                result = self._result(worker, model, resolved, frames, output)
+                result = self._result(worker, model, resolved, frames, output, environment)
             except (JobCancelled, EncodingFailed, DeadlineExceeded, OSError):
                 keep = self._quiet(worker, limits)
                 raise
@@ -309,6 +313,7 @@ class JobRun:
         resolved: ResolvedRequest,
         frames: ProcessedFrames | None,
         output: OutputReport | None,
+        environment: Environment | None,
     ) -> VideoGenerationResult:
         loaded = worker.loaded()
         assert worker.tier is not None and loaded is not None
@@ -336,6 +341,7 @@ class JobRun:
                     "python": platform.python_version(),
                     "machine": platform.machine(),
                     "kernel": platform.release(),
+                    **({"environment": environment.id} if environment is not None else {}),
                     **worker.versions,
                 },
             ),

@@ -78,6 +78,7 @@ class WorkerOrder:
     policy: Policy
     mode: Mode
     tree_hash: str | None = None  # of the approved repository, in trust mode
+    site: str | None = None  # packages of the model's own environment, which come before the usual ones
 
 
 @dataclasses.dataclass
@@ -148,7 +149,7 @@ class Worker:
                 undo.callback(self._cgroup.remove)
             self._spec = plan_confinement(
                 layers=layers,
-                runtime_binds=runtime_view.runtime_binds(),
+                runtime_binds=runtime_view.runtime_binds(order.site),
                 # Through bwrap it keeps its number, which a setuid one cannot translate.
                 runtime_files=runtime_view.runtime_files(
                     Identity(os.geteuid(), os.getegid()) if outer and identity is None else identity
@@ -172,7 +173,7 @@ class Worker:
         Raises:
             SandboxEntryFailed: bubblewrap is missing, not to be trusted, or could not make the sandbox.
         """
-        zygote = BwrapZygote(self._spec)
+        zygote = BwrapZygote(self._spec, site=self.order.site)
         self._undo.callback(zygote.close)
         self.outer_by = zygote.path
         zygote.wait_ready(deadlines.zygote_s, cancelled, wake_fd)

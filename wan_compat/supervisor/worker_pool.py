@@ -32,6 +32,7 @@ from wan_compat.supervisor.worker import Worker, WorkerOrder
 from wan_compat.supervisor.zygote import ZYGOTE_PROGRAM, Zygote
 
 MAX_WARM = 1
+MAX_ZYGOTES = 3  # each holds the libraries; a job that needs another one gets it in the place of the oldest
 
 
 class WorkerPool:
@@ -46,7 +47,7 @@ class WorkerPool:
         self._zygote_program = zygote_program
         self._wake_fd = wake_fd
         self._runtime: RuntimeFolder | None = None
-        self._zygotes: dict[bool, Zygote] = {}
+        self._zygotes: dict[tuple[bool, str | None], Zygote] = {}  # by lightness and environment
         self._spawn_only = spawn_only
         self._warm: list[Worker] = []
         self._count = 0
@@ -63,6 +64,7 @@ class WorkerPool:
         requested_limit_bytes: int | None,
         memory_limit_bytes: int,
         gpu_memory_limit_bytes: int | None = None,
+        site: str | None = None,
     ) -> WorkerOrder:
         """Compose what a job needs."""
         return WorkerOrder(
@@ -73,6 +75,7 @@ class WorkerPool:
             policy=policy,
             mode=mode,
             tree_hash=model.trust.tree.hash if model.trust is not None else None,
+            site=site,
         )
 
     def acquire(
@@ -101,7 +104,7 @@ class WorkerPool:
 
     @contextlib.contextmanager
     def leftover(self, path: str) -> Iterator[None]:
-        """Note a file that must not outlive its job; should we be killed meanwhile, the next supervisor removes it."""
+        """Note a file or folder that must not outlive its job; should we be killed, the next supervisor removes it."""
         note = self._runtime_folder().note_leftover(path)
         try:
             yield
@@ -182,7 +185,7 @@ class WorkerPool:
             raise self._refused
         # Seconds of imports should not be thrown away: where the answer is in doubt, the light zygote asks first.
         light = light or (needs_own and not self._permitted and namespaces_are_doubtful())
-        zygote = None if candidate.outer else self._zygote(light, deadlines, cancelled)
+        zygote = None if candidate.outer else self._zygote(light, order.site, deadlines, cancelled)
         self._count += 1
         worker = Worker(f"w{self._count}", order, candidate.layers, self._runtime_folder(), candidate.outer)
         try:
@@ -201,18 +204,21 @@ class WorkerPool:
         self._permitted = self._permitted or needs_own
         return worker
 
-    def _zygote(self, light: bool, deadlines: Deadlines, cancelled: Callable[[], bool]) -> Zygote:
-        zygote = self._zygotes.get(light)
+    def _zygote(self, light: bool, site: str | None, deadlines: Deadlines, cancelled: Callable[[], bool]) -> Zygote:
+        key = (light, site)
+        zygote = self._zygotes.get(key)
         if zygote is not None and not zygote.alive():
-            self._zygotes.pop(light).close()
+            self._zygotes.pop(key).close()
             zygote = None
         if zygote is None:
-            zygote = self._zygotes[light] = Zygote(light=light, program=self._zygote_program)
+            while len(self._zygotes) >= MAX_ZYGOTES:  # none of them has a worker now: the warm ones were let go
+                self._zygotes.pop(next(iter(self._zygotes))).close()
+            zygote = self._zygotes[key] = Zygote(light=light, program=self._zygote_program, site=site)
         try:
             zygote.wait_ready(deadlines.zygote_s, cancelled, self._wake_fd)
         except (JobCancelled, JobTimeout):
             raise  # the job is over; the imports go on, for the next one
         except BaseException:
-            self._zygotes.pop(light).close()
+            self._zygotes.pop(key).close()
             raise
         return zygote

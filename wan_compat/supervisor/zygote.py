@@ -72,12 +72,15 @@ REPLY_TIMEOUT_S = 20.0
 class Zygote:
     """One running zygote process. Not thread-safe: it belongs to the supervisor's runner thread.
 
-    `outer`: the layers that are in force around it already (`bwrap_zygote.py`); none here.
+    `outer`: the layers that are in force around it already (`bwrap_zygote.py`); none here. `site`: the packages of an
+    isolated environment, which come before the usual ones.
     """
 
     outer: frozenset[Layer] = frozenset()
 
-    def __init__(self, *, light: bool = False, program: Sequence[str] = ZYGOTE_PROGRAM) -> None:
+    def __init__(
+        self, *, light: bool = False, program: Sequence[str] = ZYGOTE_PROGRAM, site: str | None = None
+    ) -> None:
         self.light = light
         self.ready: ZygoteReady | None = None
         self._exits: dict[str, int] = {}
@@ -88,6 +91,7 @@ class Zygote:
         try:
             argv = [sys.executable, "-I", *program, "--control-fd", str(theirs.fileno())]
             argv += ["--light"] if light else []
+            argv += ["--site", site] if site is not None else []
             self._process = self._start(argv, theirs.fileno(), log_writer)
         except OSError as error:
             ours.close()

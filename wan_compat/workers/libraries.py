@@ -16,6 +16,7 @@ import gc
 import importlib
 import importlib.metadata
 import os
+import sys
 import time
 
 from wan_compat.protocol.errors import WorkerExtraMissing
@@ -69,6 +70,17 @@ _OPTIONAL = frozenset(
 )
 
 
+_site_packages: list[str] = []  # the names of what `use_site` added
+_MAX_SITE_PACKAGES = 20  # that are reported; a message has room for 32
+
+
+def use_site(folder: str) -> None:
+    """Have packages imported from `folder` first. Before anything of them was imported; its .pth files are not run."""
+    sys.path.insert(0, folder)
+    found = {item.metadata["Name"] for item in importlib.metadata.distributions(path=[folder])}
+    _site_packages[:] = sorted(found - {None, *REPORTED})[:_MAX_SITE_PACKAGES]
+
+
 def import_libraries() -> float:
     """Import all of it; return the seconds it took.
 
@@ -106,9 +118,9 @@ def freeze() -> None:
 
 @functools.cache  # the zygote asks first: reading metadata costs a worker more than entering its sandbox layers
 def versions() -> dict[str, str]:
-    """Return the installed versions of what decides a clip's pixels, from package metadata, without importing."""
+    """Return the versions of what decides a clip's pixels and of what `use_site` added: from metadata, not imported."""
     found = {}
-    for name in REPORTED:
+    for name in (*REPORTED, *_site_packages):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

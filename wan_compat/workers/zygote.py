@@ -1,6 +1,6 @@
 """The zygote: imports the worker's libraries once, then forks a confined worker whenever the supervisor asks.
 
-    python -I -m wan_compat.workers.zygote --control-fd N --parent-pid P [--light] [--outer LAYER,...]
+    python -I -m wan_compat.workers.zygote --control-fd N --parent-pid P [--light] [--site DIR] [--outer LAYER,...]
 
 It sees no model, no prompt and no secret, computes nothing, and has one thread at every fork: a lock or a thread pool
 that another thread holds would be broken in every child. What it says and hears is in protocol/launch.py. A light
@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--parent-pid", type=int, required=True)
     parser.add_argument("--light", action="store_true", help="leave the imports to the workers")
+    parser.add_argument("--site", help="a folder of packages that come before the usual ones")
     parser.add_argument("--outer", default="", help="the layers in force around this process")
     options = parser.parse_args(arguments)
     die_with_parent()
@@ -66,6 +67,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     launcher.become_subreaper()
     outer = [layer for layer in options.outer.split(",") if layer]
     open_doors = tuple(probe.name for probe in selftest.run_outer_probes(outer) if not probe.denied)
+    if options.site is not None:
+        libraries.use_site(options.site)
     import_s = 0.0 if options.light else libraries.import_libraries()
     libraries.freeze()
     with socket.socket(fileno=options.control_fd) as control:
