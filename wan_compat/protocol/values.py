@@ -19,6 +19,7 @@ MAX_SEED = 2**63 - 1
 
 Prompt = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+ModuleFile = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}\.py$")]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Seconds = Annotated[float, Field(ge=0, lt=float("inf"))]
 Count = Annotated[int, Field(ge=0, le=2**62)]
@@ -59,6 +60,8 @@ class GenerationRequest(BaseModel):
         memory_limit_bytes: Cap for the worker; None takes the policy's.
         gpu_memory_limit_bytes: Soft cap for the worker on all GPUs together; None takes the policy's.
         worker_log: File that receives what the worker printed, cleaned.
+        restricted: Run what the repository brings for its pipeline if it keeps to an audited subset of Python, in safe
+            mode (docs/restricted.md).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -78,6 +81,7 @@ class GenerationRequest(BaseModel):
     fps: float | None = Field(default=None, gt=0, le=240)
     overwrite: bool = False
     mode: Mode = Mode.SAFE
+    restricted: bool = False
     isolation: Isolation = Isolation.MODEL
     timeout_s: float | None = Field(default=None, gt=0, le=7 * 86400)
     memory_limit_bytes: int | None = Field(default=None, ge=256 << 20, le=1 << 50)
@@ -120,6 +124,19 @@ class CodeSpec(Value):
     class_name: Name
 
 
+class RestrictedSpec(Value):
+    """A function in a file at the top of the model's folder, for `--restricted`; the supervisor names it, from the files.
+
+    `files` are all that it and its modules consist of, each with the SHA-256 of what the supervisor read.
+    """
+
+    module: ModuleFile
+    function: Name
+    files: dict[ModuleFile, Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]] = Field(
+        min_length=1, max_length=16
+    )
+
+
 class ComponentSpec(Value):
     """One part of a pipeline, with the class that must load it. A worker imports nothing that is not named here.
 
@@ -143,12 +160,15 @@ class PipelineSpec(Value):
 
     With `code`, what runs is the repository's own: the class of a pipeline, or that of modular blocks; `settings` are
     then arguments for it, of which it gets those that it takes.
+
+    With `restricted`, the pipeline is the library's and what calls it is the repository's, in the audited subset.
     """
 
     pipeline_class: Name
     code: CodeSpec | None = None
     code_kind: Literal["pipeline", "blocks"] = "pipeline"
     settings: dict[Name, Setting] = Field(default_factory=dict, max_length=32)
+    restricted: RestrictedSpec | None = None
     components: tuple[ComponentSpec, ...] = Field(min_length=1, max_length=16)
     boundary_ratio: float | None = Field(default=None, ge=0, le=1)
     expand_timesteps: bool = False

@@ -52,7 +52,7 @@ def generate(
     params = order.params
     pipeline = model.pipeline
     assert model.frame_exit is not None  # own_generation.py is for the others
-    _check_sizes(pipeline, params)
+    check_sizes(pipeline, params)
     run = Run(pipeline, order.job, cancellation, report)
     latent_frames = (params.frames.num_frames - 1) // pipeline.vae_scale_factor_temporal + 1
 
@@ -155,7 +155,8 @@ def arguments(model: LoadedModel, params: GenerationParams) -> dict[str, Any]:
     return given
 
 
-def _check_sizes(pipeline: Any, params: GenerationParams) -> None:
+def check_sizes(pipeline: Any, params: GenerationParams) -> None:
+    """Raise InvalidRequest for sizes that the model cannot make and diffusers would silently round."""
     frames = params.frames
     temporal = pipeline.vae_scale_factor_temporal
     if (frames.num_frames - 1) % temporal:

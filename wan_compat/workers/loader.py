@@ -81,6 +81,7 @@ class LoadedModel:
     parameters: dict[str, int]
     call_arguments: frozenset[str]  # what this pipeline's __call__ takes
     load_s: float
+    restricted: Callable[..., Any] | None = None  # the repository's function that calls the pipeline
 
 
 def load_model(
@@ -114,6 +115,11 @@ def load_model(
             raise translate(error, loading=True, component=component.name) from error
         report(Progress(job=0, phase="load", step=done + 1, total=len(spec.components)))
     cancellation.check()
+    restricted = None
+    if spec.restricted is not None:
+        from wan_compat.workers.restricted.run import load_function
+
+        restricted = load_function(spec.restricted, folder)
     if pipeline_class is None:
         from wan_compat.workers.own_pipeline import build_own_pipeline
 
@@ -142,6 +148,7 @@ def load_model(
         parameters={name: sum(tensor.numel() for tensor in part.parameters()) for name, part in modules.items()},
         call_arguments=call_arguments,
         load_s=time.perf_counter() - started,
+        restricted=restricted,
     )
 
 

@@ -186,7 +186,9 @@ def _load(
 def _generate(
     model: LoadedModel, order: m.Generate, control: Control, ring: FrameRing, cancellation: Cancellation
 ) -> Value:
-    if model.frame_exit is not None:
+    if model.restricted is not None:
+        from wan_compat.workers.restricted.generation import generate_restricted as generate
+    elif model.frame_exit is not None:
         from wan_compat.workers.generation import generate
     else:
         from wan_compat.workers.own_generation import generate_own as generate
