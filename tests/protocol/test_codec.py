@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from wan_compat.protocol import codec
 from wan_compat.protocol import messages as m
+from wan_compat.protocol.conversion import ListedTensor, TensorPiece, WeightSource
 from wan_compat.protocol.errors import ProtocolViolation
 from wan_compat.protocol.values import CodeSpec, ComponentSpec, FrameSpec, GenerationParams, PipelineSpec
 
@@ -43,6 +44,9 @@ SAMPLES_FROM_WORKER = [
         pipeline_class="WanPipeline", parameters={"vae": 5}, streaming=True, streaming_reason="equal", load_s=0.2
     ),
     m.Generated(job=1, text_encode_s=0.1, denoise_s=1.0, decode_s=0.5),
+    m.TensorsListed(file=0, tensors=(ListedTensor(name="blocks.0.norm1.weight", dtype="BF16", shape=(4, 2)),)),
+    m.WeightsOpened(),
+    m.TensorsSent(job=1),
     m.Cancelled(job=3),
     m.Failed(job=1, code="unusable_frames", message="NaN", fixes=("try another seed",)),
     m.Pong(nonce=7),
@@ -52,6 +56,8 @@ SAMPLES_TO_WORKER = [
     m.LoadModel(pipeline=PIPELINE),
     m.LoadModel(pipeline=OWN_CODE),
     m.Generate(job=1, params=PARAMS),
+    m.OpenWeights(files=(WeightSource(path="Wan2.1_VAE.pth", is_pickle=True),)),
+    m.SendTensors(job=1, pieces=(TensorPiece(file=0, name="conv1.weight", offset=8, size=16),)),
     m.Cancel(job=1),
     m.Ping(nonce=7),
     m.Shutdown(),
@@ -89,6 +95,11 @@ def test_samples_cover_every_message():
 
 def packed(payload, version=m.PROTOCOL_VERSION, seq=1):
     return msgpack.packb([version, seq, payload])
+
+
+def listed(file=0, **fields):
+    tensor = {"name": "x", "dtype": "F32", "shape": [1]} | fields
+    return packed({"type": "tensors_listed", "file": file, "tensors": [tensor]})
 
 
 PONG = {"type": "pong", "nonce": 1}
@@ -139,6 +150,16 @@ MALFORMED = {
     "too many items": packed({"type": "pong", "nonce": list(range(5000))}),
     "too long a text": packed({"type": "failed", "job": 1, "code": "x", "message": "m" * 5000}),
     "too long a message": packed({"type": "failed", "job": 1, "code": "x", "message": "m" * (300 << 10)}),
+    "tensor name with a blank": listed(name="a b"),
+    "tensor name without an end": listed(name="x" * 257),
+    "tensor of an unknown type": listed(dtype="OBJECT"),
+    "tensor of negative size": listed(shape=[-1]),
+    "tensor of nine dimensions": listed(shape=[1] * 9),
+    "tensor of a size beyond range": listed(shape=[2**41]),
+    "tensors of a file beyond range": listed(file=64),
+    "more tensors than a message may list": packed(
+        {"type": "tensors_listed", "file": 0, "tensors": [{"name": "x", "dtype": "F32", "shape": []}] * 401}
+    ),
     "code with markup": packed({"type": "failed", "job": 1, "code": "x\x1b[31m", "message": "m"}),
 }
 

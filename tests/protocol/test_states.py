@@ -11,6 +11,7 @@ from wan_compat.protocol import messages as m
 from wan_compat.protocol.errors import ProtocolViolation
 from wan_compat.protocol.states import (
     MAX_STEPS_OF_PHASE,
+    MAX_TENSORS,
     MAX_UNANSWERED_PINGS,
     RECEIVE,
     SEND,
@@ -18,7 +19,14 @@ from wan_compat.protocol.states import (
     WorkerState,
 )
 
-HELLO, READY, PROGRESS, LOADED, GENERATED, CANCELLED, FAILED, PONG = SAMPLES_FROM_WORKER
+HELLO, READY, PROGRESS, LOADED, GENERATED, LISTED, OPENED, SENT, CANCELLED, FAILED, PONG = SAMPLES_FROM_WORKER
+OF_A_CONVERSION = (WorkerState.OPENING, WorkerState.OPENED, WorkerState.SENDING)
+
+
+OPEN, SEND_TENSORS = (
+    next(message for message in SAMPLES_TO_WORKER if isinstance(message, kind))
+    for kind in (m.OpenWeights, m.SendTensors)
+)
 
 
 def conversation_in(state: WorkerState) -> tuple[Conversation, int]:
@@ -31,6 +39,12 @@ def conversation_in(state: WorkerState) -> tuple[Conversation, int]:
         (WorkerState.LOADED, lambda seq: talk.received(seq, LOADED)),
         (WorkerState.GENERATING, lambda seq: talk.sending(m.Generate(job=1, params=PARAMS))),
     ]
+    if state in OF_A_CONVERSION:
+        steps[2:] = [
+            (WorkerState.OPENING, lambda seq: talk.sending(OPEN)),
+            (WorkerState.OPENED, lambda seq: talk.received(seq, OPENED)),
+            (WorkerState.SENDING, lambda seq: talk.sending(SEND_TENSORS)),
+        ]
     seq = 1
     for reached, step in steps:
         if talk.state == state:
@@ -50,7 +64,7 @@ def test_only_messages_in_the_table_are_received(state, message):
         message = m.Cancelled(job=1)
     if isinstance(message, m.Progress) and state is WorkerState.GENERATING:
         message = m.Progress(job=1, phase="denoise", step=1, total=4)
-    if isinstance(message, m.Failed) and state is WorkerState.LOADING:
+    if isinstance(message, m.Failed) and state in (WorkerState.LOADING, WorkerState.OPENING):
         message = m.Failed(job=0, code="x", message="y")
     if isinstance(message, m.Pong) and state not in (WorkerState.CONNECTING, WorkerState.GREETED):
         talk.sending(m.Ping(nonce=message.nonce))
@@ -157,6 +171,21 @@ def test_worker_that_never_answers_a_ping_is_a_violation_before_the_pings_fill_m
     with pytest.raises(ProtocolViolation, match="has not answered"):
         for nonce in range(MAX_UNANSWERED_PINGS + 1):
             talk.sending(m.Ping(nonce=nonce))
+
+
+@pytest.mark.parametrize("tensors", [0, 400])
+def test_listing_tensors_has_an_end(tensors):
+    talk, seq = conversation_in(WorkerState.OPENING)
+    message = m.TensorsListed(file=0, tensors=LISTED.tensors * tensors)
+    with pytest.raises(ProtocolViolation, match="listed more than"):
+        for offset in range(MAX_TENSORS // max(1, tensors) + 1):
+            talk.received(seq + offset, message)
+
+
+def test_tensors_sent_for_another_job_are_a_violation():
+    talk, seq = conversation_in(WorkerState.SENDING)
+    with pytest.raises(ProtocolViolation, match="job 2"):
+        talk.received(seq, m.TensorsSent(job=2))
 
 
 @settings(max_examples=300, deadline=None)

@@ -8,7 +8,11 @@
         |  <- Progress*, ModelLoaded | Failed
         |     Generate ->  frames go through the ring and the doorbell (protocol/ring.py)
         |  <- Progress*, Generated | Failed | Cancelled
-        |     Cancel ->    while generating or loading
+        |     OpenWeights ->   instead of LoadModel: a conversion (protocol/conversion.py)
+        |  <- TensorsListed*, WeightsOpened | Failed
+        |     SendTensors ->   bytes go through the ring as frames do
+        |  <- TensorsSent | Failed | Cancelled
+        |     Cancel ->    while loading, generating, opening or sending
         |     Ping ->      at any time after Ready
         |  <- Pong
         |     Shutdown ->
@@ -23,10 +27,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints
 
+from wan_compat.protocol.conversion import MAX_FILES, MAX_LISTED, FileNumber, ListedTensor, TensorPiece, WeightSource
 from wan_compat.protocol.errors import clean_text
 from wan_compat.protocol.values import Count, GenerationParams, Name, PipelineSpec, Seconds, Value
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 # Text is cleaned where it enters, so that no later sink has to remember that a worker wrote it.
 ShortText = Annotated[str, StringConstraints(max_length=200), AfterValidator(lambda text: clean_text(text, 200))]
@@ -94,6 +99,27 @@ class Cancelled(Value):
     job: JobSerial
 
 
+class TensorsListed(Value):
+    """Some of the tensors of file number `file`; none is listed twice."""
+
+    type: Literal["tensors_listed"] = "tensors_listed"
+    file: FileNumber
+    tensors: tuple[ListedTensor, ...] = Field(max_length=MAX_LISTED)
+
+
+class WeightsOpened(Value):
+    """All tensors of all files were listed."""
+
+    type: Literal["weights_opened"] = "weights_opened"
+
+
+class TensorsSent(Value):
+    """All chunks were published."""
+
+    type: Literal["tensors_sent"] = "tensors_sent"
+    job: JobSerial
+
+
 class Failed(Value):
     """Loading or a generation failed; the worker goes on. `code` must be one that a worker may report (errors.py)."""
 
@@ -124,6 +150,17 @@ class Generate(Value):
     params: GenerationParams
 
 
+class OpenWeights(Value):
+    type: Literal["open_weights"] = "open_weights"
+    files: tuple[WeightSource, ...] = Field(min_length=1, max_length=MAX_FILES)
+
+
+class SendTensors(Value):
+    type: Literal["send_tensors"] = "send_tensors"
+    job: JobSerial
+    pieces: tuple[TensorPiece, ...] = Field(min_length=1, max_length=MAX_LISTED)
+
+
 class Cancel(Value):
     type: Literal["cancel"] = "cancel"
     job: Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -139,10 +176,20 @@ class Shutdown(Value):
 
 
 FromWorker = Annotated[
-    Hello | Ready | Progress | ModelLoaded | Generated | Cancelled | Failed | Pong,
+    Hello
+    | Ready
+    | Progress
+    | ModelLoaded
+    | Generated
+    | TensorsListed
+    | WeightsOpened
+    | TensorsSent
+    | Cancelled
+    | Failed
+    | Pong,
     Field(discriminator="type"),
 ]
 ToWorker = Annotated[
-    Welcome | LoadModel | Generate | Cancel | Ping | Shutdown,
+    Welcome | LoadModel | Generate | OpenWeights | SendTensors | Cancel | Ping | Shutdown,
     Field(discriminator="type"),
 ]

@@ -89,6 +89,47 @@ class OutputReport:
 
 
 @dataclasses.dataclass(frozen=True)
+class ConvertedFile:
+    """One file of a converted model, relative to its folder. `sha256` is None where it was planned only; `tensors` is 0
+    for a document."""
+
+    path: str
+    bytes: int
+    sha256: str | None
+    tensors: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversionReport:
+    """One finished conversion. `pipeline_class` is None for a single component.
+
+    `dropped` names tensors without a place in the new model, by source file; `unused` weight files in which no part was
+    found. `warnings` say why `generate` would not run the result here, if it would not.
+    """
+
+    model: str
+    output: str
+    dry_run: bool
+    pipeline_class: str | None
+    architecture_type: str
+    variant: str | None
+    files: list[ConvertedFile]
+    dropped: dict[str, list[str]]
+    unused: list[str]
+    reasons: list[str]
+    warnings: list[str]
+    source_bytes: int
+    written_bytes: int
+    total_s: float
+    sandbox: SandboxReport
+    peak: dict[str, int | None]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the `convert` document."""
+        return {"schema_version": RESULT_SCHEMA_VERSION, **dataclasses.asdict(self)}
+
+
+@dataclasses.dataclass(frozen=True)
 class VideoGenerationResult:
     """One finished job. `memory_used`: the worker's peak in bytes, seen from outside; `generation_time`: seconds."""
 

@@ -6,6 +6,9 @@
                                                     GENERATING <-----------------------------------'  |
                                                         '------Generated | Failed | Cancelled---------'
 
+    READY --(OpenWeights sent)--> OPENING --WeightsOpened--> OPENED --(SendTensors sent)--> SENDING
+      ^------------Failed-----------'                          ^---TensorsSent | Failed | Cancelled---'
+
 Like the dispatch table of OpenSSH's monitor: what is not in the table is refused. The same machine runs on both
 sides; on the supervisor's it is protection, on the worker's it finds bugs.
 """
@@ -15,6 +18,7 @@ from __future__ import annotations
 import enum
 
 from wan_compat.protocol import messages as m
+from wan_compat.protocol.conversion import MAX_TENSORS
 from wan_compat.protocol.errors import ProtocolViolation
 from wan_compat.protocol.values import Value
 
@@ -26,6 +30,9 @@ class WorkerState(enum.StrEnum):
     LOADING = "loading"
     LOADED = "loaded"
     GENERATING = "generating"
+    OPENING = "opening"
+    OPENED = "opened"
+    SENDING = "sending"
 
 
 S = WorkerState
@@ -43,15 +50,21 @@ RECEIVE: dict[WorkerState, dict[type[Value], WorkerState]] = {
         m.Cancelled: S.LOADED,
         m.Pong: S.GENERATING,
     },
+    S.OPENING: {m.TensorsListed: S.OPENING, m.WeightsOpened: S.OPENED, m.Failed: S.READY, m.Pong: S.OPENING},
+    S.OPENED: {m.Pong: S.OPENED},
+    S.SENDING: {m.TensorsSent: S.OPENED, m.Failed: S.OPENED, m.Cancelled: S.OPENED, m.Pong: S.SENDING},
 }
 
 SEND: dict[WorkerState, dict[type[Value], WorkerState]] = {
     S.CONNECTING: {},
     S.GREETED: {m.Welcome: S.GREETED},
-    S.READY: {m.LoadModel: S.LOADING, m.Ping: S.READY, m.Shutdown: S.READY},
+    S.READY: {m.LoadModel: S.LOADING, m.OpenWeights: S.OPENING, m.Ping: S.READY, m.Shutdown: S.READY},
     S.LOADING: {m.Ping: S.LOADING, m.Cancel: S.LOADING, m.Shutdown: S.LOADING},
     S.LOADED: {m.Generate: S.GENERATING, m.Ping: S.LOADED, m.Cancel: S.LOADED, m.Shutdown: S.LOADED},
     S.GENERATING: {m.Ping: S.GENERATING, m.Cancel: S.GENERATING, m.Shutdown: S.GENERATING},
+    S.OPENING: {m.Ping: S.OPENING, m.Cancel: S.OPENING, m.Shutdown: S.OPENING},
+    S.OPENED: {m.SendTensors: S.SENDING, m.Ping: S.OPENED, m.Cancel: S.OPENED, m.Shutdown: S.OPENED},
+    S.SENDING: {m.Ping: S.SENDING, m.Cancel: S.SENDING, m.Shutdown: S.SENDING},
 }
 
 
@@ -77,6 +90,7 @@ class Conversation:
         self._sent = 0
         self._pings: set[int] = set()
         self._progress: tuple[str, int] = ("", 0)
+        self._listed = 0
 
     def sending(self, message: Value) -> int:
         """Check that `message` may be sent now, move on, and return its sequence number."""
@@ -84,9 +98,9 @@ class Conversation:
         if type(message) not in permitted:
             raise ProtocolViolation(f"{type(message).__name__} may not be sent while {self.state.value}")
         self.state = permitted[type(message)]
-        if isinstance(message, m.Generate):
+        if isinstance(message, m.Generate | m.SendTensors):
             self.job = message.job
-        elif isinstance(message, m.LoadModel):
+        elif isinstance(message, m.LoadModel | m.OpenWeights):
             self.job = 0
         elif isinstance(message, m.Ping):
             if len(self._pings) >= MAX_UNANSWERED_PINGS:
@@ -104,8 +118,14 @@ class Conversation:
         permitted = RECEIVE[self.state]
         if type(message) not in permitted:
             raise ProtocolViolation(f"{type(message).__name__} is not permitted while {self.state.value}")
-        if isinstance(message, m.Progress | m.Failed | m.Generated | m.Cancelled) and message.job != self.job:
+        about_a_job = m.Progress | m.Failed | m.Generated | m.TensorsSent | m.Cancelled
+        if isinstance(message, about_a_job) and message.job != self.job:
             raise ProtocolViolation(f"{type(message).__name__} for job {message.job}, but job {self.job} is running")
+        if isinstance(message, m.TensorsListed):
+            # An empty list counts too, or it could be repeated for ever.
+            self._listed += max(1, len(message.tensors))
+            if self._listed > MAX_TENSORS:
+                raise ProtocolViolation(f"the worker listed more than {MAX_TENSORS} tensors")
         if isinstance(message, m.Pong):
             if message.nonce not in self._pings:
                 raise ProtocolViolation("Pong without Ping")

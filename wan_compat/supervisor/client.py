@@ -21,11 +21,13 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from pydantic import ValidationError
+from typing_extensions import TypeVar
 
 from wan_compat.policies.policy import Policy, replace
+from wan_compat.protocol.conversion import ConversionRequest
 from wan_compat.protocol.errors import (
     DeadlineExceeded,
     GenerationFailed,
@@ -34,7 +36,7 @@ from wan_compat.protocol.errors import (
     RefusedByPolicy,
     WanCompatError,
 )
-from wan_compat.protocol.results import VideoGenerationResult
+from wan_compat.protocol.results import ConversionReport, VideoGenerationResult
 from wan_compat.protocol.values import GenerationRequest, Mode
 from wan_compat.sandbox.spec import Tier
 from wan_compat.supervisor import audit_log, incidents
@@ -47,20 +49,23 @@ if TYPE_CHECKING:
     from wan_compat.policies.scan.report import ScanReport
     from wan_compat.supervisor.check import ModelReport
 
+# What a job gives back; a bare `Job` makes a video.
+R = TypeVar("R", VideoGenerationResult, ConversionReport, default=VideoGenerationResult)
+
 CLOSE_TIMEOUT_S = 15.0
 
 # Nobody has to read a job's events: beyond this many unread ones, progress is dropped (and only progress).
 MAX_UNREAD_EVENTS = 10_000
 
 
-class Job:
+class Job(Generic[R]):
     """One submitted request. Thread-safe."""
 
-    def __init__(self, request: GenerationRequest, wake: Any) -> None:
+    def __init__(self, request: GenerationRequest | ConversionRequest, wake: Any) -> None:
         self.request = request
         self._wake = wake
         self._events: queue.Queue[ev.Event | None] = queue.Queue()
-        self._future: concurrent.futures.Future[VideoGenerationResult] = concurrent.futures.Future()
+        self._future: concurrent.futures.Future[R] = concurrent.futures.Future()
         self._cancelled = threading.Event()
 
     def events(self) -> Iterator[ev.Event]:
@@ -68,7 +73,7 @@ class Job:
         while (event := self._events.get()) is not None:
             yield event
 
-    def result(self, timeout: float | None = None) -> VideoGenerationResult:
+    def result(self, timeout: float | None = None) -> R:
         """Wait for the end and return the result, or raise the job's error.
 
         Raises:
@@ -100,7 +105,7 @@ class Job:
             return
         self._events.put(event)
 
-    def finish(self, outcome: VideoGenerationResult | WanCompatError) -> None:
+    def finish(self, outcome: R | WanCompatError) -> None:
         if isinstance(outcome, WanCompatError):
             if (incident := incidents.of_error(outcome)) is not None:
                 self.emit(ev.Incident(incident))
@@ -155,11 +160,11 @@ class Supervisor:
             raise InvalidRequest(f"start_method is {start_method!r}; known are 'zygote' and 'spawn'")
         self._zygote_program: Sequence[str] = ZYGOTE_PROGRAM
         self._spawn_only = start_method == "spawn"
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._runner: threading.Thread | None = None
         self._wake_fd = -1
-        self._current: Job | None = None
+        self._current: Job[Any] | None = None
         self._closing = False
 
     def submit(self, request: GenerationRequest) -> Job:
@@ -172,10 +177,22 @@ class Supervisor:
                 "run the model in safe mode, which needs no code from the repository",
                 request.model,
             )
+        job: Job = Job(request, self._wake)
+        self._enqueue(job)
+        return job
+
+    def submit_conversion(self, request: ConversionRequest) -> Job[ConversionReport]:
+        """Queue a conversion (supervisor/conversion.py); for the rest as `submit`."""
+        if not isinstance(request, ConversionRequest):
+            raise InvalidRequest(f"a ConversionRequest is needed, not a {type(request).__name__}")
+        job: Job[ConversionReport] = Job(request, self._wake)
+        self._enqueue(job)
+        return job
+
+    def _enqueue(self, job: Job[Any]) -> None:
         with self._lock:
             if self._closing:
                 raise InvalidRequest("the supervisor is closed")
-            job = Job(request, self._wake)
             if self._runner is None:
                 self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
                 # A daemon, so that a program that forgets to close can still end; atexit then closes for it.
@@ -183,11 +200,20 @@ class Supervisor:
                 atexit.register(_close_at_exit, weakref.ref(self))
                 self._runner.start()
             self._jobs.put(job)
-        return job
 
     def generate(self, request: GenerationRequest | None = None, **fields: Any) -> VideoGenerationResult:
         """Run one request and wait for it; `fields` build a GenerationRequest. Raises the job's error."""
         return self.submit(request if request is not None else GenerationRequest(**fields)).result()
+
+    def convert(self, request: ConversionRequest | None = None, **fields: Any) -> ConversionReport:
+        """Turn original-layout or pickled weights into a folder that `generate` runs in safe mode, and wait for it.
+
+        `fields` build a ConversionRequest: `model`, `output`, ...
+
+        Raises:
+            WanCompatError: Whatever ended it, with its code; then nothing was written.
+        """
+        return self.submit_conversion(request if request is not None else ConversionRequest(**fields)).result()
 
     def check(self, model: str, task: str | None = None) -> ModelReport:
         """Say what a model is, what it needs and whether it will run here (supervisor/check.py). Starts nothing.
@@ -260,7 +286,7 @@ class Supervisor:
             os.close(self._wake_fd)
             self._wake_fd = -1
 
-    def _run_job(self, job: Job, pool: WorkerPool) -> VideoGenerationResult | WanCompatError:
+    def _run_job(self, job: Job[Any], pool: WorkerPool) -> VideoGenerationResult | ConversionReport | WanCompatError:
         context = JobContext(
             pool=pool,
             emit=job.emit,
@@ -269,6 +295,10 @@ class Supervisor:
             policy=self.policy,
         )
         try:
+            if isinstance(job.request, ConversionRequest):
+                from wan_compat.supervisor.conversion import ConversionRun
+
+                return ConversionRun(job.request, context).execute()
             return JobRun(job.request, context).execute()
         except WanCompatError as error:
             audit_log.note_error(error, model=job.request.model, mode=job.request.mode.value)
@@ -280,7 +310,7 @@ class Supervisor:
             failure.__cause__ = error
             return failure
 
-    def _is_over(self, job: Job) -> bool:
+    def _is_over(self, job: Job[Any]) -> bool:
         """Whether the running job shall stop. Takes back what woke the runner, which may have been another job's."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake_fd)

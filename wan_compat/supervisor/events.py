@@ -6,10 +6,10 @@ import dataclasses
 from typing import Literal
 
 from wan_compat.protocol.errors import WanCompatError
-from wan_compat.protocol.results import VideoGenerationResult
+from wan_compat.protocol.results import ConversionReport, VideoGenerationResult
 from wan_compat.supervisor import incidents
 
-PhaseName = Literal["start_worker", "load", "text_encode", "denoise", "decode", "encode"]
+PhaseName = Literal["start_worker", "load", "text_encode", "denoise", "decode", "encode", "open", "convert"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Started:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """`step` of `total` of a phase is done. For "load" a step is a component, for "decode" a latent frame."""
+    """`step` of `total` of a phase is done. For "load" a step is a component, for "decode" a latent frame, for
+    "convert" a mebibyte."""
 
     phase: PhaseName
     step: int
@@ -62,7 +63,7 @@ class Encoded:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    result: VideoGenerationResult
+    result: VideoGenerationResult | ConversionReport
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,6 @@
 """Writes a repaired copy of a model: its files hard-linked where the disk allows, copied elsewhere, and a new index.
 
-    DIR.part-XXXX/     made beside DIR, filled, synced
-    DIR                one rename, at the end
-
-The original is only read. Whatever ends the writing, nothing half-written stays behind.
+The original is only read, and the copy is there whole or not at all (`new_folder.py`).
 """
 
 from __future__ import annotations
@@ -11,19 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 
 from wan_compat.policies.facts import FileFact, ModelFacts
 from wan_compat.policies.repair import INDEX, Proposal
-from wan_compat.protocol.errors import (
-    DiskExceeded,
-    InvalidRequest,
-    ModelCorrupt,
-    ModelUnreadable,
-    OutputExists,
-    OutputNotWritable,
-)
+from wan_compat.protocol.errors import DiskExceeded, ModelCorrupt, ModelUnreadable
+from wan_compat.supervisor.new_folder import new_folder
 
 _CHUNK_BYTES = 16 << 20
 
@@ -45,37 +35,12 @@ def write_repaired_copy(facts: ModelFacts, proposal: Proposal, target: str, prog
         ModelCorrupt: A file of the model changed since it was read.
         ModelUnreadable: A file may not be read.
     """
-    path = os.path.abspath(target)
-    _refuse_target(facts, path)
-    parent = os.path.dirname(path)
-    try:
-        unfinished = tempfile.mkdtemp(prefix=f".{os.path.basename(path)}.part-", dir=parent)
-    except OSError as error:
-        raise OutputNotWritable(
-            f"{parent!r} cannot be written: {error.strerror}", hint="give a folder that you may write"
-        ) from error
-    try:
-        with _disk_errors(path):
-            _fill(facts, unfinished, progress or (lambda *_: None))
-            with open(os.path.join(unfinished, INDEX), "x", encoding="utf-8") as file:
-                file.write(proposal.text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(unfinished, 0o777 & ~_umask())
-            os.rename(unfinished, path)  # replaces an empty folder, fails on any other
-            _sync_folder(parent)
-    finally:  # on Ctrl-C too; after the rename there is nothing to remove
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _refuse_target(facts: ModelFacts, path: str) -> None:
-    real, root = os.path.realpath(path), os.path.realpath(facts.root)
-    if os.path.commonpath([real, root]) == root:
-        raise InvalidRequest(f"{path!r} lies in the model itself", hint="give a folder beside the model")
-    if os.path.lexists(path) and (os.path.islink(path) or not os.path.isdir(path) or os.listdir(path)):
-        raise OutputExists(f"{path!r} exists and is not an empty folder", hint="give a new folder")
-    if not os.path.isdir(os.path.dirname(path)):
-        raise OutputNotWritable(f"{os.path.dirname(path)!r} is not a folder", hint="create it first")
+    with new_folder(target, outside=facts.root) as unfinished:
+        _fill(facts, unfinished, progress or (lambda *_: None))
+        with open(os.path.join(unfinished, INDEX), "x", encoding="utf-8") as file:
+            file.write(proposal.text)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _fill(facts: ModelFacts, folder: str, progress: Progress) -> None:
@@ -97,7 +62,7 @@ def _fill(facts: ModelFacts, folder: str, progress: Progress) -> None:
         )
     done = 0
     for fact, place in left:
-        for count in _copy(fact, place):
+        for count in copy_file(fact, place):
             done += count
             progress(fact.path, done, total)
 
@@ -112,7 +77,8 @@ def _link(fact: FileFact, place: str) -> bool:
     return True
 
 
-def _copy(fact: FileFact, place: str) -> Iterator[int]:
+def copy_file(fact: FileFact, place: str) -> Iterator[int]:
+    """Copy one file that was looked at to a new place; yields the bytes of each step."""
     try:
         source = os.open(fact.real_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -139,27 +105,3 @@ def _require_same(fact: FileFact, info: os.stat_result) -> None:
         fact.mtime_ns,
     ):
         raise ModelCorrupt(f"{fact.path!r} changed since it was checked", hint="try again when nothing writes there")
-
-
-@contextlib.contextmanager
-def _disk_errors(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputNotWritable(
-            f"{path!r} cannot be written: {error.strerror}", hint="give a folder with room that you may write"
-        ) from error
-
-
-def _umask() -> int:
-    """Return the umask, from /proc: os.umask can only read it by changing it for all threads."""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
-        return next((int(line.split()[1], 8) for line in lines if line.startswith("Umask:")), 0o077)
-
-
-def _sync_folder(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

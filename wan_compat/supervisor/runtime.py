@@ -2,7 +2,7 @@
 
     <base>/<random>/lock            held with flock for as long as the supervisor lives
     <base>/<random>/<worker>/c      control socket of one worker
-    <base>/<random>/leftover-*      links to unfinished outputs, named after device and inode
+    <base>/<random>/leftover-*      links to unfinished files and folders, named after device and inode
 
 A held lock is the only proof of life that cannot be confused by a reused process id, and the kernel drops it when the
 process ends in whatever way.
@@ -77,7 +77,11 @@ class RuntimeFolder:
         return path
 
     def note_leftover(self, path: str) -> str:
-        """Note a file of ours that the sweep shall remove if we do not get to it; return the note, to be unlinked."""
+        """Note a file or folder of ours that the sweep shall remove if we do not get to it.
+
+        Returns:
+            The note, to be unlinked.
+        """
         info = os.lstat(path)
         note = os.path.join(self.path, f"{_LEFTOVER}{info.st_dev}-{info.st_ino}")
         os.symlink(path, note)
@@ -123,5 +127,9 @@ def _remove_leftovers(folder: str) -> None:
             path = os.readlink(os.path.join(folder, name))
             info = os.lstat(path)
             # Only the very file that was noted: its name may mean another one by now.
-            if name == f"{_LEFTOVER}{info.st_dev}-{info.st_ino}" and stat.S_ISREG(info.st_mode):
+            if name != f"{_LEFTOVER}{info.st_dev}-{info.st_ino}":
+                continue
+            if stat.S_ISREG(info.st_mode):
                 os.unlink(path)
+            elif stat.S_ISDIR(info.st_mode):
+                shutil.rmtree(path)

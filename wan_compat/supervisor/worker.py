@@ -72,13 +72,17 @@ class WorkerOrder:
     """
 
     admitted: tuple[FileFact, ...]
-    pipeline: PipelineSpec
+    pipeline: PipelineSpec | None  # None: nothing is built (a conversion)
     requested_limit_bytes: int | None
     memory_limit_bytes: int = dataclasses.field(compare=False)
     policy: Policy
     mode: Mode
     tree_hash: str | None = None  # of the approved repository, in trust mode
     site: str | None = None  # packages of the model's own environment, which come before the usual ones
+
+    @property
+    def threads(self) -> int:
+        return self.pipeline.threads if self.pipeline is not None else 1
 
 
 @dataclasses.dataclass
@@ -142,7 +146,7 @@ class Worker:
             self.log = BoundedLog(reader)
             undo.callback(self.log.close)
             limits = plan_limits(
-                order.policy, memory_limit_bytes=order.memory_limit_bytes, threads=order.pipeline.threads
+                order.policy, memory_limit_bytes=order.memory_limit_bytes, threads=order.threads
             )
             if Layer.CGROUP in layers:
                 self._cgroup = cgroups.create(f"{os.path.basename(runtime.path)}-{name}", limits)
@@ -207,8 +211,9 @@ class Worker:
         self.ring.close_worker_ends()
         self._close_log_writer()
         self._watch = MemoryWatch(self.pid)
-        may_use_gpu = self.order.pipeline.device != "cpu"
-        gpu_limit = self.order.pipeline.gpu_memory_limit_bytes
+        pipeline = self.order.pipeline
+        may_use_gpu = pipeline is not None and pipeline.device != "cpu"
+        gpu_limit = pipeline.gpu_memory_limit_bytes if pipeline is not None else None
         if may_use_gpu or gpu_limit is not None:
             self._gpu_watch = GpuWatch(self.pid, gpu_limit, may_use_gpu=may_use_gpu)
             self._undo.callback(self._gpu_watch.close)

@@ -66,7 +66,7 @@ class Control:
         os.eventfd_write(self._wake, 1)
 
     def receive(self) -> Value:
-        """Wait for the next message that is the main thread's: Welcome, LoadModel or Generate."""
+        """Wait for the next message that is the main thread's: Welcome, or an order to do something."""
         return self._inbox.get()
 
     def _run(self) -> None:
@@ -119,8 +119,8 @@ class Control:
         if isinstance(message, m.Ping):
             self._send(channel, m.Pong(nonce=message.nonce))
             return True
-        if isinstance(message, m.LoadModel | m.Generate):
-            self._running_job = message.job if isinstance(message, m.Generate) else 0
+        if isinstance(message, m.LoadModel | m.Generate | m.OpenWeights | m.SendTensors):
+            self._running_job = message.job if isinstance(message, m.Generate | m.SendTensors) else 0
             self._cancellation.clear()  # the main thread is idle: no check can fall between
         self._inbox.put(message)
         return True
@@ -130,7 +130,8 @@ class Control:
         with contextlib.suppress(queue.Empty):
             while True:
                 message: Any = self._outbox.get_nowait()
-                if isinstance(message, m.ModelLoaded | m.Generated | m.Failed | m.Cancelled):
+                ends = m.ModelLoaded | m.Generated | m.WeightsOpened | m.TensorsSent | m.Failed | m.Cancelled
+                if isinstance(message, ends):
                     self._running_job = None
                 self._send(channel, message)
                 sent = True

@@ -35,7 +35,7 @@ LATENTS_21 = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sizes:
+class VaeSizes:
     """`mults` are the widths of the stages in units of `base` and of `decoder_base`; `blocks` residual blocks each in
     the encoder, one more in the decoder; `temporal[i]` whether the i-th downsampling halves time too."""
 
@@ -78,10 +78,10 @@ def vae_of(tensors: Mapping[str, TensorFact]) -> tuple[dict[str, Any], tuple[Ren
     }
     if sizes.z == len(LATENTS_MEAN_22):
         config |= {"latents_mean": list(LATENTS_MEAN_22), "latents_std": list(LATENTS_STD_22)}
-    return config, tuple(_renames(sizes))
+    return config, tuple(vae_renames(sizes))
 
 
-def _read_sizes(tensors: Mapping[str, TensorFact]) -> _Sizes:
+def _read_sizes(tensors: Mapping[str, TensorFact]) -> VaeSizes:
     residual = any(name.startswith("encoder.downsamples.0.downsamples.") for name in tensors)
     base, pixels = _shape(tensors, "encoder.conv1.weight")[:2]
     z = _shape(tensors, "conv2.weight")[0]
@@ -103,7 +103,7 @@ def _read_sizes(tensors: Mapping[str, TensorFact]) -> _Sizes:
     if not mults or len(set(counts)) != 1 or len(mults) != len(counts) or 0 in mults:
         raise ModelInvalid(f"the VAE's stages make no sense: widths {widths[:8]}, blocks {counts[:8]}, base {base}")
     decoder_base = _shape(tensors, "decoder.conv1.weight")[0] // mults[-1]
-    return _Sizes(residual, base, decoder_base, z, pixels, counts[0], mults, tuple(temporal))
+    return VaeSizes(residual, base, decoder_base, z, pixels, counts[0], mults, tuple(temporal))
 
 
 def _downsample_place(residual: bool, stage: int, block: int) -> str:
@@ -117,7 +117,7 @@ def _shape(tensors: Mapping[str, TensorFact], name: str) -> Shape:
     return tensor.shape if len(tensor.shape) > 1 else (*tensor.shape, 0)
 
 
-def _renames(sizes: _Sizes) -> Iterator[Rename]:
+def vae_renames(sizes: VaeSizes) -> Iterator[Rename]:
     z = sizes.z
     yield from _pair("conv1", "quant_conv", (2 * z, 2 * z, 1, 1, 1))
     yield from _pair("conv2", "post_quant_conv", (z, z, 1, 1, 1))
@@ -133,7 +133,7 @@ def _renames(sizes: _Sizes) -> Iterator[Rename]:
     yield from _head("decoder", sizes.decoder_base * sizes.mults[0], sizes.pixels)
 
 
-def _encoder(sizes: _Sizes) -> Iterator[Rename]:
+def _encoder(sizes: VaeSizes) -> Iterator[Rename]:
     width, flat = sizes.base, 0
     for stage, mult in enumerate(sizes.mults):
         out = sizes.base * mult
@@ -155,7 +155,7 @@ def _encoder(sizes: _Sizes) -> Iterator[Rename]:
             flat += 1
 
 
-def _decoder(sizes: _Sizes) -> Iterator[Rename]:
+def _decoder(sizes: VaeSizes) -> Iterator[Rename]:
     width, flat = sizes.decoder_base * sizes.mults[-1], 0
     for stage, mult in enumerate(reversed(sizes.mults)):
         out = sizes.decoder_base * mult
