@@ -1,27 +1,33 @@
-"""The classes that embedding programs know by name are found in the room itself, and cost nothing until asked for."""
+"""The names that embedding programs know are found in the rooms themselves, and cost nothing until asked for."""
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
-from wan_compat import supervisor
+from wan_compat import policies, supervisor
+
+ROOMS = (policies, supervisor)
 
 
-@pytest.mark.parametrize("name", supervisor._HOMES)
-def test_a_known_class_is_found_in_the_room(name: str) -> None:
-    found = getattr(supervisor, name)
-    assert (found.__name__, found.__module__) == (name, supervisor._HOMES[name])
-    assert name in dir(supervisor)
+@pytest.mark.parametrize(("room", "name"), [(room, name) for room in ROOMS for name in room._HOMES])
+def test_a_known_name_is_found_in_the_room(room: ModuleType, name: str) -> None:
+    home = importlib.import_module(room._HOMES[name])
+    assert getattr(room, name) is vars(home)[name]
+    assert getattr(vars(home)[name], "__module__", home.__name__) == home.__name__, "named by where it is used"
+    assert name in dir(room)
 
 
-def test_what_is_not_there_is_an_attribute_error() -> None:
+@pytest.mark.parametrize("room", ROOMS)
+def test_what_is_not_there_is_an_attribute_error(room: ModuleType) -> None:
     with pytest.raises(AttributeError, match="nothing_of_ours"):
-        supervisor.nothing_of_ours  # noqa: B018
+        room.nothing_of_ours  # noqa: B018
 
 
-def test_importing_the_room_loads_nothing() -> None:
-    code = "import sys, wan_compat.supervisor; assert 'pydantic' not in sys.modules"
+def test_importing_the_rooms_loads_nothing() -> None:
+    code = "import sys, wan_compat.supervisor, wan_compat.policies; assert 'pydantic' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

@@ -15,6 +15,7 @@ _HOMES = {
     "DiagnosticCollector": "wan_compat.supervisor.diagnostics",
     "PipelineManager": "wan_compat.supervisor.pipeline_manager",
     "SafeLoadManager": "wan_compat.supervisor.safe_load",
+    "SchemaValidationResult": "wan_compat.supervisor.schema_validator",
     "SchemaValidator": "wan_compat.supervisor.schema_validator",
 }
 
