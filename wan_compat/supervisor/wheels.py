@@ -99,7 +99,7 @@ def fetch_wheel(name: str, version: str, wheel: LockedWheel, index: str, folder:
         )
     if _NO_NETWORK.search(said) is not None:
         raise FetchFailed(
-            f"{index} cannot be reached: {_line_of(_NO_NETWORK, said)}",
+            f"{index} cannot be reached: {_why(said)}",
             fixes=[
                 "connect this machine to the network and try again; nothing was installed",
                 "without network: put the wheels into a folder on another machine (--dry-run --json lists them with "
@@ -207,8 +207,10 @@ def _failed(doing: str, status: int, said: str) -> EnvironmentLacks:
     )
 
 
-def _line_of(pattern: re.Pattern[str], said: str) -> str:
-    return next(line.strip() for line in said.splitlines() if pattern.search(line))[:300]
+def _why(said: str) -> str:
+    """Return why there is no network, without the objects that pip prints around it."""
+    system = re.findall(r"\[Errno -?\d+\] [A-Za-z ,]+", said)
+    return str(system[-1]) if system else next(line for line in said.splitlines() if _NO_NETWORK.search(line))[:300]
 
 
 def _last_words(said: str) -> str:
