@@ -71,8 +71,18 @@ WIDER = [
     {"timeout_s": 7200.0},
     {"cpu_cores": None},
     {"mode": Mode.TRUST},
+    {"allow_restricted": True},
 ]
-BASE = replace(Policy(), {"memory_limit_bytes": 8 << 30, "timeout_s": 3600.0, "cpu_cores": 2.0, "mode": Mode.SAFE})
+BASE = replace(
+    Policy(),
+    {
+        "memory_limit_bytes": 8 << 30,
+        "timeout_s": 3600.0,
+        "cpu_cores": 2.0,
+        "mode": Mode.SAFE,
+        "allow_restricted": False,
+    },
+)
 
 
 @pytest.mark.parametrize("fields", WIDER, ids=str)

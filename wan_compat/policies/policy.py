@@ -37,6 +37,7 @@ class Policy(BaseModel):
         scratch_bytes: Size of a worker's only writable folder; its pages count as its memory.
         timeout_s: Longest a job may take.
         allow_downloads: Whether `--download` and `fetch_pipeline_code` may ask a hub for anything.
+        allow_restricted: Whether `--restricted` may be used: code of a repository in an audited subset, in safe mode.
         require_manifest: Whether a model is used only when its files agree with hashes that came with them.
     """
 
@@ -53,6 +54,7 @@ class Policy(BaseModel):
     scratch_bytes: int = Field(default=64 << 20, ge=MIN_SCRATCH_BYTES, le=16 << 30)
     timeout_s: float | None = Field(default=None, ge=1, le=30 * 86400)
     allow_downloads: bool = True
+    allow_restricted: bool = True
     require_manifest: bool = False
 
 
@@ -69,6 +71,7 @@ _READERS = {
     "scratch": ("scratch_bytes", bytes_from),
     "timeout": ("timeout_s", seconds_from),
     "allow_downloads": ("allow_downloads", None),
+    "allow_restricted": ("allow_restricted", None),
     "require_manifest": ("require_manifest", None),
 }
 SETTINGS = tuple(_READERS)
@@ -134,7 +137,7 @@ def narrow(policy: Policy, fields: Mapping[str, Any], source: str) -> Policy:
 def _is_narrower(name: str, value: Any, allowed: Any) -> bool:
     if name == "min_tier":
         return bool(value.satisfies(allowed))
-    if name in ("allow_unsandboxed", "allow_downloads"):
+    if name in ("allow_unsandboxed", "allow_downloads", "allow_restricted"):
         return not value or bool(allowed)
     if name == "require_manifest":
         return bool(value) or not allowed

@@ -64,7 +64,8 @@ class SandboxReport:
 @dataclasses.dataclass(frozen=True)
 class CodeReport:
     """Whose code made the video. Trust mode: the repository, the hash of its tree, when it was approved, and the files
-    that name the classes which ran. Safe mode: nobody's but the libraries'."""
+    that name the classes which ran. Safe mode: nobody's but the libraries', or with `restricted` the repository's
+    `files` too, each with its SHA-256."""
 
     mode: str
     source: str | None = None
@@ -72,6 +73,8 @@ class CodeReport:
     tree_hash: str | None = None
     approved_at: str | None = None
     modules: list[str] = dataclasses.field(default_factory=list)
+    restricted: bool = False
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

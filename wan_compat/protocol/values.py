@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 MAX_PROMPT_CHARS = 20_000
 MAX_FRAMES = 4001
@@ -97,6 +97,12 @@ class GenerationRequest(BaseModel):
                 data[name] = os.fspath(data[name])
         super().__init__(**data)
 
+    @model_validator(mode="after")
+    def _restricted_code_is_of_safe_mode(self) -> GenerationRequest:
+        if self.restricted and self.mode is Mode.TRUST:
+            raise ValueError("restricted code is of safe mode; trust mode runs approved code as it is")
+        return self
+
 
 class FrameSpec(Value):
     """What every frame of a job looks like: agreed at Generate, so that nothing is read from the worker."""
@@ -125,7 +131,7 @@ class CodeSpec(Value):
 
 
 class RestrictedSpec(Value):
-    """A function in a file at the top of the model's folder, for `--restricted`; the supervisor names it, from the files.
+    """A function in a file at the top of the model's folder, for `--restricted`; named by the supervisor.
 
     `files` are all that it and its modules consist of, each with the SHA-256 of what the supervisor read.
     """

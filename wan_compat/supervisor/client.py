@@ -177,6 +177,12 @@ class Supervisor:
                 "run the model in safe mode, which needs no code from the repository",
                 request.model,
             )
+        if request.restricted and not self.policy.allow_restricted:
+            raise self._refusal(
+                "the policy does not allow restricted code of repositories",
+                "use a repository whose pipeline is part of diffusers",
+                request.model,
+            )
         job: Job = Job(request, self._wake)
         self._enqueue(job)
         return job

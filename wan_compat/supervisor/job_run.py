@@ -131,7 +131,15 @@ class JobRun:
         host = read_host()
         requested = _narrower(request.memory_limit_bytes, context.policy.memory_limit_bytes)
         limit = memory_limit(requested, host)
-        model = choose_model(request.model, request.mode, threads=host.cpu_count, memory_limit_bytes=limit)
+        model = choose_model(
+            request.model,
+            request.mode,
+            threads=host.cpu_count,
+            memory_limit_bytes=limit,
+            restricted=request.restricted,
+        )
+        if request.restricted and model.pipeline.restricted is None:
+            self._warn("the repository names no code of its own: --restricted changes nothing")
         resolved = resolve_request(request, model, seed=secrets.randbelow(1 << 31))
         environment = environment_of(request.model)
         limits = deadlines(weight_bytes=model.weight_bytes, timeout_s=self._timeout_s)

@@ -13,9 +13,12 @@ from wan_compat.supervisor.inspection import read_model
 from wan_compat.supervisor.trust_gate import require_trust
 
 
-def choose_model(model: str, mode: Mode, *, threads: int, memory_limit_bytes: int) -> ModelDecision:
+def choose_model(
+    model: str, mode: Mode, *, threads: int, memory_limit_bytes: int, restricted: bool = False
+) -> ModelDecision:
     """Return what is loaded for a job.
 
+    In safe mode, `restricted` lets code through that keeps to the audited subset.
     In trust mode the repository is hashed first: what was read before could be something else by then.
 
     Raises:
@@ -23,6 +26,10 @@ def choose_model(model: str, mode: Mode, *, threads: int, memory_limit_bytes: in
         RemoteCodeRefused, PickleRefused: It asks for what this mode does not run.
         ModelNotFound, ModelCorrupt, ...: As `read_model`, `read_tree` and the decisions.
     """
+    if mode is Mode.SAFE and restricted:
+        from wan_compat.supervisor.restricted_code import choose_restricted_model
+
+        return choose_restricted_model(read_model(model), threads=threads, memory_limit_bytes=memory_limit_bytes)
     if mode is Mode.SAFE:
         return decide_model(read_model(model), threads=threads, memory_limit_bytes=memory_limit_bytes)
     trust = require_trust(model, mode)
@@ -31,9 +38,11 @@ def choose_model(model: str, mode: Mode, *, threads: int, memory_limit_bytes: in
 
 def code_report(mode: Mode, model: ModelDecision) -> CodeReport:
     """Return whose code a job runs, for its result."""
+    pipeline = model.pipeline
+    if pipeline.restricted is not None:
+        return CodeReport(mode.value, restricted=True, files=dict(sorted(pipeline.restricted.files.items())))
     if model.trust is None:
         return CodeReport(mode.value)
-    pipeline = model.pipeline
     named = [pipeline.code, *(component.code for component in pipeline.components)]
     tree, grant = model.trust.tree, model.trust.grant
     return CodeReport(

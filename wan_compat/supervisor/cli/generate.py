@@ -64,6 +64,10 @@ def generate(
         bool, typer.Option("--trust-remote-code", help="The original spelling of --mode trust.")
     ] = False,
     safe_mode: Annotated[bool, typer.Option("--safe-mode", help="The original spelling of --mode safe.")] = False,
+    restricted: Annotated[
+        bool,
+        typer.Option("--restricted", help="Safe mode: run the repository's code if it keeps to an audited subset."),
+    ] = False,
     isolation: Annotated[
         Isolation, typer.Option("--isolation", help="job: a fresh worker for every video.")
     ] = Isolation.MODEL,
@@ -106,6 +110,7 @@ def generate(
         worker_log=worker_log,
         isolation=isolation.value,
         mode=chosen.value,
+        restricted=restricted,
     )
     confirm_first_use(session, model, chosen, yes=yes)
     result = run_request(session, request, min_tier=min_tier.value if min_tier else None)

@@ -146,8 +146,9 @@ class Pipe:
             raise ValueError("latents are a tensor of shape (1, channels, frames, height, width)")
         vae, pipeline = self._model.pipeline.vae, self._model.pipeline
         latents = latents.to(vae.device, vae.dtype)
-        statistics = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in _statistics(vae))
-        mean, inverse_std = (values.to(latents.device, latents.dtype) for values in statistics)
+        # Inverted twice, as in diffusers' pipeline_wan.py: the same bits need the same operations.
+        mean, inverse_std = torch.tensor(vae.config.latents_mean), 1.0 / torch.tensor(vae.config.latents_std)
+        mean, inverse_std = (values.view(1, -1, 1, 1, 1).to(latents) for values in (mean, inverse_std))
         decoded = vae.decode(latents / inverse_std + mean, return_dict=False)[0]
         return pipeline.video_processor.postprocess_video(decoded, output_type="pt")[0]  # type: ignore[no-any-return]
 
@@ -204,11 +205,6 @@ class _Steps:
 
     def next_pass(self) -> None:
         self._before = self._last
-
-
-def _statistics(vae: Any) -> tuple[list[float], list[float]]:
-    # Twice inverted, as in diffusers' pipeline_wan.py: the same bits need the same operations.
-    return list(vae.config.latents_mean), [1.0 / value for value in vae.config.latents_std]
 
 
 def _tensor_of(value: Any, shape: tuple[int, ...], what: str) -> torch.Tensor:
