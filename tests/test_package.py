@@ -105,7 +105,10 @@ def test_nothing_that_runs_code_from_data_is_called(repository: Path) -> None:
         for path in sorted((repository / "wan_compat").rglob("*.py"))
         for match in forbidden.finditer(path.read_text())
     ]
-    assert found == []
+    # The one exception: the worker of a conversion, which can write nothing, with torch's weights-only reader.
+    assert found == ["wan_compat/workers/conversion.py: torch.load("]
+    reader = (repository / "wan_compat/workers/conversion.py").read_text()
+    assert re.findall(r"torch\.load\((.*)\)", reader) == ['path, map_location="cpu", weights_only=True, mmap=True']
 
 
 def test_no_file_names_a_machine_or_a_folder_outside_the_repository(repository: Path) -> None:

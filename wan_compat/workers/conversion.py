@@ -12,7 +12,6 @@ CVE-2026-24747) are why torch has a floor here, and why this runs in the sandbox
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -129,7 +128,9 @@ def _open_pickle(name: str, path: str) -> Opened:
     try:
         # Mapped, not read: the file's pages can be dropped again, and only what is sent is ever touched.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:
+        if type(error).__name__ != "UnpicklingError":  # no module of this package imports pickle, for nothing
+            raise
         raise ModelInvalid(
             f"{clean_text(name, 200)!r} holds more than tensors, and torch refused it: {_first_lines(error)}",
             hint="do not load this file with another program: what it asks for could be code",

@@ -23,6 +23,7 @@ from wan_compat._version import __version__
 from wan_compat.protocol.errors import InvalidRequest, JobCancelled, Terminated, WanCompatError, clean_text
 from wan_compat.supervisor.cli.check import check
 from wan_compat.supervisor.cli.config import config
+from wan_compat.supervisor.cli.convert import convert
 from wan_compat.supervisor.cli.demo import demo
 from wan_compat.supervisor.cli.diagnose import diagnose
 from wan_compat.supervisor.cli.doctor import doctor
@@ -45,7 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for verb in (demo, check, scan, diagnose, generate, doctor, install_deps, update_registry):
+for verb in (demo, check, scan, diagnose, generate, convert, doctor, install_deps, update_registry):
     app.command()(verb)
 app.add_typer(trust)
 app.add_typer(config)

@@ -22,6 +22,8 @@ PHASES = {
     "denoise": "Denoising",
     "decode": "Decoding",
     "encode": "Encoding",
+    "open": "Opening weights",
+    "convert": "Writing",
 }
 
 # Without a terminal a line per step would drown a log; this many seconds pass between two lines of one phase.

@@ -1,10 +1,11 @@
-"""Runs one request and follows it to its end: what `generate` and `demo` share."""
+"""Runs one request and follows it to its end: what `generate`, `demo` and `convert` share."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from wan_compat.protocol.errors import InvalidRequest, JobCancelled, WanCompatError
 from wan_compat.supervisor.cli.progress import progress_view
@@ -12,8 +13,13 @@ from wan_compat.supervisor.cli.quantities import show_bytes
 from wan_compat.supervisor.cli.session import Session
 
 if TYPE_CHECKING:
-    from wan_compat.protocol.results import VideoGenerationResult
-    from wan_compat.protocol.values import GenerationRequest
+    from pydantic import BaseModel
+
+    from wan_compat.protocol.results import ConversionReport, VideoGenerationResult
+    from wan_compat.protocol.values import GenerationRequest, Mode
+    from wan_compat.supervisor.client import Job, R, Supervisor
+
+M = TypeVar("M", bound="BaseModel")
 
 
 # What a report about the model helps with: not usage (2), the sandbox (10, `doctor` tells that), deadlines and signals.
@@ -26,26 +32,33 @@ def run_request(session: Session, request: GenerationRequest, *, min_tier: str |
     The first Ctrl-C cancels the job and waits for its orderly end, a second one ends it at once; leaving the
     supervisor kills and reaps whatever is still there, in both cases and on any error.
     """
+    with _supervisor(request.mode, min_tier) as supervisor:
+        return _follow(session, supervisor.submit(request))
+
+
+def _supervisor(mode: Mode, min_tier: str | None) -> Supervisor:
     from wan_compat.supervisor.client import Supervisor
     from wan_compat.supervisor.settings import load_settings
 
-    with Supervisor(mode=request.mode, policy=load_settings().policy, min_tier=min_tier) as supervisor:
-        job = supervisor.submit(request)
-        try:
-            with progress_view(session) as view:
-                for event in job.events():
-                    view.show(event)
-        except KeyboardInterrupt:
-            session.note("Cancelling ... (Ctrl-C again to kill)")
-            job.cancel()
-        try:
-            return job.result()
-        except KeyboardInterrupt:
-            raise JobCancelled("interrupted; the worker was killed") from None
-        except WanCompatError as error:
-            if error.diagnostic is None and error.exit_code in _EXPLAINED:
-                error.diagnostic = _write_report(request.model, error)
-            raise
+    return Supervisor(mode=mode, policy=load_settings().policy, min_tier=min_tier)
+
+
+def _follow(session: Session, job: Job[R]) -> R:
+    try:
+        with progress_view(session) as view:
+            for event in job.events():
+                view.show(event)
+    except KeyboardInterrupt:
+        session.note("Cancelling ... (Ctrl-C again to kill)")
+        job.cancel()
+    try:
+        return job.result()
+    except KeyboardInterrupt:
+        raise JobCancelled("interrupted; the worker was killed") from None
+    except WanCompatError as error:
+        if error.diagnostic is None and error.exit_code in _EXPLAINED:
+            error.diagnostic = _write_report(job.request.model, error)
+        raise
 
 
 def _write_report(model: str, error: WanCompatError) -> str | None:
@@ -56,14 +69,27 @@ def _write_report(model: str, error: WanCompatError) -> str | None:
     return diagnose_failure(model, error, state_folder() / "diagnostics")
 
 
+def run_conversion(session: Session, *, min_tier: str | None = None, **fields: Any) -> ConversionReport:
+    """Run one conversion as `run_request` runs a request. `fields` are those of a ConversionRequest."""
+    from wan_compat.protocol.conversion import ConversionRequest
+
+    request = _built(ConversionRequest, fields)
+    with _supervisor(request.mode, min_tier) as supervisor:
+        return _follow(session, supervisor.submit_conversion(request))
+
+
 def build_request(**fields: Any) -> GenerationRequest:
     """Return the request, or say which option is out of bounds in the words of the command line."""
-    from pydantic import ValidationError
-
     from wan_compat.protocol.values import GenerationRequest
 
+    return _built(GenerationRequest, fields)
+
+
+def _built(kind: type[M], fields: Mapping[str, Any]) -> M:
+    from pydantic import ValidationError
+
     try:
-        return GenerationRequest(**fields)
+        return kind(**fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         option = str(first["loc"][0]).removesuffix("_s").removesuffix("_bytes").replace("_", "-")
