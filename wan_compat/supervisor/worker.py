@@ -145,9 +145,7 @@ class Worker:
             os.set_blocking(reader, False)
             self.log = BoundedLog(reader)
             undo.callback(self.log.close)
-            limits = plan_limits(
-                order.policy, memory_limit_bytes=order.memory_limit_bytes, threads=order.threads
-            )
+            limits = plan_limits(order.policy, memory_limit_bytes=order.memory_limit_bytes, threads=order.threads)
             if Layer.CGROUP in layers:
                 self._cgroup = cgroups.create(f"{os.path.basename(runtime.path)}-{name}", limits)
                 undo.callback(self._cgroup.remove)
