@@ -107,7 +107,14 @@ def test_names_that_lead_out_or_cannot_be_shown_are_never_fetched(path: Any) -> 
 
 @pytest.mark.parametrize(
     "entry",
-    [["a", -1, "a" * 40, None], ["a", True, "a" * 40, None], ["a", 1, "x", None], ["a", 1, "a" * 40, "B" * 64], "a", []],
+    [
+        ["a", -1, "a" * 40, None],
+        ["a", True, "a" * 40, None],
+        ["a", 1, "x", None],
+        ["a", 1, "a" * 40, "B" * 64],
+        "a",
+        [],
+    ],
 )
 def test_files_without_a_size_or_hash_are_never_fetched(entry: Any) -> None:
     assert not read_listing("org/name", {"commit": COMMIT, "files": [entry]}).files
@@ -115,7 +122,12 @@ def test_files_without_a_size_or_hash_are_never_fetched(entry: Any) -> None:
 
 @pytest.mark.parametrize(
     "document",
-    [{}, {"commit": "main", "files": []}, {"commit": COMMIT, "files": None}, {"commit": COMMIT, "files": [[]] * (MAX_FILES + 1)}],
+    [
+        {},
+        {"commit": "main", "files": []},
+        {"commit": COMMIT, "files": None},
+        {"commit": COMMIT, "files": [[]] * (MAX_FILES + 1)},
+    ],
 )
 def test_what_is_no_listing_is_refused(document: dict[str, Any]) -> None:
     with pytest.raises(FetchFailed):

@@ -45,7 +45,7 @@ READ = READ_FILE | READ_DIR
 # No fifos, sockets or device nodes in scratch: nothing in a worker needs them.
 WRITE = READ | WRITE_FILE | TRUNCATE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | MAKE_SYM | REFER
 
-_NET_TCP = 1 | 2  # bind, connect
+_NET_BIND, _NET_CONNECT = 1, 2  # of TCP
 _SCOPES = 1 | 2  # abstract unix sockets, signals
 _RULE_PATH_BENEATH = 1
 _CREATE_RULESET_VERSION = 1
@@ -59,8 +59,11 @@ def abi() -> int:
         return 0
 
 
-def restrict(rules: Iterable[tuple[str, int]]) -> int:
+def restrict(rules: Iterable[tuple[str, int]], *, may_connect: bool = False) -> int:
     """Confine this process (one thread, so far) to `rules`: pairs of a path and its rights. Needs no_new_privs.
+
+    Args:
+        may_connect: Leave outgoing TCP as it is, for the one program that fetches; listening stays denied.
 
     Returns:
         The ABI that was used.
@@ -71,7 +74,8 @@ def restrict(rules: Iterable[tuple[str, int]]) -> int:
     with entering(Layer.LANDLOCK, "entering Landlock"):
         version = libc.call("landlock_create_ruleset", None, 0, _CREATE_RULESET_VERSION)
         handled = _RIGHTS_OF_ABI.get(version, _ALL_RIGHTS)
-        attributes = struct.pack("=QQQ", handled, _NET_TCP if version >= 4 else 0, _SCOPES if version >= 6 else 0)
+        network = _NET_BIND if may_connect else _NET_BIND | _NET_CONNECT
+        attributes = struct.pack("=QQQ", handled, network if version >= 4 else 0, _SCOPES if version >= 6 else 0)
         # The structure grew with the ABI, and an older kernel refuses a longer one.
         attributes = attributes[: 24 if version >= 6 else 16 if version >= 4 else 8]
         ruleset = libc.call(
