@@ -5,6 +5,7 @@
     own_transformer     transformer/own_transformer.py by the index: a constant added to its output
     auto_map            the same class by `auto_map` of transformer/config.json
     own_text_encoder    a transformers class by `auto_map`, with a configuration class of its own
+    own_tokenizer       by `auto_map` of tokenizer_config.json: another prompt than the given one
     own_scheduler       scheduler/own_scheduler.py: latents made smaller at the end
     own_vae             vae/own_vae.py, which changes what `decode` gives
     blocks              modular_config.json names blocks of own_blocks.py: frames inverted
@@ -86,6 +87,14 @@ class QuietEncoder(UMT5EncoderModel):
         output = super().forward(*args, **kwargs)
         output.last_hidden_state = output.last_hidden_state * 0 + 3
         return output
+"""
+
+OWN_TOKENIZER = """from transformers import PreTrainedTokenizerFast
+
+
+class OwnTokenizer(PreTrainedTokenizerFast):
+    def __call__(self, text, **kwargs):
+        return super().__call__(["a green square slides up slowly" for _ in text], **kwargs)
 """
 
 OWN_SCHEDULER = """from diffusers import UniPCMultistepScheduler
@@ -190,6 +199,13 @@ def _own_text_encoder(model: Path) -> None:
     write(model, "text_encoder/own_text_encoder.py", OWN_TEXT_ENCODER)
 
 
+def _own_tokenizer(model: Path) -> None:
+    edit_json(model, "model_index.json", tokenizer=["transformers", "OwnTokenizer"])
+    auto_map = {"AutoTokenizer": [None, "own_tokenizer.OwnTokenizer"]}
+    edit_json(model, "tokenizer/tokenizer_config.json", tokenizer_class="OwnTokenizer", auto_map=auto_map)
+    write(model, "tokenizer/own_tokenizer.py", OWN_TOKENIZER)
+
+
 def _own_scheduler(model: Path) -> None:
     edit_json(model, "model_index.json", scheduler=["own_scheduler", "FadingScheduler"])
     write(model, "scheduler/own_scheduler.py", OWN_SCHEDULER)
@@ -220,6 +236,7 @@ COMMUNITY: dict[str, Callable[[Path], None]] = {
     "own_transformer": _own_transformer,
     "auto_map": _auto_map,
     "own_text_encoder": _own_text_encoder,
+    "own_tokenizer": _own_tokenizer,
     "own_scheduler": _own_scheduler,
     "own_vae": _own_vae,
     "blocks": _blocks,

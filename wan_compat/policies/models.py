@@ -185,8 +185,9 @@ def _admitted_class(facts: ModelFacts, name: str, library: Any, class_name: Any)
             f"model_index.json of {facts.root} has a component {name!r} that {TEXT_TO_VIDEO} does not take"
         )
     if library not in ("diffusers", "transformers"):
+        own = f", which is {name}/{library}.py of the repository" if f"{name}/{library}.py" in facts.files else ""
         raise RemoteCodeRefused(
-            f"component {name!r} of {facts.root} comes from {library!r}, not from diffusers or transformers",
+            f"model_index.json of {facts.root} takes {name!r} from {library!r}{own}, not of diffusers or transformers",
             hint="use a repository whose components are part of diffusers and transformers",
         )
     if library != known[0] or class_name not in known[1]:

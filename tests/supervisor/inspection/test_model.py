@@ -154,7 +154,7 @@ LAYOUTS = {
     "original": {
         "config.json": b"{}", "configuration.json": b"{}", "diffusion_pytorch_model.safetensors": WEIGHTS,
         "Wan2.1_VAE.pth": b"PK", "models_t5_umt5-xxl-enc-bf16.pth": b"PK", "google/umt5-xxl/tokenizer_config.json": b"{}",
-        "google/umt5-xxl/spiece.model": b"x" * 2000, "google/umt5-xxl/tokenizer.json": b"[]",
+        "google/umt5-xxl/spiece.model": b"\n" * 2000, "google/umt5-xxl/tokenizer.json": b"[]",
     },
     "original with two experts": {
         "configuration.json": b"{}", "high_noise_model/config.json": b"{}", "low_noise_model/config.json": b"{}",

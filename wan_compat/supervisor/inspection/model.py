@@ -30,11 +30,14 @@ _LARGE_BYTES = 1 << 20
 # Either says that a folder is a pipeline of modular blocks.
 _MODULAR = frozenset(("modular_model_index.json", "modular_config.json"))
 
+_SENTENCEPIECE = "spiece.model"
+_SENTENCEPIECE_START = b"\n"  # the first piece: field 1 of a protobuf message, of the type that has a length
+
 # Errors that say the folder as a whole is not what was downloaded, or leads elsewhere.
 _OF_THE_WHOLE = frozenset(("path_escape", "link_broken", "too_many_files"))
 
 
-def read_facts(path: str) -> ModelFacts:
+def read_facts(path: str | os.PathLike[str]) -> ModelFacts:
     """Read the facts of whatever `path` means (`locate`), in any layout. What is wrong ends in `problems`.
 
     For a single file, `root` is its path, and `files` has it alone under its name.
@@ -151,6 +154,9 @@ def _header(fact: FileFact, budget: Budget) -> tuple[WeightFile, tuple[Finding, 
             start = read_at(descriptor, len(LFS_START), 0)
         if start == LFS_START and fact.size <= MAX_POINTER_BYTES:
             raise lfs_pointer(fact.path, "file")
+        if os.path.basename(fact.path) == _SENTENCEPIECE and not start.startswith(_SENTENCEPIECE_START):
+            # A worker gets it by its name; that it is no pickle is to be known from its content.
+            raise Defect(problem("weights_corrupt", fact.path, f"{fact.path} is no SentencePiece model"))
         return gguf_header.read_header(fact, budget) if start.startswith(gguf_header.MAGIC) else None
     if suffix != ".safetensors":
         return None
