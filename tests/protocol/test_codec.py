@@ -76,7 +76,19 @@ def test_every_message_to_a_worker_survives_the_wire(message):
 
 @pytest.mark.parametrize(
     "module",
-    ["/etc/x.py", "../x.py", "a/../x.py", "x.pyc", "x", ".py", "a//x.py", "a b.py", "x.py\n", "a/b/c/d/e/x.py", "-x.py"],
+    [
+        "/etc/x.py",
+        "../x.py",
+        "a/../x.py",
+        "x.pyc",
+        "x",
+        ".py",
+        "a//x.py",
+        "a b.py",
+        "x.py\n",
+        "a/b/c/d/e/x.py",
+        "-x.py",
+    ],
 )
 def test_code_is_named_by_a_path_inside_the_model_only(module):
     with pytest.raises(ValueError, match="module"):
