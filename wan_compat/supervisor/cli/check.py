@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wan_compat.supervisor.cli.downloads import Download, obtain
 from wan_compat.supervisor.cli.options import Json, Quiet, Verbose
 from wan_compat.supervisor.cli.quantities import show_bytes
 from wan_compat.supervisor.cli.session import Session, can_redraw
@@ -37,6 +38,7 @@ def check(
     repair: Annotated[
         str | None, typer.Option(metavar="DIR", help="Write a copy with a mended model_index.json there.")
     ] = None,
+    download: Download = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -49,6 +51,7 @@ def check(
     """
     session: Session = context.obj.louder(json=json, quiet=quiet, verbose=verbose)
     session.model = model
+    obtain(session, model, download=download)
 
     from wan_compat.supervisor.check import check_model
 

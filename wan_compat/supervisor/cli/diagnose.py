@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from wan_compat.supervisor.cli.downloads import Download, obtain
 from wan_compat.supervisor.cli.options import Json, Quiet, Verbose
 from wan_compat.supervisor.cli.session import Session
 
@@ -16,6 +17,7 @@ def diagnose(
     model: Annotated[str, typer.Argument(help="A folder, a weight file, or a hub id in the local cache.")],
     output: Annotated[str, typer.Option(metavar="DIR", help="Folder for the report.")] = "diagnostics",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing.")] = False,
+    download: Download = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -28,6 +30,7 @@ def diagnose(
     """
     session: Session = context.obj.louder(json=json, quiet=quiet, verbose=verbose)
     session.model = model
+    obtain(session, model, download=download)
 
     from wan_compat.supervisor.check import check_model
     from wan_compat.supervisor.diagnostics import DiagnosticCollector, diagnostics_of

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from wan_compat.protocol.errors import InvalidRequest
+from wan_compat.supervisor.cli.downloads import Download, obtain
 from wan_compat.supervisor.cli.options import Isolation, Json, MinTier, Mode, Quiet, Verbose
 from wan_compat.supervisor.cli.quantities import parse_bytes, parse_seconds
 from wan_compat.supervisor.cli.session import Session
@@ -76,6 +77,7 @@ def generate(
         typer.Option("--min-tier", help="Weakest sandbox to accept; see doctor. Default: the settings', else B."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask at the first use of a model.")] = False,
+    download: Download = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -112,6 +114,7 @@ def generate(
         mode=chosen.value,
         restricted=restricted,
     )
+    obtain(session, model, download=download, code=chosen is Mode.TRUST)
     confirm_first_use(session, model, chosen, yes=yes)
     result = run_request(session, request, min_tier=min_tier.value if min_tier else None)
     if session.json:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wan_compat.supervisor.cli.downloads import Download, obtain
 from wan_compat.supervisor.cli.options import Json, Quiet, Verbose
 from wan_compat.supervisor.cli.quantities import show_bytes
 from wan_compat.supervisor.cli.session import Session, can_redraw
@@ -31,6 +32,7 @@ def scan(
     hash_weights: Annotated[
         bool, typer.Option("--hash", help="Hash weights too; remembered until the files change.")
     ] = False,
+    download: Download = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -43,6 +45,7 @@ def scan(
     """
     session: Session = context.obj.louder(json=json, quiet=quiet, verbose=verbose)
     session.model = model
+    obtain(session, model, download=download)
 
     if sarif is None:
         report = _scan(session, model, hash_weights)

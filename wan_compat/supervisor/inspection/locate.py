@@ -98,7 +98,7 @@ def _cached(path: str) -> str:
         ) from error
     raise ModelNotFound(
         f"{path!r} is neither a file or folder here nor a repository in the local cache ({cache})",
-        hint=f"download it first: hf download {path}",
+        hint=f"give --download too, or fetch it with another tool: hf download {path}",
     )
 
 
