@@ -24,6 +24,7 @@ class FileFact:
     device: int
     inode: int
     mtime_ns: int
+    ctime_ns: int = 0  # set by the kernel alone; 0 where it was not looked at
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,6 +66,8 @@ class ModelDecision:
     weight_bytes: int  # in memory, at the chosen dtypes
     reasons: tuple[str, ...]
     trust: TrustDecision | None = None  # in trust mode, what lets code of the repository run
+    repository: str | None = None  # on a hub, with the commit as revision, where it came from a Hugging Face cache
+    revision: str | None = None
 
     @property
     def size_multiple(self) -> int:
@@ -143,6 +145,8 @@ def decide_model(facts: ModelFacts, *, threads: int, memory_limit_bytes: int) ->
         vae_config=vae,
         weight_bytes=weight_bytes,
         reasons=reasons,
+        repository=facts.repository,
+        revision=facts.revision,
     )
 
 

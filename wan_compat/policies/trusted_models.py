@@ -142,6 +142,8 @@ def decide_trusted_model(
         weight_bytes=weight_bytes,
         reasons=(*reasons, trust.reason),
         trust=trust,
+        repository=facts.repository,
+        revision=facts.revision,
     )
 
 

@@ -23,13 +23,16 @@ class ProcessedFrames:
 
 @dataclasses.dataclass(frozen=True)
 class GenerationMetadata:
-    """With what a video was made. `generation_params` has the resolved values, the seed included."""
+    """With what a video was made. `generation_params` has the resolved values, the seed included; `repository` and
+    `revision` are known where the model lies in a Hugging Face cache."""
 
     model_path: str
     pipeline_class: str
     optimizations_applied: list[str]
     generation_params: dict[str, Any]
     system_info: dict[str, Any]
+    repository: str | None = None
+    revision: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from wan_compat._version import __version__
 from wan_compat.policies.encoding import EncodingConfig, plan_encoding
+from wan_compat.policies.facts import FileFact
 from wan_compat.policies.limits import Deadlines, deadlines, memory_limit
 from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.policy import Policy
@@ -47,6 +48,7 @@ from wan_compat.protocol.values import GenerationRequest, Isolation
 from wan_compat.sandbox.spec import Tier
 from wan_compat.supervisor import audit_log, first_use
 from wan_compat.supervisor import events as ev
+from wan_compat.supervisor.admitted_files import check_unchanged
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.model_choice import choose_model, code_report
 from wan_compat.supervisor.model_environment import environment_of
@@ -125,6 +127,7 @@ class JobRun:
         self._timings = Timings()
         # In a list, because a type checker takes an attribute set to None for None until the end of the function.
         self._generated: list[m.Generated] = []
+        self._admitted: tuple[FileFact, ...] = ()
 
     def execute(self) -> VideoGenerationResult:
         request, context = self._request, self._context
@@ -224,6 +227,7 @@ class JobRun:
         return worker
 
     def _load(self, worker: Worker, model: ModelDecision, limits: Deadlines) -> None:
+        self._admitted = model.admitted
         if worker.loaded() is not None:
             return
         self._enter("load")
@@ -233,6 +237,7 @@ class JobRun:
             for message in self._pump(worker, limits, began + limits.load_s).messages:
                 self._hear(message)
         self._timings = dataclasses.replace(self._timings, load_s=time.monotonic() - began)
+        check_unchanged(model.admitted)
         if not loaded.streaming:
             self._warn(f"the video is decoded as a whole, which needs more memory: {loaded.streaming_reason}")
 
@@ -248,6 +253,7 @@ class JobRun:
         if target is None or encoding is None:
             sink = FramesInMemory(spec.frame_bytes * spec.num_frames)
             self._stream(worker, resolved, limits, sink)
+            self._check_files()
             return sink.frames(resolved), None
         from wan_compat.supervisor.encoder import output_report, spawn_encoder, verify_video
 
@@ -256,10 +262,16 @@ class JobRun:
             self._enter("encode")
             encoder.finish(limits.encode_tail_s)
         seen = verify_video(target.part_path, encoding, spec.num_frames)
+        self._check_files()
         committed = target.commit()
         self._timings = dataclasses.replace(self._timings, encode_s=time.monotonic() - first)
         self._context.emit(ev.Encoded(target.path))
         return None, output_report(target.path, seen, committed)
+
+    def _check_files(self) -> None:
+        """Compare the model's files once more: what the worker mapped could be written to while it was at work."""
+        for path in check_unchanged(self._admitted):
+            self._warn(f"the state of {path} changed during the job (a hard link, a mode, or bytes with the time set back)")
 
     def _stream(self, worker: Worker, resolved: ResolvedRequest, limits: Deadlines, sink: FrameSink) -> float:
         """Generate, and move each frame from the ring to the sink as it comes; return the first frame's moment."""
@@ -352,6 +364,8 @@ class JobRun:
                     **({"environment": environment.id} if environment is not None else {}),
                     **worker.versions,
                 },
+                repository=model.repository,
+                revision=model.revision,
             ),
             errors=[],
             warnings=list(self._warnings),

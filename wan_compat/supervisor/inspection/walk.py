@@ -126,7 +126,7 @@ def _plain(name: str, path: str, problems: Problems) -> bool:
 
 
 def _fact(path: str, real: str, info: os.stat_result) -> FileFact:
-    return FileFact(path, real, info.st_size, info.st_dev, info.st_ino, info.st_mtime_ns)
+    return FileFact(path, real, info.st_size, info.st_dev, info.st_ino, info.st_mtime_ns, info.st_ctime_ns)
 
 
 def _kind(mode: int) -> str:
