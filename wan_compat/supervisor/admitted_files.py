@@ -1,7 +1,7 @@
 """Are the files that a worker has mapped still those that were judged?
 
 A worker gets the very files that inspection read: same device, inode, size and times, compared on the mount itself
-(sandbox/view.py). Weights are mapped, not copied, so a program of the user's could still write into them afterwards. The
+(sandbox/view.py). Weights are mapped, not copied, so that a program of the user could still write into them. The
 kernel then sets their times, and this is where it shows: after the load, and again before a result gets its name.
 """
 

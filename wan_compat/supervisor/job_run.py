@@ -271,7 +271,7 @@ class JobRun:
     def _check_files(self) -> None:
         """Compare the model's files once more: what the worker mapped could be written to while it was at work."""
         for path in check_unchanged(self._admitted):
-            self._warn(f"the state of {path} changed during the job (a hard link, a mode, or bytes with the time set back)")
+            self._warn(f"{path} was touched during the job: a hard link, a mode, or bytes with the time set back")
 
     def _stream(self, worker: Worker, resolved: ResolvedRequest, limits: Deadlines, sink: FrameSink) -> float:
         """Generate, and move each frame from the ring to the sink as it comes; return the first frame's moment."""
