@@ -172,7 +172,12 @@ def _hash_file(root: str, entry: _Entry) -> tuple[TrustedFile, FileFact]:
         if (digest is None and must_hash(entry.path, before.st_size)) or _identity(before) != _identity(after):
             raise ModelInvalid(f"{entry.path!r} changed while it was read", hint="try again when nothing writes to it")
         fact = FileFact(
-            entry.path, real_path, before.st_size, before.st_dev, before.st_ino, before.st_mtime_ns,
+            entry.path,
+            real_path,
+            before.st_size,
+            before.st_dev,
+            before.st_ino,
+            before.st_mtime_ns,
             before.st_ctime_ns,
         )
         return TrustedFile(path=entry.path, size=before.st_size, sha256=digest), fact
