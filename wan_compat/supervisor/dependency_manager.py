@@ -41,8 +41,10 @@ from wan_compat.supervisor import audit_log
 from wan_compat.supervisor.audit_log import AuditEvent
 from wan_compat.supervisor.environments import Environment, Environments
 from wan_compat.supervisor.inspection import read_facts
+from wan_compat.supervisor.downloader import is_hub_id
 from wan_compat.supervisor.installed import find_distributions, find_version
 from wan_compat.supervisor.own_requirements import OwnRequirements, read_own_requirements
+from wan_compat.supervisor.pipeline_code import FetchedCode, fetch_missing_code
 from wan_compat.supervisor.registry import CompatibilityRegistry
 from wan_compat.supervisor.repository_tree import identify, read_tree
 from wan_compat.supervisor.settings import load_settings
@@ -183,7 +185,9 @@ class DependencyManager:
         return RemoteCodeStatus(code, url, tree.revision, tree.hash)
 
     def fetch_pipeline_code(self, model_path: str, trust_remote_code: bool = False) -> FetchResult:
-        """Return where the code of a repository lies. Only what is here already; nothing is fetched, nothing is run.
+        """Return where the code of a repository lies; fetch it from the hub, at one commit, if it is not here.
+
+        What was fetched is scanned and hashed, never run. `wan-compat trust add` shows and approves it.
 
         Args:
             trust_remote_code: Asks for trust mode. It gives nothing by itself: what was not approved, to the byte, is
@@ -191,16 +195,31 @@ class DependencyManager:
         """
         if not trust_remote_code:
             return FetchResult(False, error="safe mode neither fetches nor runs code of a repository")
+        fetched: FetchedCode | None = None
         try:
-            status = self.check_remote_code_availability(model_path)
+            status = self._code_here(model_path)
+            if not status.is_available and (fetched := fetch_missing_code(model_path, load_settings().policy)):
+                model_path = fetched.downloaded.path
+                status = self.check_remote_code_availability(model_path)
             if not status.is_available:
                 return FetchResult(
                     False, source_url=status.source_url, error="this repository has no Python of its own"
                 )
             tree = require_trust(model_path, Mode.TRUST).tree
         except WanCompatError as error:
-            return FetchResult(False, error=error.message)
+            if fetched is None:
+                return FetchResult(False, error=error.message)
+            return FetchResult(False, model_path, None, status.source_url, f"{fetched.verdict}. {error.message}")
         return FetchResult(True, tree.root, tree.hash, status.source_url)
+
+    def _code_here(self, model_path: str) -> RemoteCodeStatus:
+        """As `check_remote_code_availability`, where a hub id that is not in the cache has no code here."""
+        try:
+            return self.check_remote_code_availability(model_path)
+        except ModelNotFound:
+            if not is_hub_id(model_path):
+                raise
+            return RemoteCodeStatus(False, _url(model_path, None), None, None)
 
     def validate_code_version(self, local_code: str, model_version: str) -> VersionCompatibility:
         """Say whether the code that is here runs what a model was made with.

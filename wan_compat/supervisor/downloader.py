@@ -137,10 +137,15 @@ def download_code(
     revision: str,
     progress: DownloadProgress | None = None,
     hub: Hub | None = None,
+    cache: str | None = None,
 ) -> Downloaded:
-    """Fetch a repository's Python sources alone, into the snapshot of their commit. Raises as `download_model`."""
+    """Fetch a repository's Python sources alone, into the snapshot of their commit. Raises as `download_model`.
+
+    Args:
+        cache: A folder in the layout of a Hugging Face cache; None is the user's.
+    """
     _refuse_by_policy(repository, revision, policy, code=True)
-    fetcher = _Fetcher(hub or user_hub(), repository, progress)
+    fetcher = _Fetcher(hub or user_hub(), repository, progress, cache)
     try:
         listing = fetcher.list_files(revision)
         return fetcher.complete(listing, plan_code(listing), listing.commit)
@@ -171,11 +176,13 @@ def _as_facts(repository: str, index: Mapping[str, Any]) -> tuple[ModelFacts, An
 class _Fetcher:
     """One repository under way."""
 
-    def __init__(self, hub: Hub, repository: str, progress: DownloadProgress | None) -> None:
+    def __init__(
+        self, hub: Hub, repository: str, progress: DownloadProgress | None, cache: str | None = None
+    ) -> None:
         self._hub = hub
         self._repository = repository
         self._progress = progress
-        self._cache = HubRepository(hub_cache(), repository)
+        self._cache = HubRepository(cache or hub_cache(), repository)
         self._fetched_bytes = 0
 
     def close(self) -> None:
