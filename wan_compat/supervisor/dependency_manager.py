@@ -39,9 +39,9 @@ from wan_compat.protocol.errors import (
 from wan_compat.protocol.values import Mode
 from wan_compat.supervisor import audit_log
 from wan_compat.supervisor.audit_log import AuditEvent
+from wan_compat.supervisor.downloader import is_hub_id
 from wan_compat.supervisor.environments import Environment, Environments
 from wan_compat.supervisor.inspection import read_facts
-from wan_compat.supervisor.downloader import is_hub_id
 from wan_compat.supervisor.installed import find_distributions, find_version
 from wan_compat.supervisor.own_requirements import OwnRequirements, read_own_requirements
 from wan_compat.supervisor.pipeline_code import FetchedCode, fetch_missing_code
