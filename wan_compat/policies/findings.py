@@ -331,6 +331,20 @@ FINDINGS: Mapping[str, FindingKind] = {
     "changed_while_scanned": FindingKind(
         _E, "The repository changed while it was read: what was checked may be gone.", "scan it again", ModelCorrupt
     ),
+    # --- whether it is what somebody said it is --------------------------------------------------------------------
+    "hash_mismatch": FindingKind(
+        _E, "A file has other bytes than the hub, a list or a signature says.", _AGAIN, ModelCorrupt
+    ),
+    "signature_invalid": FindingKind(
+        _E, "A signature that is not right for these files and this key.", "do not use it", RefusedByPolicy
+    ),
+    "signature_unverified": FindingKind(
+        _I, "A signature that could not be judged.", "give the signer's key with --public-key, if you have it"
+    ),
+    "manifest_unusable": FindingKind(_W, "A list of hashes that cannot be read as one.", "see where it comes from"),
+    "manifest_file_missing": FindingKind(
+        _W, "A list of hashes names a file that is not here.", "nothing to do if you left it out on purpose"
+    ),
     # --- whether it runs here --------------------------------------------------------------------------------------
     "diffusers_missing": FindingKind(
         _E, "diffusers is not installed.", "pip install 'wan-compat[worker]'", EnvironmentLacks
