@@ -40,6 +40,8 @@ DISK_RESERVE_BYTES = 512 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _WEIGHTS = (".safetensors", ".gguf")
+# What supervisor/integrity.py compares files with.
+_EVIDENCE = re.compile(r"SHA256SUMS|model\.sig|[\w.-]+\.sigstore\.json|[\w.-]+\.sha256", re.ASCII)
 _SHARD = re.compile(r".+-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -139,6 +141,7 @@ def plan_download(listing: Listing, index: Mapping[str, Any] | None, *, code: bo
         ModelCorrupt: A needed file is too large, or its listing unusable.
     """
     wanted = {INDEX} if index is not None else {_single_file(listing), "config.json"}
+    wanted |= {path for path in listing.files if _EVIDENCE.fullmatch(path)}
     parts = parts_in_index(index) if index is not None else {}
     duplicates = _duplicates(listing, parts)
     chosen: list[RemoteFile] = []

@@ -176,9 +176,7 @@ def _as_facts(repository: str, index: Mapping[str, Any]) -> tuple[ModelFacts, An
 class _Fetcher:
     """One repository under way."""
 
-    def __init__(
-        self, hub: Hub, repository: str, progress: DownloadProgress | None, cache: str | None = None
-    ) -> None:
+    def __init__(self, hub: Hub, repository: str, progress: DownloadProgress | None, cache: str | None = None) -> None:
         self._hub = hub
         self._repository = repository
         self._progress = progress
