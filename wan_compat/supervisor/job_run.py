@@ -50,6 +50,7 @@ from wan_compat.supervisor import audit_log, first_use
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.admitted_files import check_unchanged
 from wan_compat.supervisor.host import read_host
+from wan_compat.supervisor.integrity import require_verified
 from wan_compat.supervisor.model_choice import choose_model, code_report
 from wan_compat.supervisor.model_environment import environment_of
 from wan_compat.supervisor.worker import Heard, Worker, WorkerOrder
@@ -143,6 +144,8 @@ class JobRun:
         )
         if request.restricted and model.pipeline.restricted is None:
             self._warn("the repository names no code of its own: --restricted changes nothing")
+        if context.policy.require_manifest:
+            require_verified(request.model, model.admitted)
         resolved = resolve_request(request, model, seed=secrets.randbelow(1 << 31))
         environment = environment_of(request.model)
         limits = deadlines(weight_bytes=model.weight_bytes, timeout_s=self._timeout_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import shlex
 import sys
@@ -13,6 +14,8 @@ from wan_compat.supervisor.cli.downloads import Download, obtain
 from wan_compat.supervisor.cli.options import Json, Quiet, Verbose
 from wan_compat.supervisor.cli.quantities import show_bytes
 from wan_compat.supervisor.cli.session import Session, can_redraw
+from wan_compat.supervisor.cli.verification import PublicKey, Verify, describe
+from wan_compat.supervisor.cli.verification import verify as verify_files
 
 if TYPE_CHECKING:
     from wan_compat.supervisor.check import ModelReport
@@ -39,6 +42,8 @@ def check(
         str | None, typer.Option(metavar="DIR", help="Write a copy with a mended model_index.json there.")
     ] = None,
     download: Download = False,
+    verify: Verify = False,
+    public_key: PublicKey = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -53,6 +58,7 @@ def check(
     session.model = model
     obtain(session, model, download=download)
 
+    from wan_compat.policies.judgement.judge import in_order
     from wan_compat.supervisor.check import check_model
 
     report = check_model(model, task.value if task else None)
@@ -64,14 +70,20 @@ def check(
         report = check_model(repair, task.value if task else None)
     elif repair is not None:
         session.note(f"Nothing that --repair can mend; {repair} was not written.")
+    integrity = verify_files(session, model, asked=verify, public_key=public_key)
+    if integrity is not None:
+        report = dataclasses.replace(report, findings=in_order((*report.findings, *integrity.findings)))
     if session.json:
         repaired = None if changes is None else {"original": model, "changes": list(changes)}
-        session.document(report.to_json() | ({} if repair is None else {"repaired": repaired}))
+        document = report.to_json() | ({} if repair is None else {"repaired": repaired})
+        session.document(document | ({} if integrity is None else {"integrity": integrity.to_json()}))
         return report.exit_code
 
     from wan_compat.supervisor.cli.check_view import show
 
     show(report, session, sys.stdout)
+    if integrity is not None:
+        session.say(f"\n{describe(integrity)}")
     if changes is not None:
         session.say(f"\nWrote {repair}: {'; '.join(changes)}. Checked again: the report above.")
     elif report.repair_diff is not None:

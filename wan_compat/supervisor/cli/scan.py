@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -12,9 +13,12 @@ from wan_compat.supervisor.cli.downloads import Download, obtain
 from wan_compat.supervisor.cli.options import Json, Quiet, Verbose
 from wan_compat.supervisor.cli.quantities import show_bytes
 from wan_compat.supervisor.cli.session import Session, can_redraw
+from wan_compat.supervisor.cli.verification import PublicKey, Verify, describe
+from wan_compat.supervisor.cli.verification import verify as verify_files
 
 if TYPE_CHECKING:
     from wan_compat.policies.scan.report import ScanReport
+    from wan_compat.supervisor.integrity import IntegrityReport
     from wan_compat.supervisor.scanner import ScanProgress
 
 REDRAW_PERIOD_S = 0.1
@@ -33,6 +37,8 @@ def scan(
         bool, typer.Option("--hash", help="Hash weights too; remembered until the files change.")
     ] = False,
     download: Download = False,
+    verify: Verify = False,
+    public_key: PublicKey = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -47,34 +53,40 @@ def scan(
     session.model = model
     obtain(session, model, download=download)
 
+    integrity = verify_files(session, model, asked=verify, public_key=public_key)
     if sarif is None:
-        report = _scan(session, model, hash_weights)
+        report = _scan(session, model, hash_weights, integrity)
     else:
         from wan_compat.policies.scan.sarif import to_sarif
         from wan_compat.supervisor.outputs import prepare_document
 
         # Reserved first: a name that is taken is told before the work, not after it.
         with prepare_document(sarif, overwrite) as target:
-            report = _scan(session, model, hash_weights)
+            report = _scan(session, model, hash_weights, integrity)
             _write_json(target.part_path, to_sarif(report))
             target.commit()
     if session.json:
-        session.document(report.to_json())
+        session.document(report.to_json() | ({} if integrity is None else {"integrity": integrity.to_json()}))
     else:
         from wan_compat.supervisor.cli.scan_view import show
 
         show(report, session, sys.stdout)
+        if integrity is not None:
+            session.say(f"\n{describe(integrity)}")
         if sarif is not None:
             session.say(f"\nWrote {sarif}.")
     return report.exit_code
 
 
-def _scan(session: Session, model: str, hash_weights: bool) -> ScanReport:
+def _scan(session: Session, model: str, hash_weights: bool, integrity: IntegrityReport | None) -> ScanReport:
     from wan_compat.supervisor.scanner import scan_model
 
     redraw = can_redraw(sys.stderr) and not session.quiet
     try:
-        return scan_model(model, hash_weights=hash_weights, progress=_progress() if redraw else None)
+        report = scan_model(model, hash_weights=hash_weights, progress=_progress() if redraw else None)
+        # What was verified comes first: a file with the wrong bytes makes the rest of its findings doubtful.
+        found = integrity.findings if integrity is not None else ()
+        return dataclasses.replace(report, findings=(*found, *report.findings))
     finally:
         if redraw:
             sys.stderr.write("\r\x1b[K")
