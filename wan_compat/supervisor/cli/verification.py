@@ -54,5 +54,5 @@ def verify(session: Session, model: str, *, asked: bool, public_key: str | None)
 def describe(report: IntegrityReport) -> str:
     """Return one line: how many files are as somebody said, and who said it."""
     by = sorted(set(report.verified.values()))
-    known = f"{len(report.verified)} files are what the {' and the '.join(by)} says" if by else "no file has a known hash"
+    known = f"{len(report.verified)} files have the hash of a {' or '.join(by)}" if by else "no file has a known hash"
     return f"Integrity: {known}; {len(report.unverified)} have no hash to compare with."

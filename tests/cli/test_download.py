@@ -1,0 +1,107 @@
+"""`--download` and `--verify` as a person uses them, with a hub on this machine."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import RunCli
+from tests.programs.fake_hub import COMMIT, FakeHub, files_of
+from tests.supervisor.test_downloader import DEMO, ID, WEIGHTS
+from tests.supervisor.test_integrity import KEY, SIGNED
+
+
+@pytest.fixture
+def hub(tmp_path: Path, environment: dict[str, str]) -> Iterator[FakeHub]:
+    with FakeHub({**files_of(DEMO), "pipeline.py": b"raise SystemExit\n"}) as running:
+        environment |= {
+            "HF_ENDPOINT": running.endpoint,
+            "HF_HUB_CACHE": str(tmp_path / "hub"),
+            "HF_HOME": str(tmp_path / "home"),
+        }
+        yield running
+
+
+def test_a_model_goes_from_the_hub_to_a_video_in_one_command(
+    hub: FakeHub, tmp_path: Path, cwd: Path, cli: RunCli
+) -> None:
+    size = ("--width", "32", "--height", "32", "--num-frames", "5", "--num-inference-steps", "1")
+    ended = cli("generate", ID, "--prompt", "a red ball", *size, "--output", "first.mp4")
+    assert ended.code == 4
+    assert "--download" in ended.err
+    ended = cli("generate", ID, "--prompt", "a red ball", *size, "--output", "v.mp4", "--download", "--json")
+    assert ended.code == 0, ended
+    metadata = ended.document["metadata"]
+    assert (metadata["repository"], metadata["revision"]) == (ID, COMMIT)
+    assert f"Fetched {ID} at commit {COMMIT}" in ended.err
+    assert (cwd / "v.mp4").stat().st_size > 0
+    assert "pipeline.py" not in hub.fetched
+
+
+def test_check_verifies_what_was_fetched_and_sees_a_byte_that_changed(
+    hub: FakeHub, tmp_path: Path, cwd: Path, cli: RunCli
+) -> None:
+    ended = cli("check", ID, "--download", "--verify", "--json")
+    assert ended.code == 0, ended
+    integrity = ended.document["integrity"]
+    assert integrity["verified"][WEIGHTS] == "hub"
+    assert integrity["unverified"] == []
+    weights = next(tmp_path.glob(f"hub/*/snapshots/{COMMIT}/{WEIGHTS}"))
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.resolve().write_bytes(raw)
+    ended = cli("check", ID, "--verify", "--json")
+    assert ended.code == 4
+    assert "hash_mismatch" in {item["code"] for item in ended.document["findings"]}
+    ended = cli("check", ID, "--verify")
+    assert ended.code == 4
+    assert "Integrity: " in ended.out
+
+
+def test_scan_tells_whose_signature_a_model_has(hub: FakeHub, tmp_path: Path, cwd: Path, cli: RunCli) -> None:
+    shutil.copytree(SIGNED, cwd / "model")
+    ended = cli("scan", "model", "--verify", "--public-key", str(KEY), "--json")
+    assert ended.document["integrity"]["verified"]["config.json"] == "signature"
+    (cwd / "model" / "config.json").write_text("{}")
+    ended = cli(
+        "scan",
+        "model",
+        "--verify",
+        "--public-key",
+        str(KEY),
+        "--json",
+        "--sarif",
+        str(tmp_path / "found.sarif"),
+    )
+    assert ended.code == 4
+    assert "hash_mismatch" in (tmp_path / "found.sarif").read_text()
+    ended = cli("scan", "model", "--public-key", str(KEY))
+    assert ended.code == 2
+    assert "--verify" in ended.err
+
+
+def test_require_manifest_refuses_a_model_of_which_nobody_gave_hashes(
+    hub: FakeHub, environment: dict[str, str], cli: RunCli
+) -> None:
+    environment["WAN_COMPAT_REQUIRE_MANIFEST"] = "true"
+    ended = cli("generate", str(DEMO), "--prompt", "a", "--output", "v.mp4")
+    assert ended.code == 5
+    assert "nobody gave a hash" in ended.err
+
+
+def test_a_project_cannot_switch_downloads_on(
+    hub: FakeHub, cwd: Path, environment: dict[str, str], cli: RunCli
+) -> None:
+    (cwd / "wan-compat.toml").write_text("[policy]\nallow_downloads = false\n")
+    ended = cli("check", ID, "--download")
+    assert ended.code == 5
+    assert "switched off" in ended.err
+    (cwd / "wan-compat.toml").write_text("[policy]\nallow_downloads = true\n")
+    environment["WAN_COMPAT_ALLOW_DOWNLOADS"] = "false"
+    ended = cli("check", ID, "--download")
+    assert ended.code == 5
+    assert "looser" in ended.err
+    assert not hub.requests
