@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.cli.conftest import RunCli
-from tests.programs.fake_hub import COMMIT, FakeHub, files_of
+from tests.cli.conftest import RunCli, command
+from tests.programs.fake_hub import COMMIT, FakeHub, files_of, send_slowly
 from tests.supervisor.test_downloader import DEMO, ID, WEIGHTS
 from tests.supervisor.test_integrity import KEY, SIGNED
 
@@ -90,6 +94,31 @@ def test_require_manifest_refuses_a_model_of_which_nobody_gave_hashes(
     ended = cli("generate", str(DEMO), "--prompt", "a", "--output", "v.mp4")
     assert ended.code == 5
     assert "nobody gave a hash" in ended.err
+
+
+def test_ctrl_c_ends_a_download_and_what_fetched_for_it(
+    hub: FakeHub, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    hub.faults[WEIGHTS] = send_slowly
+    process = subprocess.Popen(
+        command("check", ID, "--download"), env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while WEIGHTS not in hub.fetched:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert not psutil.wait_procs(children, timeout=5)[1]
+    assert list(tmp_path.glob("hub/*/blobs/*.incomplete"))
+    assert not list(tmp_path.glob("hub/*/snapshots"))
 
 
 def test_a_project_cannot_switch_downloads_on(
