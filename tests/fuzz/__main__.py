@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
-NAMES = ("codec", "states", "ring", "zmtp", "json", "safetensors", "gguf", "launch", "pickle", "contents")
+NAMES = ("codec", "states", "ring", "zmtp", "json", "safetensors", "gguf", "launch", "pickle", "contents", "hub")
 RSS_LIMIT_MB = 1024
 INPUT_TIMEOUT_S = 10
 

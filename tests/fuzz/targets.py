@@ -19,14 +19,24 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from tests.assets.weight_files import gguf_file
+from wan_compat.policies.download import plan_download, read_listing
 from wan_compat.policies.facts import FileFact, WeightFile
+from wan_compat.policies.manifest import Unusable, read_bundle, read_checksums, read_manifest, read_statement
 from wan_compat.policies.scan import pickle_opcodes
 from wan_compat.policies.scan.rules import rule_finding
 from wan_compat.protocol import codec, launch, states
 from wan_compat.protocol import messages as m
-from wan_compat.protocol.errors import CorruptFrame, ModelCorrupt, ProtocolViolation, WanCompatError
+from wan_compat.protocol.errors import (
+    CorruptFrame,
+    FetchFailed,
+    ModelCorrupt,
+    PickleRefused,
+    ProtocolViolation,
+    WanCompatError,
+)
 from wan_compat.protocol.ring import RING_BYTES, pack_doorbell
 from wan_compat.protocol.values import ComponentSpec, FrameSpec, GenerationParams, PipelineSpec
 from wan_compat.protocol.zmtp import GREETING, READY, PairReader, pack_frame
@@ -35,6 +45,7 @@ from wan_compat.supervisor.inspection import parse_json, read_gguf_header, read_
 from wan_compat.supervisor.scanning.contents import inspect_contents
 from wan_compat.supervisor.scanning.sources import BytesContents
 
+SIGNED_MODEL = Path(__file__).parents[1] / "assets" / "signed_model"
 MAX_CPU_S = 1.0
 MAX_GROWTH_BYTES = 64 << 20
 
@@ -389,6 +400,38 @@ def contents_seeds() -> Iterator[bytes]:
     yield b"\x93NUMPY\x01\x00\x36\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }\n\x80\x02N."
 
 
+def run_hub(data: bytes) -> None:
+    """What a hub lists, and hashes that come with a model. The first byte says which; no list is half used."""
+    kind, raw = data[:1], data[1:]
+    try:
+        if kind == b"s":
+            accepted = read_checksums(raw.decode("utf-8", "replace"), "SHA256SUMS")
+        elif kind == b"m":
+            accepted = read_manifest(parse_json(raw, "manifest")) or {}
+        elif kind == b"b":
+            accepted = read_statement(parse_json(read_bundle(parse_json(raw, "bundle")).payload, "statement"))
+        else:
+            listing = read_listing("org/name", parse_json(raw, "listing"))
+            plan = plan_download(listing, {"vae": ["diffusers", "AutoencoderKLWan"]})
+            assert {file.path for file in plan.files} | {item.path for item in plan.skipped} >= listing.files.keys()
+            accepted = {path: file.blob for path, file in listing.files.items()}
+    except Unusable:
+        return
+    for path, digest in accepted.items():
+        inside = os.path.normpath(os.path.join("/model", path))
+        assert inside.startswith("/model/") and len(digest) in (40, 64) and set(digest) <= set("0123456789abcdef")
+
+
+def hub_seeds() -> Iterator[bytes]:
+    sha1, sha256 = "a" * 40, "b" * 64
+    files = [["model_index.json", 10, sha1, None], ["vae/diffusion_pytorch_model.safetensors", 9000, sha1, sha256]]
+    yield b"l" + json.dumps({"commit": "c" * 40, "files": [*files, ["../x.py", 1, sha1, None]]}).encode()
+    yield b"s" + f"{sha256}  vae/config.json\nSHA256 (a b) = {sha256}\n".encode()
+    yield b"m" + json.dumps({"files": {"a": sha256, "b": {"sha256": sha256}}}).encode()
+    yield b"m" + json.dumps({"files": [{"path": "a", "sha256": sha256}]}).encode()
+    yield b"b" + (SIGNED_MODEL / "model.sig").read_bytes()
+
+
 TARGETS = {
     "codec": Target(run_codec, (ProtocolViolation,), codec_seeds),
     "states": Target(run_states, (ProtocolViolation,), states_seeds, max_len=512),
@@ -400,4 +443,5 @@ TARGETS = {
     "launch": Target(run_launch, (ProtocolViolation,), launch_seeds),
     "pickle": Target(run_pickle, (), pickle_seeds),
     "contents": Target(run_contents, (), contents_seeds),
+    "hub": Target(run_hub, (ModelCorrupt, FetchFailed, PickleRefused), hub_seeds),
 }
