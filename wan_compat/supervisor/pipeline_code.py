@@ -18,7 +18,9 @@ from wan_compat.policies.scan.report import ScanReport
 from wan_compat.protocol.errors import ModelNotFound
 from wan_compat.supervisor.downloader import Downloaded, download_code, is_hub_id
 from wan_compat.supervisor.hub_process import Hub
-from wan_compat.supervisor.inspection.locate import locate
+from wan_compat.supervisor.inspection.locate import Place, locate
+from wan_compat.supervisor.inspection.problems import Problems
+from wan_compat.supervisor.inspection.walk import list_files
 from wan_compat.supervisor.scanner import scan_model
 
 
@@ -39,6 +41,11 @@ class FetchedCode:
 def code_cache() -> str:
     """Return the folder in which sources without their model are kept, in the layout of a Hugging Face cache."""
     return os.path.join(platformdirs.user_cache_dir("wan-compat", appauthor=False), "code")
+
+
+def has_code(place: Place) -> bool:
+    """Whether any Python lies among the files of a model."""
+    return any(path.lower().endswith(".py") for path in list_files(place, Problems()))
 
 
 def fetch_missing_code(model: str, policy: Policy, *, hub: Hub | None = None) -> FetchedCode | None:

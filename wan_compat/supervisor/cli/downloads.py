@@ -32,11 +32,14 @@ def obtain(session: Session, model: str, *, download: bool, code: bool = False) 
     if not download:
         return
     from wan_compat.supervisor.downloader import ensure_model
+    from wan_compat.supervisor.pipeline_code import fetch_missing_code, has_code
     from wan_compat.supervisor.settings import load_settings
 
     redraw = can_redraw(sys.stderr) and not session.quiet
     try:
-        place, got = ensure_model(model, load_settings().policy, code=code, progress=_progress(session, redraw))
+        policy = load_settings().policy
+        place, got = ensure_model(model, policy, code=code, progress=_progress(session, redraw))
+        sources = fetch_missing_code(model, policy) if code and got is None and not has_code(place) else None
     finally:
         if redraw:
             sys.stderr.write("\r\x1b[K")
@@ -51,6 +54,8 @@ def obtain(session: Session, model: str, *, download: bool, code: bool = False) 
                 session.note(f"  left out {item.path}: {item.reason}")
     elif place.repository is not None and place.revision is not None:
         session.note(f"{place.repository} is in the cache, at commit {place.revision}")
+    if sources is not None:
+        session.note(sources.verdict)
 
 
 def _progress(session: Session, redraw: bool) -> DownloadProgress | None:

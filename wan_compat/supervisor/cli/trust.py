@@ -8,6 +8,7 @@ import typer
 
 from wan_compat.protocol.errors import InvalidRequest, NotConfirmed, TrustRefused
 from wan_compat.supervisor.cli.confirm import TRUST_MODE, ask, can_ask
+from wan_compat.supervisor.cli.downloads import Download, obtain
 from wan_compat.supervisor.cli.options import Json, Quiet, Verbose
 from wan_compat.supervisor.cli.session import Session
 
@@ -28,6 +29,7 @@ def add(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a repository, or its hub id.")],
     yes: Annotated[bool, typer.Option("--yes", help="Approve without being asked; needed without a terminal.")] = False,
     dry_run: DryRun = False,
+    download: Download = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -38,6 +40,7 @@ def add(
     """
     session: Session = context.obj.louder(json=json, quiet=quiet, verbose=verbose)
     session.model = model
+    obtain(session, model, download=download, code=True)
     from wan_compat.supervisor.audit_log import AuditEvent, note
     from wan_compat.supervisor.repository_tree import read_tree
     from wan_compat.supervisor.trust_review import review
