@@ -134,3 +134,15 @@ def test_a_project_cannot_switch_downloads_on(
     assert ended.code == 5
     assert "looser" in ended.err
     assert not hub.requests
+
+
+def test_code_of_a_model_fetched_in_safe_mode_comes_when_trust_add_asks_for_it(
+    hub: FakeHub, tmp_path: Path, cli: RunCli
+) -> None:
+    assert cli("check", ID, "--download").code == 0
+    assert not list(tmp_path.glob("hub/**/*.py"))
+    assert "pipeline.py" not in cli("trust", "add", ID, "--yes", "--json").out
+    ended = cli("trust", "add", ID, "--download", "--yes", "--json")
+    assert ended.code == 0, ended
+    assert ended.document["code"] == ["pipeline.py"]
+    assert ended.document["revision"] == COMMIT
