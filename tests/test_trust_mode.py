@@ -210,6 +210,12 @@ def test_what_code_can_do_while_it_is_imported(supervisor: Supervisor, tmp_path:
 
 BROKEN: dict[str, tuple[str, type[errors.WanCompatError], str]] = {
     "absent package": ("import no_such_package\n", errors.ModelNotCompatible, "no_such_package"),
+    "absent package, late": (
+        "class NegativePipeline:\n    def __init__(self, **parts): pass\n"
+        "    def __call__(self, prompt): import no_such_package\n",
+        errors.ModelNotCompatible,
+        "no_such_package",
+    ),
     "absolute import of its own file": ("import helpers.colours\n", errors.ModelNotCompatible, "helpers"),
     "no class": ("class Other: pass\n", errors.ModelNotCompatible, "NegativePipeline"),
     "a function": ("def NegativePipeline(): pass\n", errors.ModelNotCompatible, "NegativePipeline"),

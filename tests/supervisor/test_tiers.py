@@ -13,6 +13,8 @@ from wan_compat.policies.policy import Policy
 from wan_compat.protocol import errors
 from wan_compat.sandbox import bwrap
 from wan_compat.sandbox.spec import Tier
+from wan_compat.supervisor.repository_tree import read_tree
+from wan_compat.supervisor.trust_store import TrustStore, make_grant
 
 PROGRAM = Path(__file__).resolve().parent.parent / "programs" / "zygote_without_namespaces.py"
 
@@ -83,6 +85,15 @@ def test_tier_c_is_not_used_where_a_stronger_one_can_be_entered(misbehaving, req
 def test_trust_mode_needs_tier_b_whatever_the_policy_says(container, request_for):
     with pytest.raises(errors.RefusedByPolicy):
         container(mode="trust", min_tier="C").generate(request_for(mode="trust"))
+
+
+def test_approved_code_does_not_run_below_tier_b(container, request_for, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    request = request_for(mode="trust", output=None)
+    TrustStore().add(make_grant(read_tree(request.model), imports=[], risks=[]))
+    with pytest.raises(errors.SandboxUnavailable, match="tier B is required") as caught:
+        container(mode="trust", min_tier="C").generate(request)
+    assert caught.value.exit_code == 10
 
 
 @needs_a_public_interpreter

@@ -19,6 +19,7 @@ from wan_compat.workers.frames import FrameWriter
 from wan_compat.workers.generation import Run, arguments
 from wan_compat.workers.loader import LoadedModel
 from wan_compat.workers.own_pipeline import ANYTHING
+from wan_compat.workers.repository_code import cannot_import
 
 # Under which names a modular pipeline leaves its video; those of diffusers' own blocks first.
 _VIDEO_NAMES = ("videos", "frames", "video")
@@ -48,7 +49,11 @@ def generate_own(
     names = [item.name for item in model.spec.components if item.name.startswith("transformer")]
     transformers = [part for name in names if isinstance(part := getattr(pipeline, name, None), torch.nn.Module)]
     with torch.no_grad(), run.watching(transformers), _counting_steps(pipeline, run, order.job, report):
-        output = pipeline(**given)
+        try:
+            output = pipeline(**given)
+        except ImportError as error:  # code may import late
+            assert model.spec.code is not None
+            raise cannot_import(model.spec.code, error) from error
     total = order.params.frames.num_frames
     for picture in pictures(output):
         cancellation.check()

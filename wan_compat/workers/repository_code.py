@@ -47,19 +47,24 @@ def load_class(code: CodeSpec, folder: str) -> type[Any]:
     finder = next((item for item in sys.meta_path if isinstance(item, _Finder)), None)
     if finder is None:
         finder = _Finder(folder)
-        sys.meta_path.append(finder)
+        sys.meta_path.insert(0, finder)
     try:
         module = importlib.import_module(f"{PACKAGE}.{code.module.removesuffix('.py').replace('/', '.')}")
     except ImportError as error:
-        raise ModelNotCompatible(
-            f"{code.module} of the repository cannot be imported: {error}",
-            hint="nothing is installed for the code of a repository; it must do with the libraries of the worker, "
-            "and import its own files relatively (from .file import name)",
-        ) from error
+        raise cannot_import(code, error) from error
     found = getattr(module, code.class_name, None)
     if not isinstance(found, type):
         raise ModelNotCompatible(f"{code.module} of the repository has no class {code.class_name!r}")
     return found
+
+
+def cannot_import(code: CodeSpec, error: ImportError) -> ModelNotCompatible:
+    """Return the error for code that imports what is not here, when it is loaded or later."""
+    return ModelNotCompatible(
+        f"{code.module} of the repository cannot be imported, or not what it needs: {error}",
+        hint="code of a repository can use the libraries of the worker, and its own files by relative imports "
+        "(from .file import name)",
+    )
 
 
 def load_own_class(component: ComponentSpec, folder: str) -> type[Any]:
@@ -101,17 +106,17 @@ class _Finder(importlib.abc.MetaPathFinder):
             return None
         place = os.path.join(self._folder, *rest)
         if os.path.isfile(f"{place}.py"):
-            return _spec(fullname, f"{place}.py")
+            return _spec(fullname, f"{place}.py", is_package=False)
         if rest and os.path.isfile(start := os.path.join(place, "__init__.py")):
-            return _spec(fullname, start, package=place)
-        return _spec(fullname, None, package=place) if os.path.isdir(place) else None
+            return _spec(fullname, start, is_package=True)
+        return _spec(fullname, None, is_package=True) if os.path.isdir(place) else None
 
 
-def _spec(fullname: str, source: str | None, package: str | None = None) -> importlib.machinery.ModuleSpec:
-    spec = importlib.machinery.ModuleSpec(fullname, _Loader(source), origin=source, is_package=package is not None)
+def _spec(fullname: str, source: str | None, *, is_package: bool) -> importlib.machinery.ModuleSpec:
+    # A package has an empty `__path__`: with a folder in it, Python's own finder would look there for what this one
+    # does not find, and take bytecode and extension modules too.
+    spec = importlib.machinery.ModuleSpec(fullname, _Loader(source), origin=source, is_package=is_package)
     spec.has_location = source is not None  # __file__, for tracebacks
-    if package is not None:
-        spec.submodule_search_locations = [package]
     return spec
 
 
