@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 
-from wan_compat.policies.confinement import Candidate, plan_candidates
+from wan_compat.policies.confinement import Candidate, minimum_tier, plan_candidates
 from wan_compat.policies.limits import Deadlines
 from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.policy import Policy
@@ -162,7 +162,8 @@ class WorkerPool:
                 worker.downgraded_because = tuple(error.message for error in downgrades)
             return worker
         # What our own layers met is the cause; that bubblewrap is no way out either adds to the remedies.
-        minimum, last = candidates[-1].tier, [e for e in downgrades if e.details.get("layer") != bwrap.NAME][-1]
+        minimum = minimum_tier(order.policy, order.mode)
+        last = [error for error in downgrades if error.details.get("layer") != bwrap.NAME][-1]
         remedies = [fix for error in downgrades if error is not last for fix in error.fixes]
         remedies += [self._cgroup.remedy] if not self._cgroup.available and minimum is Tier.A else []
         remedies.append("run `wan-compat doctor` to see what is missing and how to get it")
