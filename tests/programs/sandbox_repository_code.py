@@ -88,9 +88,13 @@ class Zygote(zygote.Zygote):
         return super()._launch(*arguments)
 
 
-if __name__ == "__main__":
+def main() -> None:
     os.dup2(os.open(sys.argv.pop(1), os.O_RDWR), 40)
     zygote._be_worker = be_worker
     zygote.Zygote = Zygote  # type: ignore[misc]
     zygote.libraries.import_libraries = lambda: 0.0
     zygote.main()
+
+
+if __name__ == "__main__":
+    main()

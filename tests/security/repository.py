@@ -130,11 +130,11 @@ class Repository:
 
 
 @contextlib.contextmanager
-def repository(around: Surroundings, *, in_bwrap: bool = False) -> Iterator[Repository]:
+def repository(around: Surroundings, *, in_bwrap: bool = False, program: str = PROGRAM) -> Iterator[Repository]:
     """Start the zygote; end it and remove everything afterwards."""
     runtime = RuntimeFolder()
     never = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-    zygote = None if in_bwrap else Zygote(program=(PROGRAM, around.values["open"]))
+    zygote = None if in_bwrap else Zygote(program=(program, around.values["open"]))
     try:
         if zygote is not None:
             zygote.wait_ready(60, _never, never)
