@@ -12,11 +12,15 @@ import sys
 import tempfile
 
 import diffusers
-import diffusers.modular_pipelines
 import torch
 import transformers
 
 torch.set_num_threads(1)
+# They load their parts when asked; asked once here, and not again in every fork.
+for name in ("AutoModel", "DiffusionPipeline", "WanPipeline", "UniPCMultistepScheduler", "modular_pipelines"):
+    getattr(diffusers, name)
+for name in ("AutoModel", "AutoTokenizer", "UMT5EncoderModel", "PreTrainedTokenizerFast"):
+    getattr(transformers, name)
 for module in (diffusers, transformers):
     module.utils.logging.set_verbosity_error()
 

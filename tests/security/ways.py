@@ -198,7 +198,7 @@ WAYS: tuple[Way, ...] = (
     Way("library_on_path", "a component whose library is whatever can be imported by that name",
         _library_on_path, ("model_index.json",), "no", PIPELINE),
     Way("module_on_path", "`ftfy.py` in the folder, for a program that is started there",
-        _file("ftfy.py"), ("ftfy.py",), "unasked", "sys.path.insert(0, folder); import ftfy"),
+        _file("ftfy.py"), ("ftfy.py",), "unasked", "sys.modules.pop('ftfy', None); sys.path.insert(0, folder); import ftfy"),
     Way("chat_template", "a chat template, in a file and in tokenizer_config.json",
         _with(_file("tokenizer/chat_template.jinja", "{{ raise_exception('canary') }}"),
               _key("tokenizer/tokenizer_config.json", chat_template="{{ raise_exception('canary') }}")),
