@@ -14,6 +14,7 @@ from wan_compat.policies.facts import FileFact, ModelFacts
 from wan_compat.policies.findings import Severity
 from wan_compat.policies.judgement.code import judge_documents
 from wan_compat.policies.model_index import is_absent, is_component_entry
+from wan_compat.policies.variants import VARIANTS
 from wan_compat.protocol.errors import ModelCorrupt, ModelInvalid, ModelNotCompatible
 
 MAX_SOURCES = 64
@@ -78,7 +79,9 @@ def refuse_kind(facts: ModelFacts, architecture: Architecture) -> None:
         )
     if architecture.is_wan is False:
         raise ModelNotCompatible(f"{facts.root} is not a Wan model ({name}); only those are converted")
-    if architecture.architecture_type == "wan_s2v" or (architecture.variant and architecture.pipeline_class is None):
+    # The variant's own class: an architecture in a layout that cannot be loaded has none.
+    known = VARIANTS.get(architecture.variant or "")
+    if architecture.architecture_type == "wan_s2v" or (known is not None and known.pipeline_class is None):
         raise ModelNotCompatible(
             f"{facts.root} is {name}, and diffusers has no class that runs it",
             hint="no conversion helps; use another model of the family",
