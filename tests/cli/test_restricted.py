@@ -25,4 +25,4 @@ def test_a_repository_with_restricted_code_makes_a_video_if_asked_and_only_then(
     refused = cli("generate", model, *SMALL, "--output", "y.mp4")
     assert refused.code == 5 and "restricted" not in refused.err
     both = cli("generate", model, *SMALL, "--restricted", "--mode", "trust", "--output", "y.mp4")
-    assert both.code == 2 and "restricted code is of safe mode" in both.err
+    assert both.code == 2 and "--restricted is of safe mode" in both.err

@@ -9,7 +9,8 @@ from __future__ import annotations
 import enum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 MAX_PROMPT_CHARS = 20_000
 MAX_FRAMES = 4001
@@ -97,11 +98,12 @@ class GenerationRequest(BaseModel):
                 data[name] = os.fspath(data[name])
         super().__init__(**data)
 
-    @model_validator(mode="after")
-    def _restricted_code_is_of_safe_mode(self) -> GenerationRequest:
-        if self.restricted and self.mode is Mode.TRUST:
-            raise ValueError("restricted code is of safe mode; trust mode runs approved code as it is")
-        return self
+    @field_validator("restricted")
+    @classmethod
+    def _restricted_code_is_of_safe_mode(cls, restricted: bool, others: ValidationInfo) -> bool:
+        if restricted and others.data.get("mode") is Mode.TRUST:
+            raise PydanticCustomError("mode", "is of safe mode; trust mode runs approved code as it is")
+        return restricted
 
 
 class FrameSpec(Value):
