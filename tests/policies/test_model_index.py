@@ -82,6 +82,8 @@ def test_a_wan_transformer_of_diffusers_is_wan(index: dict[str, Any]) -> None:
         {"_class_name": "WanPipeline", "vae": ["diffusers", "AutoencoderKLWan"]},
         FLUX | {"vae": ["diffusers", "AutoencoderKLWan"], "boundary_ratio": 0.9},
         FLUX | {"transformer_2": ["diffusers", "FluxTransformer2DModel"]},
+        T2V | {"_class_name": "KiwiEditPipeline"},
+        T2V | {"_class_name": ["pipeline_kiwi_edit", "KiwiEditPipeline"]},
         {"_class_name": "Gen3RPipeline", "transformer": ["gen3r.models", "WanTransformer3DModel"]},
         T2V | {"transformer_2": ["diffusers", "FluxTransformer2DModel"]},
     ],

@@ -283,3 +283,11 @@ def test_no_model_code_is_imported_on_the_way(path: Path) -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_model_that_a_program_registered_is_not_said_to_be_without_pipeline(tmp_path: Path) -> None:
+    registry = CompatibilityRegistry(tmp_path / "overlay.json")
+    registry.register_model_compatibility("me/model", requirements())
+    check = registry.validate_model_pipeline_compatibility("me/model", "WanPipeline")
+    assert not check.is_compatible
+    assert "does not say which pipeline runs me/model" in " ".join(check.reasons)

@@ -17,7 +17,12 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from wan_compat.policies.detection.classes import FOREIGN_WAN_PIPELINES, WAN_FAMILY_TRANSFORMERS, WAN_PIPELINES
+from wan_compat.policies.detection.classes import (
+    FOREIGN_WAN_PIPELINES,
+    LOOK_ALIKE_PIPELINES,
+    WAN_FAMILY_TRANSFORMERS,
+    WAN_PIPELINES,
+)
 
 # More entries, or longer ones, than any index has.
 MAX_ENTRIES = 200
@@ -91,8 +96,12 @@ class ModelIndexSchema(BaseModel):
     def validate_wan_architecture(self) -> bool:
         """Whether the denoiser's class is Wan's or a relative's, and diffusers' own.
 
-        VAE, `boundary_ratio`, `transformer_2` and the pipeline's name prove nothing: other models have them too.
+        VAE, `boundary_ratio`, `transformer_2` and the pipeline's name prove nothing: other models have them too. Only
+        the pipelines that are known to be other models around a Wan transformer (Kiwi-Edit) speak against it.
         """
+        named = self.class_name[-1:] if isinstance(self.class_name, list) else [self.class_name]
+        if any(name in LOOK_ALIKE_PIPELINES for name in named):
+            return False
         denoisers = [entry for name, entry in self.components() if name in _DENOISERS]
         return bool(denoisers) and all(
             entry[0] == "diffusers" and entry[1] in WAN_FAMILY_TRANSFORMERS for entry in denoisers

@@ -10,7 +10,12 @@ from __future__ import annotations
 import dataclasses
 
 from wan_compat.policies.architecture import ArchitectureSignature
-from wan_compat.policies.detection.classes import KIND_OF_CLASS, WAN_PIPELINES
+from wan_compat.policies.detection.classes import (
+    FOREIGN_WAN_PIPELINES,
+    KIND_OF_CLASS,
+    LOOK_ALIKE_PIPELINES,
+    WAN_PIPELINES,
+)
 
 # Kinds of transformer whose pipelines differ by task only, first one the usual; the index may name any of them.
 _OF_KIND = {
@@ -49,6 +54,9 @@ def choose_pipeline(signature: ArchitectureSignature) -> PipelineChoice:
     transformer = signature.component_classes.get("transformer")
     kind = KIND_OF_CLASS.get(transformer or "")
     named = signature.pipeline_class
+    own_name = (named or "").rpartition(".")[2]
+    if own_name in LOOK_ALIKE_PIPELINES or own_name in FOREIGN_WAN_PIPELINES:
+        return PipelineChoice(None, f"{own_name} is another program's pipeline: diffusers would sample wrongly")
     if kind is None:
         return PipelineChoice(None, f"the transformer {transformer or '(none)'} is neither Wan's nor a relative's")
     if kind == "skyreels":

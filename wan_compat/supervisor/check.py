@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -107,7 +108,7 @@ class ModelReport:
         }
 
 
-def check_model(path: str, task: str | None = None, *, host: HostFacts | None = None) -> ModelReport:
+def check_model(path: str | os.PathLike[str], task: str | None = None, *, host: HostFacts | None = None) -> ModelReport:
     """Say what the model at `path` is and whether it will run here.
 
     Everything that is wrong with it is a finding, never an exception.
@@ -128,17 +129,17 @@ def check_model(path: str, task: str | None = None, *, host: HostFacts | None = 
     traits = traits_of(facts)
     architecture = detect(facts, traits)
     host = host or read_host()
-    entry = _registry_entry(architecture)
+    entry = registry_entry(architecture)
     installed = _installed(facts, entry)
     findings = judge(facts, architecture, traits, installed, host, entry)
     answer = None if task is None else answer_task(task, architecture)
     if answer is not None:
         findings = in_order((*findings, *judge_task(answer)))
     return ModelReport(
-        model=path,
+        model=os.fspath(path),
         facts=facts,
         architecture=architecture,
-        requirements=_requirements(facts, architecture, entry),
+        requirements=requirements_of(facts, architecture, entry),
         findings=findings,
         task=answer,
         repair=propose_repair(facts, architecture, findings),
@@ -161,7 +162,7 @@ def _installed(facts: ModelFacts, entry: RegistryEntry | None) -> Installed:
     return Installed(versions, frozenset(lacking))
 
 
-def _registry_entry(architecture: Architecture) -> RegistryEntry | None:
+def registry_entry(architecture: Architecture) -> RegistryEntry | None:
     """Return what is known about the variant that was found; a folder's name is nobody's word."""
     if architecture.variant is None:
         return None
@@ -169,7 +170,7 @@ def _registry_entry(architecture: Architecture) -> RegistryEntry | None:
     return None if found is None else found[1]
 
 
-def _requirements(facts: ModelFacts, architecture: Architecture, entry: RegistryEntry | None) -> ModelRequirements:
+def requirements_of(facts: ModelFacts, architecture: Architecture, entry: RegistryEntry | None) -> ModelRequirements:
     """Return what it needs: memory of its own headers, VRAM and packages as the registry knows them."""
     megabyte = 1_000_000
     vram = entry.vram_requirements if entry is not None else None

@@ -120,7 +120,12 @@ class CompatibilityRegistry:
             return CompatibilityCheck(False, model_name, None, available_pipeline, [reason])
         name, entry = found
         reasons = []
-        if entry.pipeline_class is None:
+        if entry.pipeline_class is None and entry.required_args is not None:
+            # Registered by a program: PipelineRequirements names no class.
+            reasons.append(
+                f"the registry does not say which pipeline runs {name}; `wan-compat check` looks at the files"
+            )
+        elif entry.pipeline_class is None:
             reasons.append(f"no pipeline of diffusers runs {name}{_instead(entry)}")
         elif available_pipeline not in (entry.pipeline_class, *entry.also_loads_as):
             others = f" or {', '.join(entry.also_loads_as)}" if entry.also_loads_as else ""

@@ -108,3 +108,34 @@ def test_model_architecture_carries_what_was_detected():
     assert found.components["transformer"].class_name == "WanTransformer3DModel"
     assert found.components["transformer"].dependencies == ["diffusers"]
     assert found.components["tokenizer"].weight_path == ""
+
+
+def test_components_may_be_given_as_entries_of_an_index():
+    entries = {name: ["diffusers" if name in ("transformer", "vae") else "transformers", T2V[name]] for name in T2V}
+    report = validate_components(
+        entries | {"scheduler": ["diffusers", T2V["scheduler"]], "image_encoder": [None, None]}
+    )
+    assert (report.is_compatible, report.architecture, report.issues) == (True, "wan", [])
+    report = validate_components(entries | {"transformer": ["gen3r.models", "WanTransformer3DModel"]})
+    assert any("another library" in issue for issue in report.issues)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({}, None),
+        ({"vae": "vae-wan2.2"}, "16 latent channels, vae gives 48"),
+        ({"vae": "vae-sd"}, "AutoencoderKLWan"),
+        ({"transformer_2": "wan-i2v-a14b"}, "differ in shape"),
+    ],
+)
+def test_configurations_tell_shapes_too(change, word):
+    configs = {"transformer": "wan-t2v-14b", "vae": "vae-wan2.1"} | change
+    report = validate_components(T2V | {name: recorded_config(value) for name, value in configs.items()})
+    assert report.is_compatible is (word is None)
+    assert word is None or any(word in issue for issue in report.issues)
+
+
+@pytest.mark.parametrize("value", [None, 7, {}, [], ["diffusers"], {"_class_name": 3}, [[], {}]])
+def test_values_of_no_meaning_are_no_denoiser(value):
+    assert not validate_components({"transformer": value}).is_compatible

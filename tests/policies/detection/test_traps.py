@@ -307,3 +307,20 @@ def test_vae_is_evidence_and_never_the_verdict(vae, words):
     found = detect(diffusers("wan-t2v-1.3b", vae=vae))
     assert found.variant == "wan2.1-t2v-1.3b"
     assert any(words in item.fact for item in found.evidence)
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_a_config_without_any_size_gives_every_width_as_candidate(far):
+    name = "AnyFlowFAR" if far else "AnyFlow"
+    documents = {
+        "model_index.json": {
+            "_class_name": f"{name}Pipeline",
+            "transformer": ["diffusers", f"{name}Transformer3DModel"],
+        },
+        "transformer/config.json": {"_class_name": f"{name}Transformer3DModel"},
+    }
+    found = detect(facts(documents=documents))
+    prefix = "anyflow-far-wan2.1-" if far else "anyflow-wan2.1-t2v-"
+    assert found.variant == prefix + "14b", "what diffusers would build comes first"
+    assert set(found.candidates) == {prefix + "14b", prefix + "1.3b"}
+    assert found.pipeline_class == f"{name}Pipeline"

@@ -28,7 +28,7 @@ from wan_compat.policies.detection.classes import (
     family_of_class,
     role_of_class,
 )
-from wan_compat.policies.detection.configs import class_of, text_of
+from wan_compat.policies.detection.configs import ConfigTraits, class_of, read_config, text_of
 from wan_compat.policies.detection.traits import entries_of
 from wan_compat.protocol.errors import clean_text
 
@@ -99,9 +99,15 @@ def vae_type(vae_config: Mapping[str, Any]) -> VAEType:
     return VAEType.UNKNOWN
 
 
-def validate_components(components: Mapping[str, str]) -> CompatibilityReport:
-    """Say whether components (name -> class) fit one architecture. Judges classes only: shapes need the files."""
-    names = {str(name): str(value) for name, value in components.items()}
+def validate_components(components: Mapping[str, Any]) -> CompatibilityReport:
+    """Say whether components fit one architecture.
+
+    Args:
+        components: Name -> class, or an entry of model_index.json (`[library, class]`; `[null, null]` is an absence),
+            or a parsed config.json. Only configurations tell shapes; with names alone, classes are all that is judged.
+    """
+    configs = {str(name): read_config(value) for name, value in components.items() if isinstance(value, Mapping)}
+    names = {str(name): named for name, value in components.items() if (named := _class_named(value)) is not None}
     denoisers = {name: value for name, value in names.items() if role_of_class(value.rpartition(".")[2]) == "denoiser"}
     report = CompatibilityReport(is_compatible=True, architecture="unknown")
     foreign = {name: value for name, value in names.items() if "." in value}
@@ -115,6 +121,7 @@ def validate_components(components: Mapping[str, str]) -> CompatibilityReport:
     elif families == {"wan"}:
         report.architecture = "wan"
         _check_wan(names, known, report)
+        _check_shapes(configs, report)
     elif len(families) == 1:
         family = next(iter(families)) or "unknown"
         report.architecture = "stable_diffusion" if family in STABLE_DIFFUSION else family
@@ -125,6 +132,38 @@ def validate_components(components: Mapping[str, str]) -> CompatibilityReport:
         report.suggestions.append("take all components from one repository")
     report.is_compatible = not report.issues
     return report
+
+
+def _class_named(value: Any) -> str | None:
+    """Return the class that a component's value means, None for an absence; a foreign library stays in front."""
+    if isinstance(value, Mapping):
+        return class_of(value) or "of no class"
+    if isinstance(value, list | tuple):
+        entry = entries_of({"part": value}).get("part")
+        if entry is None:
+            return None
+        known = entry.library is None or entry.library in KNOWN_LIBRARIES
+        return entry.class_name if known else f"{entry.library}.{entry.class_name}"
+    return None if value is None else str(value)
+
+
+def _check_shapes(configs: Mapping[str, ConfigTraits], report: CompatibilityReport) -> None:
+    """Compare what the configurations say of the widths at which the parts meet."""
+    vae, text_encoder = configs.get("vae"), configs.get("text_encoder")
+    experts = [configs[name] for name in ("transformer", "transformer_2") if name in configs]
+    for transformer in experts[:1]:
+        for name, taken, given in (
+            ("vae", transformer.out_channels, None if vae is None else vae.z_dim),
+            ("text_encoder", transformer.text_dim, None if text_encoder is None else text_encoder.text_dim),
+        ):
+            if taken is not None and given is not None and taken != given:
+                what = "latent channels" if name == "vae" else "text features"
+                report.issues.append(f"the transformer works on {taken} {what}, {name} gives {given}")
+                report.suggestions.append("take both from one repository")
+    sizes = ("dim", "in_channels", "out_channels", "num_layers")
+    if len(experts) == 2 and any(getattr(experts[0], size) != getattr(experts[1], size) for size in sizes):
+        report.issues.append("the two experts differ in shape")
+        report.suggestions.append("take both experts from one repository")
 
 
 def _check_wan(names: Mapping[str, str], transformers: set[str], report: CompatibilityReport) -> None:

@@ -256,7 +256,10 @@ class _Detection:
         wider = rows_of(blank)
         supported = tuple(row for row in wider if any(made_for(slug, self._pipeline) for slug in row.slugs))
         if rows and (not supported or any(row in supported for row in rows)):
-            return rows
+            if len(assumed) < len(sizes):
+                return rows
+            # No size at all was said: the width that the class defaults to is one candidate among several.
+            return tuple(dict.fromkeys((*rows, *rows_of(dataclasses.replace(denoiser, dim=None)))))
         return supported or wider
 
     def _clip_beside(self) -> bool | None:

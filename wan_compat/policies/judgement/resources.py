@@ -26,8 +26,8 @@ def judge_resources(facts: ModelFacts, parts: Mapping[str, Part], host: HostFact
     limit = int(host.memory_available_bytes * HOST_SHARE)
     least = math.ceil(needed / WEIGHTS_SHARE / HOST_SHARE)
     numbers = (
-        f"the weights need {gigabytes(needed)} of memory in the cheapest precision; "
-        f"{gigabytes(host.memory_available_bytes)} of {gigabytes(host.memory_total_bytes)} are free"
+        f"the weights take {gigabytes(needed)} of memory in the cheapest precision, {gigabytes(least)} with room to "
+        f"work; {gigabytes(host.memory_available_bytes)} of {gigabytes(host.memory_total_bytes)} are free"
     )
     if needed > limit * WEIGHTS_SHARE:
         if least <= host.memory_total_bytes:

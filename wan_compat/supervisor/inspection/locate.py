@@ -38,13 +38,14 @@ class Place:
     revision: str | None = None
 
 
-def locate(path: str) -> Place:
+def locate(path: str | os.PathLike[str]) -> Place:
     """Find the model that `path` means; what exists under that path comes before a hub id.
 
     Raises:
         ModelNotFound: Nothing is there, or not in the cache, or it is neither a folder nor a regular file.
         ModelUnreadable: It may not be looked at by this user.
     """
+    path = os.fspath(path)
     if "\0" in path or not path:
         raise ModelNotFound(f"{path!r} is no path", hint=_HINT)
     try:
