@@ -70,15 +70,19 @@ def _names(way: Way) -> list[str]:
     return list(dict.fromkeys([*documents, *way.danger]))
 
 
-def decide(folder: Path, mode: Mode) -> Cell:
+def decide(folder: Path, mode: Mode, *, restricted: bool = False) -> Cell:
     try:
-        return Cell(decision=choose_model(str(folder), mode, **LIMITS))
+        return Cell(decision=choose_model(str(folder), mode, restricted=restricted, **LIMITS))
     except WanCompatError as error:
         return Cell(refused=error)
 
 
 def _safe(way: Way, folder: Path) -> Cell:
     return decide(folder, Mode.SAFE)
+
+
+def _restricted(way: Way, folder: Path) -> Cell:
+    return decide(folder, Mode.SAFE, restricted=True)
 
 
 def _unapproved(way: Way, folder: Path) -> Cell:
@@ -90,7 +94,12 @@ def _approved(way: Way, folder: Path) -> Cell:
     return decide(folder, Mode.TRUST)
 
 
-COLUMNS: dict[str, Column] = {"safe": _safe, "trust, not approved": _unapproved, "trust, approved": _approved}
+COLUMNS: dict[str, Column] = {
+    "safe": _safe,
+    "safe, `--restricted`": _restricted,
+    "trust, not approved": _unapproved,
+    "trust, approved": _approved,
+}
 
 
 def try_way(way: Way, place: Path) -> dict[str, Cell]:
@@ -111,6 +120,9 @@ def contradictions(way: Way, cells: dict[str, Cell]) -> list[str]:
         wrong.append(f"{way.name}: safe mode refuses with {safe.refused}")
     if safe.refused is not None and "`" not in safe.text(way).partition("(")[2]:
         wrong.append(f"{way.name}: safe mode names no file: {safe.refused.message}")
+    restricted = cells["safe, `--restricted`"]
+    if (restricted.refused is None) != (safe.refused is None) or restricted.shown(way):
+        wrong.append(f"{way.name}: restricted, it becomes {restricted}")
     if unapproved.refused is None or unapproved.refused.code != "trust_refused":
         wrong.append(f"{way.name}: unapproved, and yet {unapproved}")
     if bool(approved.modules) != way.runs_when_approved:

@@ -26,8 +26,10 @@ from wan_compat.protocol.errors import (
     UnusableFrames,
 )
 from wan_compat.protocol.values import Mode
+from wan_compat.sandbox.spec import Tier
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.model_choice import choose_model
+from wan_compat.supervisor.worker_pool import WorkerPool
 
 Make = Callable[..., Path]
 SMALL = {"height": 64, "width": 96, "num_frames": 5, "num_inference_steps": 2, "seed": 7, "prompt": "a fox"}
@@ -188,6 +190,19 @@ def test_a_policy_can_forbid_it(make: Make) -> None:
     with Supervisor(policy=Policy(allow_restricted=False)) as supervisor:
         with pytest.raises(RefusedByPolicy, match="does not allow restricted code"):
             supervisor.submit(asked(make(pipeline=AS_IT_IS)))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "needed"),
+    [({"min_tier": Tier.E, "allow_unsandboxed": True}, Tier.B), ({"min_tier": Tier.C}, Tier.B), ({}, Tier.B),
+     ({"min_tier": Tier.A}, Tier.A)],
+    ids=["E", "C", "default", "A"],
+)  # fmt: skip
+def test_it_does_not_run_below_the_tier_of_approved_code(allowed: dict[str, object], needed: Tier, make: Make) -> None:
+    pool, model = WorkerPool(spawn_only=False, wake_fd=-1), choose(make(pipeline=AS_IT_IS))
+    assert pool.order(Policy(**allowed), Mode.SAFE, model, None, 1 << 30).policy.min_tier is needed
+    plain = choose(tiny_model("t2v"))
+    assert pool.order(Policy(**allowed), Mode.SAFE, plain, None, 1 << 30).policy == Policy(**allowed)
 
 
 def test_it_is_of_safe_mode() -> None:

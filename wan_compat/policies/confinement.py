@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 
 from wan_compat.policies.facts import FileFact, HostFacts
-from wan_compat.policies.policy import Policy
+from wan_compat.policies.policy import Policy, replace
 from wan_compat.protocol.errors import RefusedByPolicy, SandboxUnavailable
 from wan_compat.protocol.values import Mode
 from wan_compat.sandbox.spec import (
@@ -94,6 +94,11 @@ def minimum_tier(policy: Policy, mode: Mode) -> Tier:
     if mode is Mode.SAFE or policy.min_tier.satisfies(TRUST_MINIMUM):
         return policy.min_tier
     return TRUST_MINIMUM
+
+
+def policy_for_code(policy: Policy) -> Policy:
+    """Return `policy` for a job that runs code of a repository in safe mode: never below the tier of approved code."""
+    return policy if policy.min_tier.satisfies(TRUST_MINIMUM) else replace(policy, {"min_tier": TRUST_MINIMUM})
 
 
 def plan_limits(policy: Policy, *, memory_limit_bytes: int, threads: int) -> Limits:

@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 
-from wan_compat.policies.confinement import Candidate, minimum_tier, plan_candidates
+from wan_compat.policies.confinement import Candidate, minimum_tier, plan_candidates, policy_for_code
 from wan_compat.policies.limits import Deadlines
 from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.policy import Policy
@@ -72,7 +72,7 @@ class WorkerPool:
             pipeline=model.pipeline.model_copy(update={"gpu_memory_limit_bytes": gpu_memory_limit_bytes}),
             requested_limit_bytes=requested_limit_bytes,
             memory_limit_bytes=memory_limit_bytes,
-            policy=policy,
+            policy=policy if model.pipeline.restricted is None else policy_for_code(policy),
             mode=mode,
             tree_hash=model.trust.tree.hash if model.trust is not None else None,
             site=site,
