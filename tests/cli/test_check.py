@@ -84,6 +84,29 @@ def test_the_exit_code_is_that_of_the_most_fundamental_error(
     assert "trust-remote-code" not in out and "trust_remote_code=" not in out
 
 
+@pytest.mark.parametrize(
+    ("name", "headline", "advice"),
+    [
+        ("Wan-AI/Wan2.1-T2V-14B", "wan2.1-t2v-14b, Wan 2.1: text to video", "use Wan-AI/Wan2.1-T2V-14B-Diffusers"),
+        ("Comfy single file: wan_2.1_vae", "No whole model: no denoiser (of Wan 2.1)", "give the model's own folder"),
+        ("any Wan LoRA file", "A LoRA for wan2.1-t2v-1.3b", "give the model that it is for"),
+    ],
+)
+def test_the_first_and_the_last_line_tell_what_it_is_and_what_to_do(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, headline: str, advice: str
+) -> None:
+    _, out, _ = run(capsys, "check", built(tmp_path / "m", name))
+    lines = out.splitlines()
+    assert lines[0] == headline
+    assert lines[-1].startswith(f"It cannot run here. Next: {advice}")
+
+
+def test_a_small_model_needs_no_zero_gigabytes(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "check", tiny_model("t2v"))
+    assert out.startswith("A Wan model of a size of its own, Wan 2.1: text to video\n")
+    assert " 0.0 GB" not in out
+
+
 def test_a_relative_without_pipeline_and_another_family_end_with_one(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -85,6 +85,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     "T12": (
         "tests/policies/test_models.py::test_refusal_names_its_cause",
         "tests/security/test_scan_opens_no_door.py::test_a_pickle_that_a_scan_calls_safe_is_refused_all_the_same",
+        "tests/security/test_restricted_sandbox.py::test_attack_by_restricted_code_without_its_policy_fails",
+        "tests/security/test_restricted_sandbox.py::test_a_worker_for_restricted_code_is_confined_as_any_other",
+        "tests/security/test_restricted_escapes.py::test_escape_is_refused_or_denied",
         "tests/test_package.py::test_nothing_that_runs_code_from_data_is_called",
     ),
     "T13": (

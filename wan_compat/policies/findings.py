@@ -240,7 +240,7 @@ FINDINGS: Mapping[str, FindingKind] = {
         ModelNotCompatible,
     ),
     "key_prefix_unusual": FindingKind(
-        _W, "Tensor names carry a prefix that diffusers takes for another model.", "none needed"
+        _W, "Tensor names carry a prefix that diffusers takes for another model.", "nothing to do: the prefix is known"
     ),
     "dtype_mixed": FindingKind(_I, "Weights of several precisions in one component.", "none needed"),
     "quantized": FindingKind(_I, "Quantised weights.", "the matching backend must be installed"),

@@ -39,6 +39,13 @@ def test_another_family_is_one_error_without_advice_for_wan() -> None:
     assert "stable diffusion" in the(judged, "not_wan").message and is_loadable(judged)
 
 
+def test_what_another_family_lacks_is_not_told() -> None:
+    draft = text_to_video()
+    draft.known_as(is_wan=False, architecture_type="unknown", variant=None, pipeline_class=None)
+    draft.drop("text_encoder/")
+    assert codes(draft.judged()) == ["not_wan"]
+
+
 def test_what_nothing_names_is_unknown() -> None:
     draft = Draft({}, {"x.safetensors": {}}, set(), is_file=True)
     draft.known_as(is_wan=None, architecture_type="unknown", variant=None, layout="unknown", pipeline_class=None)
@@ -185,12 +192,20 @@ def test_blocks_that_diffusers_lacks_are_code_of_the_repository() -> None:
 # ---- resources -----------------------------------------------------------------------------------------------------
 
 
+def test_too_little_memory_does_not_hide_that_more_would_not_help() -> None:
+    draft = text_to_video()
+    draft.known_as(layout="single_file")
+    draft.host = dataclasses.replace(BIG, memory_available_bytes=10**9, memory_total_bytes=10**9)
+    judged = draft.judged()
+    assert codes(judged) == ["not_runnable_yet", "memory_short"] and exit_code(judged) == 1
+
+
 @pytest.mark.parametrize(
     ("free_gb", "total_gb", "code", "words"),
     [
         (10, 16, "memory_short", "use a machine with"),
         (16, 64, "memory_short", "close other programs"),
-        (25, 64, "memory_tight", "25.0 GB of 64.0 GB"),
+        (25, 64, "memory_tight", "25.0 GB of this machine's 64.0 GB"),
         (64, 64, None, ""),
     ],
 )

@@ -52,7 +52,8 @@ def judge_identity(
     if architecture.is_wan is False:
         what = architecture.architecture_type
         name = "another family" if what in ("unknown", "wan_family") else what.replace("_", " ")
-        yield finding("not_wan", f"this is not a Wan model but {name}: {evidence}")
+        why = f": {told[-1].fact} ({told[-1].source})" if told else ""  # what decided was said last
+        yield finding("not_wan", f"this is not a Wan model but {name}{why}")
         return
     if architecture.is_wan is None:
         roles = sorted({part.role.replace("_", " ") for part in traits.values() if part.role not in ("other", "lora")})

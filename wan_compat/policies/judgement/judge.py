@@ -65,16 +65,19 @@ def judge(
         entry: What the compatibility registry knows about this model.
     """
     found = [*facts.problems]
-    found += judge_structure(facts, architecture)
-    found += judge_shards(facts, parts_of(facts, architecture))
+    if architecture.is_wan is not False:  # what a model of another family should have is not ours to know
+        found += judge_structure(facts, architecture)
+        found += judge_shards(facts, parts_of(facts, architecture))
     found += judge_code(facts, architecture)
     found += judge_identity(facts, architecture, traits, entry)
     found += judge_fit(facts, architecture, traits)
     found += judge_versions(facts, architecture, installed, entry)
     if architecture.is_wan is not False:
         found += judge_resources(facts, parts_of(facts, architecture), host)
-    if not any(item.severity is Severity.ERROR for item in found):
-        found += _runnable(facts, architecture, host)
+    # More memory or a newer library would not help a model that could not be run then either: that is told at once.
+    if all(issubclass(FINDINGS[item.code].error, _ABOUT_HERE) for item in found if is_error(item)):
+        told = {item.code for item in found}
+        found += (item for item in _runnable(facts, architecture, host) if item.code not in told)
     return in_order(found)
 
 

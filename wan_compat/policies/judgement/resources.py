@@ -25,9 +25,10 @@ def judge_resources(facts: ModelFacts, parts: Mapping[str, Part], host: HostFact
         return
     limit = int(host.memory_available_bytes * HOST_SHARE)
     least = math.ceil(needed / WEIGHTS_SHARE / HOST_SHARE)
+    free, total = gigabytes(host.memory_available_bytes), gigabytes(host.memory_total_bytes)
     numbers = (
         f"the weights take {gigabytes(needed)} of memory in the cheapest precision, {gigabytes(least)} with room to "
-        f"work; {gigabytes(host.memory_available_bytes)} of {gigabytes(host.memory_total_bytes)} are free"
+        f"work; {free} of this machine's {total} are free"
     )
     if needed > limit * WEIGHTS_SHARE:
         if least <= host.memory_total_bytes:

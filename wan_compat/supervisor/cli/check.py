@@ -116,5 +116,7 @@ def _next_step(report: ModelReport) -> str:
         return f"It can run here. Next: wan-compat generate {model} --prompt '...' --output video.mp4"
     if report.repair is not None:
         return f"It cannot run as it is. Next: wan-compat check {model} --repair DIR"
-    first = next(item for item in report.findings if item.severity == "error")
+    errors = [item for item in report.findings if item.severity == "error"]
+    # The same model in diffusers layout has none of the original's pickles: that advice answers both.
+    first = next((item for item in errors if item.code == "layout_not_diffusers"), errors[0])
     return f"It cannot run here. Next: {first.fix}"

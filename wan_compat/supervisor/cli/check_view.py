@@ -58,11 +58,20 @@ def headline(report: ModelReport) -> str:
     """Return what it is in one line."""
     architecture = report.architecture
     if architecture.is_wan is False:
-        return f"Not a Wan model: {architecture.architecture_type.replace('_', ' ')}"
-    name = architecture.variant or {
-        None: "No denoiser: this is not a whole model",
-        True: "A Wan model of an unknown kind",
-    }.get(architecture.is_wan, "")
+        other = "" if architecture.architecture_type == "unknown" else architecture.architecture_type
+        return f"Not a Wan model{': ' if other else ''}{other.replace('_', ' ')}"
+    if architecture.is_wan is None:
+        if not architecture.components:
+            return "No model here"
+        return f"No whole model: no denoiser{f' (of Wan {architecture.version})' if architecture.version else ''}"
+    if architecture.variant is not None:
+        name = architecture.variant
+    elif architecture.architecture_type == "wan_family":
+        name = "A relative of Wan that is not known"
+    else:
+        name = "A Wan model of a size of its own"
+    if architecture.layout == "lora":
+        return f"A LoRA for {name}"
     version = f", Wan {architecture.version}" if architecture.version else ""
     tasks = ", ".join(item.replace("_", " ") for item in architecture.capabilities)
     return f"{name}{version}{': ' + tasks if tasks else ''}"
@@ -97,9 +106,10 @@ def component_rows(report: ModelReport) -> list[tuple[str, ...]]:
 def needs(report: ModelReport) -> Iterator[tuple[str, str]]:
     """Yield what the model needs and what this machine has."""
     wanted, host = report.requirements, report.host
-    parts = [f"{wanted.min_ram_mb / 1000:.1f} GB of memory for its weights"] if wanted.min_ram_mb else []
-    if wanted.min_vram_mb:
-        parts.append(f"or {wanted.min_vram_mb / 1000:.1f} GB of VRAM (plan {wanted.plan})")
+    parts = [f"{show_bytes(wanted.min_ram_mb * 1_000_000)} of memory for its weights"] if wanted.min_ram_mb else []
+    if wanted.min_vram_mb and report.architecture.layout != "lora":
+        plan = "" if wanted.plan in (None, "none") else f" with {wanted.plan} offload"
+        parts.append(f"on a GPU {show_bytes(wanted.min_vram_mb * 1_000_000)} of VRAM{plan}")
     if wanted.min_diffusers_version:
         parts.append(f"diffusers >= {wanted.min_diffusers_version}")
     if parts:
