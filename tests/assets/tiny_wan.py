@@ -25,7 +25,7 @@ BUILD_TIMEOUT_S = 100
 
 def tiny_model(kind: str) -> Path:
     """Return the folder of a tiny checkpoint, building it if this machine has none. Copy it to change it."""
-    cache = _cache_folder()
+    cache = cache_folder()
     folder = cache / kind
     with filelock.FileLock(cache / f"{kind}.lock", timeout=BUILD_TIMEOUT_S):
         if not folder.is_dir():
@@ -45,10 +45,13 @@ def build(kind: str, folder: Path) -> None:
         raise RuntimeError(f"building {kind} failed:\n{done.stderr[-3000:]}")
 
 
-def _cache_folder() -> Path:
+def cache_folder(*sources: Path) -> Path:
+    """Return the folder for what the builder, and `sources` besides, make; made new when one of them changes."""
     source = importlib.util.find_spec("wan_compat.workers.tiny_models")
     assert source is not None and source.origin is not None
     digest = hashlib.sha256(Path(source.origin).read_bytes())
+    for other in sources:
+        digest.update(other.read_bytes())
     for package in ("torch", "diffusers", "transformers"):
         digest.update(importlib.metadata.version(package).encode())
     folder = Path(tempfile.gettempdir()) / f"wan-compat-tests-{os.getuid()}"

@@ -102,9 +102,9 @@ def test_nothing_is_imported_in_vain_where_settings_make_a_refusal_likely(doubtf
     started: list[bool] = []
     start = zygote.Zygote.__init__
 
-    def remember(self: zygote.Zygote, *, light: bool = False, program: Sequence[str] = ()) -> None:
+    def remember(self: zygote.Zygote, *, light: bool, program: Sequence[str], site: str | None) -> None:
         started.append(light)
-        start(self, light=light, program=program)
+        start(self, light=light, program=program, site=site)
 
     monkeypatch.setattr(zygote.Zygote, "__init__", remember)
     monkeypatch.setattr(bwrap, "_PLACES", "/nonexistent")  # the shared zygote is what this is about

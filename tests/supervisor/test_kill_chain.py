@@ -116,6 +116,18 @@ def test_sweep_does_not_remove_a_file_that_took_a_leftovers_name(tmp_path):
     assert not os.path.exists(folder.path)
 
 
+def test_sweep_removes_an_unfinished_folder_whole(tmp_path):
+    folder = runtime.RuntimeFolder()
+    unfinished = tmp_path / ".model.part-1"
+    (unfinished / "vae").mkdir(parents=True)
+    (unfinished / "vae" / "config.json").write_text("{}")
+    folder.note_leftover(str(unfinished))
+    os.close(folder._lock)  # as a killed process leaves it
+    folder._lock = -1
+    runtime.sweep_stale(runtime.runtime_base())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_sweep_leaves_living_supervisors_alone():
     folder = runtime.RuntimeFolder()
     try:

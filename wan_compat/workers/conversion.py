@@ -132,7 +132,7 @@ def _open_pickle(name: str, path: str) -> Opened:
         if type(error).__name__ != "UnpicklingError":  # no module of this package imports pickle, for nothing
             raise
         raise ModelInvalid(
-            f"{clean_text(name, 200)!r} holds more than tensors, and torch refused it: {_first_lines(error)}",
+            f"{clean_text(name, 200)!r} holds more than tensors, and torch refused it: {_cause(error)}",
             hint="do not load this file with another program: what it asks for could be code",
         ) from error
     state = _unwrapped(loaded)
@@ -147,11 +147,11 @@ def _open_pickle(name: str, path: str) -> Opened:
     return tensors, kept.__getitem__
 
 
-def _first_lines(error: Exception) -> str:
+def _cause(error: Exception) -> str:
     """Return the cause that torch names, without its advice to trust the file."""
     text = clean_text(str(error), 4000)
-    cause = re.search(r"(Unsupported (?:global|operand|class)[^\n]*|WeightsUnpickler error:[^\n]*)", text)
-    return (cause[1] if cause else text.partition("\n")[0])[:300]
+    found = re.search(r"unsupported [^\n]{1,240}?(?=\.? was not|\.?\n|$)", text, re.IGNORECASE)
+    return found[0] if found else text.partition(".")[0][:240]
 
 
 def _unwrapped(loaded: Any) -> Mapping[str, Any] | None:
@@ -212,6 +212,7 @@ class _ChunkWriter:
     """Fills the ring's slots one after the other, as FrameWriter does with frames."""
 
     def __init__(self, ring: FrameRing, job: int, stream: Stream) -> None:
+        ring.forget_credits()
         self._ring, self._job, self._layout = ring, job, RingLayout(stream.chunks)
         self._published = self._consumed = self._filled = 0
 

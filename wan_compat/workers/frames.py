@@ -8,6 +8,7 @@ diffusers does it; the product in fp32. (Its PIL output rounds instead, and diff
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -40,6 +41,7 @@ class FrameRing:
 
     def writer(self, job: int, frames: FrameSpec) -> FrameWriter:
         """Begin the frames of one job."""
+        self.forget_credits()
         return FrameWriter(self, job, RingLayout(frames))
 
     def doorbell_fileno(self) -> int:
@@ -54,6 +56,13 @@ class FrameRing:
             self._memory, dtype=torch.uint8, count=frame.frame_bytes, offset=layout.offset(frame_index)
         )
         return flat.view(frame.height, frame.width, 3)
+
+    def forget_credits(self) -> None:
+        """Read what is left of earlier jobs. Nobody waits for the credits of a job's last frames; over many jobs of few
+        frames they would fill the socket, and the supervisor could not give another one."""
+        with contextlib.suppress(BlockingIOError):
+            while self._doorbell.recv(DOORBELL_BYTES + 1, socket.MSG_DONTWAIT):
+                pass
 
     def announce(self, job: int, frame_index: int) -> None:
         self._doorbell.send(pack_doorbell(job, frame_index))
