@@ -12,6 +12,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from wan_compat.protocol.base import Count as Count
+from wan_compat.protocol.base import Name as Name
+from wan_compat.protocol.base import Seconds as Seconds
+from wan_compat.protocol.base import Value as Value
+from wan_compat.protocol.media import MAX_MEDIA, MediaSpec
+from wan_compat.protocol.plan import Cache, Offload, PlanSpec
+
 MAX_PROMPT_CHARS = 20_000
 MAX_FRAMES = 4001
 MAX_SIDE = 4096
@@ -19,17 +26,8 @@ MAX_STEPS = 1000
 MAX_SEED = 2**63 - 1
 
 Prompt = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)]
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 ModuleFile = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}\.py$")]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-Seconds = Annotated[float, Field(ge=0, lt=float("inf"))]
-Count = Annotated[int, Field(ge=0, le=2**62)]
-
-
-class Value(BaseModel):
-    """Frozen, closed, strict: no unknown keys, no coercion between types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Mode(enum.StrEnum):
@@ -39,6 +37,23 @@ class Mode(enum.StrEnum):
     TRUST = "trust"
 
 
+class Task(enum.StrEnum):
+    """What is made from what. `t2i` is one frame of `t2v`; `edit` changes a given picture or video by its prompt."""
+
+    T2V = "t2v"
+    I2V = "i2v"
+    FLF2V = "flf2v"
+    V2V = "v2v"
+    VACE = "vace"
+    TI2V = "ti2v"
+    ANIMATE = "animate"
+    EDIT = "edit"
+    T2I = "t2i"
+
+
+TaskName = Literal["t2v", "i2v", "flf2v", "v2v", "vace", "ti2v", "animate", "edit", "t2i"]  # as it crosses to a worker
+
+
 class Isolation(enum.StrEnum):
     """`model`: a worker serves many jobs of one model. `job`: every job gets a fresh worker."""
 
@@ -46,17 +61,46 @@ class Isolation(enum.StrEnum):
     JOB = "job"
 
 
+class LoraRequest(BaseModel):
+    """One LoRA file. With two experts, `expert` says which it is for; None asks the file, or takes both."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    path: str = Field(min_length=1, max_length=4096)
+    weight: float = Field(default=1.0, ge=-10, le=10)
+    expert: Literal["high", "low"] | None = None
+
+
+_PATHS = (
+    *("model", "output", "worker_log", "image", "last_image", "video", "mask"),
+    *("pose_video", "face_video", "background_video"),
+)
+
+
 class GenerationRequest(BaseModel):
     """One video, as a user asks for it. Fields left None take the model family's defaults.
 
     Args:
-        model: Folder of a Wan model in diffusers layout.
+        model: Folder or file of a Wan model.
         prompt: What to show.
         output: Path of the video to write; None returns the frames instead.
         seed: Seed of the initial noise; None draws one, which the result names.
         height, width: Pixels; must divide by the VAE's and the transformer's factors. Never resized in silence.
         num_frames: 4k + 1 for Wan's causal VAE.
         fps: Frames per second of the file; None takes the family's rate.
+        task: What to make; None follows from the model and from what is given with the prompt.
+        image, last_image: First and last frame, or the picture to work from.
+        video, mask: What to change or be led by, and where (white is made new).
+        references: Pictures of what shall appear.
+        pose_video, face_video, background_video: What moves a character, for Animate; a background replaces it.
+        strength: How much of `video` is made new, 0 to 1.
+        conditioning_scale: How strongly control signals lead.
+        loras: Applied in this order.
+        precision: Of transformer and text encoder; "auto" follows the plan.
+        offload: None follows the plan.
+        vae_tiling: Decode in tiles; None follows the plan.
+        cache: One of diffusers' caches; changes pixels, and is named in the result.
+        attention_backend: One of diffusers' names.
         timeout_s: Whole job, from submit to finished file.
         memory_limit_bytes: Cap for the worker; None takes the policy's.
         gpu_memory_limit_bytes: Soft cap for the worker on all GPUs together; None takes the policy's.
@@ -80,6 +124,23 @@ class GenerationRequest(BaseModel):
     guidance_scale_2: float | None = Field(default=None, ge=0, le=100)
     max_sequence_length: int | None = Field(default=None, ge=1, le=4096)
     fps: float | None = Field(default=None, gt=0, le=240)
+    task: Task | None = None
+    image: str | None = Field(default=None, max_length=4096)
+    last_image: str | None = Field(default=None, max_length=4096)
+    video: str | None = Field(default=None, max_length=4096)
+    mask: str | None = Field(default=None, max_length=4096)
+    references: tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...] = Field(default=(), max_length=8)
+    pose_video: str | None = Field(default=None, max_length=4096)
+    face_video: str | None = Field(default=None, max_length=4096)
+    background_video: str | None = Field(default=None, max_length=4096)
+    strength: float | None = Field(default=None, gt=0, le=1)
+    conditioning_scale: float | None = Field(default=None, ge=0, le=10)
+    loras: tuple[LoraRequest, ...] = Field(default=(), max_length=8)
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    offload: Offload | None = None
+    vae_tiling: bool | None = None
+    cache: Cache | None = None
+    attention_backend: Name | None = None
     overwrite: bool = False
     mode: Mode = Mode.SAFE
     restricted: bool = False
@@ -93,7 +154,7 @@ class GenerationRequest(BaseModel):
         # Path objects are what people have at hand; the fields stay plain strings.
         import os
 
-        for name in ("model", "output", "worker_log"):
+        for name in _PATHS:
             if isinstance(data.get(name), os.PathLike):
                 data[name] = os.fspath(data[name])
         super().__init__(**data)
@@ -185,6 +246,7 @@ class PipelineSpec(Value):
     # "onednn" sends fp32 Conv3d on CPU to oneDNN: 3x faster decode, differs from the default path by about 3e-6.
     conv3d: Literal["onednn", "default"] = "onednn"
     streaming: Literal["auto", "never"] = "auto"
+    plan: PlanSpec = PlanSpec()
     threads: int = Field(ge=1, le=1024)
 
 
@@ -198,4 +260,8 @@ class GenerationParams(Value):
     guidance_scale: float = Field(ge=0, le=100)
     guidance_scale_2: float | None = Field(default=None, ge=0, le=100)
     max_sequence_length: int = Field(default=512, ge=1, le=4096)
+    task: TaskName = "t2v"
+    media: tuple[MediaSpec, ...] = Field(default=(), max_length=MAX_MEDIA)
+    strength: float | None = Field(default=None, gt=0, le=1)
+    conditioning_scale: float | None = Field(default=None, ge=0, le=10)
     frames: FrameSpec
