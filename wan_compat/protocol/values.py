@@ -18,6 +18,7 @@ from wan_compat.protocol.base import Seconds as Seconds
 from wan_compat.protocol.base import Value as Value
 from wan_compat.protocol.media import MAX_MEDIA, MediaSpec
 from wan_compat.protocol.plan import Cache, Offload, PlanSpec
+from wan_compat.protocol.sources import LoraSpec, Quantization, SourceSpec
 
 MAX_PROMPT_CHARS = 20_000
 MAX_FRAMES = 4001
@@ -28,6 +29,9 @@ MAX_SEED = 2**63 - 1
 Prompt = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)]
 ModuleFile = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}\.py$")]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+
+QuantizeName = Annotated[str, StringConstraints(pattern=r"^((bitsandbytes|torchao|quanto):)?(int8|int4|nf4|fp8)$")]
 
 
 class Mode(enum.StrEnum):
@@ -74,6 +78,7 @@ class LoraRequest(BaseModel):
 _PATHS = (
     *("model", "output", "worker_log", "image", "last_image", "video", "mask"),
     *("pose_video", "face_video", "background_video"),
+    *("components", "transformer", "transformer_2", "vae", "text_encoder", "image_encoder"),
 )
 
 
@@ -96,6 +101,9 @@ class GenerationRequest(BaseModel):
         strength: How much of `video` is made new, 0 to 1.
         conditioning_scale: How strongly control signals lead.
         loras: Applied in this order.
+        components: Folder in diffusers layout that gives every part which the model itself does not have.
+        transformer, transformer_2, vae, text_encoder, image_encoder: Single files, each for one part.
+        quantize: Part -> `int8`, `int4`, `nf4` or `fp8`, with a backend before it or not (`quanto:int8`).
         precision: Of transformer and text encoder; "auto" follows the plan.
         offload: None follows the plan.
         vae_tiling: Decode in tiles; None follows the plan.
@@ -136,6 +144,13 @@ class GenerationRequest(BaseModel):
     strength: float | None = Field(default=None, gt=0, le=1)
     conditioning_scale: float | None = Field(default=None, ge=0, le=10)
     loras: tuple[LoraRequest, ...] = Field(default=(), max_length=8)
+    components: str | None = Field(default=None, min_length=1, max_length=4096)
+    transformer: str | None = Field(default=None, min_length=1, max_length=4096)
+    transformer_2: str | None = Field(default=None, min_length=1, max_length=4096)
+    vae: str | None = Field(default=None, min_length=1, max_length=4096)
+    text_encoder: str | None = Field(default=None, min_length=1, max_length=4096)
+    image_encoder: str | None = Field(default=None, min_length=1, max_length=4096)
+    quantize: dict[Name, QuantizeName] = Field(default_factory=dict, max_length=8)
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     offload: Offload | None = None
     vae_tiling: bool | None = None
@@ -209,7 +224,8 @@ class RestrictedSpec(Value):
 class ComponentSpec(Value):
     """One part of a pipeline, with the class that must load it. A worker imports nothing that is not named here.
 
-    With `code`, the class is the repository's own, and `library` says by whose rules it is loaded.
+    With `code`, the class is the repository's own, and `library` says by whose rules it is loaded. With `source`, its
+    tensors and its configuration do not come from `subfolder`.
     """
 
     name: Name
@@ -218,6 +234,8 @@ class ComponentSpec(Value):
     subfolder: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{0,128}$")]
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: not a torch module
     code: CodeSpec | None = None
+    source: SourceSpec | None = None
+    quantization: Quantization | None = None
 
 
 # A value of model_index.json that a repository's own pipeline takes as an argument.
@@ -239,6 +257,7 @@ class PipelineSpec(Value):
     settings: dict[Name, Setting] = Field(default_factory=dict, max_length=32)
     restricted: RestrictedSpec | None = None
     components: tuple[ComponentSpec, ...] = Field(min_length=1, max_length=16)
+    loras: tuple[LoraSpec, ...] = Field(default=(), max_length=16)
     boundary_ratio: float | None = Field(default=None, ge=0, le=1)
     expand_timesteps: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
