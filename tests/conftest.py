@@ -7,13 +7,15 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from hypothesis import settings
 
+from tests import second_run
 from wan_compat.supervisor.runtime import runtime_base
 
 # No examples are kept between runs: the checkout may belong to another user than the one who tests it.
@@ -26,6 +28,55 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 REPOSITORY = Path(__file__).resolve().parent.parent
 PR_SET_CHILD_SUBREAPER = 36
 SETTLE_S = 5.0
+
+
+# Files that start processes and take long come first: with `--no-loadscope-reorder`, the last ones are short, and no core
+# waits for the other's.
+LONGEST_FIRST = (
+    "tests/test_end_to_end.py", "tests/fuzz", "tests/test_trust_mode.py", "tests/workers", "tests/cli/test_generate.py",
+    "tests/cli/test_demo.py", "tests/supervisor/test_kill_chain.py", "tests/supervisor/test_client.py",
+    "tests/supervisor", "tests/security", "tests/cli", "tests/sandbox",
+)  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--second-run", action="store_true", help="leave out what tests/second_run.py lists")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if config.getoption("second_run") and collection_path.is_relative_to(REPOSITORY):
+        return second_run.left_out(str(collection_path.relative_to(REPOSITORY))) or None
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("second_run"):
+        gone = [item for item in items if second_run.left_out(item.nodeid)]
+        config.hook.pytest_deselected(items=gone)
+        items[:] = [item for item in items if not second_run.left_out(item.nodeid)]
+    items.sort(key=_place)  # stable: within a file, and among files of one kind, the order stays
+
+
+def _place(item: pytest.Item) -> int:
+    places = (index for index, start in enumerate(LONGEST_FIRST) if item.nodeid.startswith(start))
+    return next(places, len(LONGEST_FIRST))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    if not second_run.is_pure(item.nodeid):
+        return (yield)
+    with second_run.watched():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and second_run.left_out(item.nodeid) and second_run.skipped_as_root(str(report.longrepr)):
+        report.outcome = "failed"
+        report.longrepr = f"root skips it, and tests/second_run.py leaves it out of the other run: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,136 @@
+"""What the second run of `.ci/run`, by an ordinary user, leaves out of the suite that root's run just went through.
+
+Left out is what cannot depend on who runs it; everything else, and every test that is new, runs twice. The lists cannot
+rot in silence: tests/test_second_run.py finds entries that name nothing or name a room of the sandbox, a test in PURE
+fails in root's run if it starts a process or gives a file to somebody, and so does a test of either list that root skips
+because it is root: then nobody would have run it.
+
+An entry is a folder, a file or a test of a file, with all of its parameters.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# No process, no other user's file: parsers, tables, text. What they read is a file like any other.
+PURE = (
+    "tests/policies",
+    "tests/protocol/test_codec.py",
+    "tests/protocol/test_errors.py",
+    "tests/protocol/test_launch.py",
+    "tests/protocol/test_states.py",
+    "tests/protocol/test_zmtp.py",
+    "tests/supervisor/inspection/test_gguf_header.py",
+    "tests/supervisor/inspection/test_json_document.py",
+    "tests/supervisor/inspection/test_safetensors_header.py",
+    "tests/supervisor/test_architecture_detector.py",
+    "tests/supervisor/test_check.py::test_random_damage_ends_in_a_report",
+    "tests/supervisor/test_check.py::test_whether_known_repositories_load_is_as_recorded",
+    "tests/supervisor/test_schema_validator.py",
+    "tests/supervisor/test_signed_file.py",
+    "tests/cli/test_quantities.py",
+    "tests/cli/test_generate.py::test_a_free_name_is_free",
+    "tests/cli/test_generate.py::test_names_from_prompts_are_harmless",
+    "tests/test_detection_accuracy.py",
+    "tests/test_findings_page.py",
+)
+
+# These start processes, and what they claim is none of the processes' rights. Why, and where an ordinary user's run
+# has the part that is about rights.
+OTHERWISE_THE_SAME = {
+    # Frames and failures of the worker's code. Its sandbox, as an ordinary user: tests/security, tests/supervisor,
+    # tests/test_end_to_end.py.
+    "tests/workers": "what a worker computes",
+    "tests/test_trust_mode.py": "what repositories' code does to frames; the gate and the store are in supervisor/",
+    "tests/test_end_to_end.py::test_every_kind_of_text_to_video_model_becomes_a_playable_file": "the kinds of models",
+    "tests/test_end_to_end.py::test_two_jobs_with_one_seed_are_equal_and_with_two_differ": "seeds",
+    "tests/test_end_to_end.py::test_video_shows_its_first_frame_before_the_last_is_decoded": "streaming",
+    "tests/test_end_to_end.py::test_weights_that_do_not_fit_the_config_are_refused_not_filled_with_noise": "loading",
+    "tests/supervisor/test_conversion.py::test_pickled_original_generates_the_very_frames_of_the_model_it_came_from": "pixels",
+    "tests/supervisor/test_conversion.py::test_every_tensor_and_size_of_other_kinds_comes_back": "tensors",
+    "tests/supervisor/test_conversion.py::test_many_small_messages_and_streams_give_the_same_bytes": "the protocol",
+    "tests/supervisor/test_restricted.py::test_two_passes_hooks_and_frames_one_by_one": "pixels",
+    "tests/supervisor/test_restricted.py::test_what_changes_nothing_gives_the_pixels_of_the_plain_pipeline": "pixels",
+    "tests/supervisor/test_restricted.py::test_what_goes_wrong_in_the_code_is_named": "words of errors",
+    # Parsers and libraries in a process that measures or guides them.
+    "tests/assets": "tables against installed classes",
+    "tests/fuzz": "parsers, guided by coverage",
+    "tests/protocol": "the codec, the channel and the ring between two ends of one user",
+    "tests/supervisor/inspection/test_cost.py": "what reading costs, measured in a process of its own",
+    "tests/supervisor/test_installed.py": "sources of installed packages, compared with what Python sees",
+    "tests/supervisor/test_floods.py::test_what_only_wastes_time_is_ended_by_a_deadline": "deadlines; floods that end a worker run twice",
+    "tests/supervisor/test_floods.py::test_flood_of_output_does_not_grow_the_supervisor_and_the_job_succeeds": "reading a log",
+    "tests/supervisor/test_floods.py::test_every_permitted_message_as_fast_as_it_can_is_no_violation": "the protocol",
+    # Words, options and exit codes of the command line. Jobs of it by an ordinary user: the rest of test_generate.py,
+    # test_demo.py, test_convert.py, test_download.py, test_trust.py.
+    "tests/cli/test_check.py": "words and exit codes",
+    "tests/cli/test_scan.py": "words and exit codes",
+    "tests/cli/test_diagnose.py": "the report's text",
+    "tests/cli/test_main.py": "help, options and exit codes",
+    "tests/cli/test_repair.py": "words; supervisor/test_repair.py writes the copy",
+    "tests/cli/test_update_registry.py": "words; owners and modes of the file are in supervisor/test_registry.py",
+    "tests/cli/test_demo.py::test_every_offered_variant_runs": "the variants; the demo model itself runs twice",
+    "tests/cli/test_demo.py::test_demo_says_the_same_to_a_program": "the document",
+    "tests/cli/test_demo.py::test_variants_that_need_an_image_say_so": "words",
+    "tests/cli/test_generate.py::test_a_drawn_seed_is_told_and_repeats_the_video_and_another_seed_does_not": "seeds",
+    "tests/cli/test_generate.py::test_a_prompt_from_stdin_is_bounded": "options",
+    "tests/cli/test_generate.py::test_the_prompt_may_come_from_stdin": "options",
+    "tests/cli/test_generate.py::test_refusals_come_before_a_worker_and_leave_nothing": "exit codes",
+    "tests/cli/test_generate.py::test_no_message_advises_turning_on_remote_code": "words",
+    "tests/cli/test_generate.py::test_quiet_is_quiet_and_verbose_tells_the_layers_and_timings": "words",
+    # The repository itself: its pages, its wheel, its budgets.
+    "tests/test_benchmarks.py": "the harness of the benchmarks",
+    "tests/test_package.py": "files of the repository",
+    "tests/test_second_run.py": "this list",
+}
+
+LEFT_OUT = (*PURE, *OTHERWISE_THE_SAME)
+
+
+def left_out(node: str) -> bool:
+    """Whether the second run leaves out this folder, file or test, by its node id."""
+    return _is_in(node, LEFT_OUT)
+
+
+def is_pure(node: str) -> bool:
+    return _is_in(node, PURE)
+
+
+def _is_in(node: str, entries: tuple[str, ...]) -> bool:
+    name = node.split("[", 1)[0]
+    return any(name == entry or name.startswith((f"{entry}/", f"{entry}::")) for entry in entries)
+
+
+class NotPure(BaseException):
+    """A test in PURE did what depends on its user. No Exception, so that no code under test takes it for its own."""
+
+
+_FORBIDDEN = ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.exec", "os.system", "os.chown")
+_watching = False
+
+
+def _audit(event: str, _arguments: tuple[object, ...]) -> None:
+    if _watching and event in _FORBIDDEN:
+        raise NotPure(f"{event} in a test that tests/second_run.py calls pure: it runs as root only")
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Raise NotPure for whatever starts a process or changes an owner meanwhile."""
+    global _watching
+    _watching = True
+    try:
+        yield
+    finally:
+        _watching = False
+
+
+def skipped_as_root(reason: str) -> bool:
+    """Whether a test was skipped because root runs it, which must not happen to one that is left out elsewhere."""
+    return os.geteuid() == 0 and "root" in reason
+
+
+sys.addaudithook(_audit)
