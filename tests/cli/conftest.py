@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,9 +35,9 @@ RunCli = Callable[..., Ended]
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """An environment without a user's settings; its cache and state folders belong to the test."""
+    """An environment without a user's settings; its cache, state and data folders belong to the test."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LC_ALL", "CI") if name in os.environ}
-    folders = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_STATE_HOME": str(tmp_path / "state")}
+    folders = {f"XDG_{kind.upper()}_HOME": str(tmp_path / kind) for kind in ("cache", "state", "data")}
     return {**kept, **folders, "COLUMNS": "100"}
 
 
@@ -56,6 +58,37 @@ def cli(tmp_path: Path, environment: dict[str, str]) -> RunCli:
             check=False,
         )
         return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run
+
+
+@pytest.fixture
+def terminal(tmp_path: Path, environment: dict[str, str]) -> RunCli:
+    """Run with a terminal on all three streams; `act` is called when a question stands there, and gives the answer."""
+
+    def run(*arguments: str | Path, act: Callable[[], bytes] = lambda: b"y\n") -> Ended:
+        ours, theirs = pty.openpty()
+        with subprocess.Popen(
+            command(*arguments),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env={**environment, "TERM": "xterm"},
+            cwd=tmp_path,
+        ) as process:
+            os.close(theirs)
+            shown, answered, end = b"", 0, time.monotonic() + 60
+            while time.monotonic() < end:
+                try:
+                    shown += os.read(ours, 65536)
+                except OSError:  # EIO: nobody has the terminal open any more
+                    break
+                if shown.count(b"[y/N]") > answered:
+                    answered += 1
+                    os.write(ours, act())
+            code = process.wait(60)
+        os.close(ours)
+        return Ended(code, shown.decode().replace("\r\n", "\n"), "")
 
     return run
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Ended, RunCli, command
+from tests.cli.conftest import Ended, RunCli
 from wan_compat.supervisor.audit_log import AuditLog
 from wan_compat.supervisor.repository_tree import read_tree
 from wan_compat.supervisor.trust_store import TrustStore
@@ -40,37 +36,6 @@ def model(tmp_path: Path) -> Path:
     (folder / "vae" / "config.json").write_text("{}")
     (folder / "link").symlink_to("/etc/passwd")
     return folder
-
-
-@pytest.fixture
-def terminal(tmp_path: Path, environment: dict[str, str]) -> Callable[..., Ended]:
-    """Run with a terminal on all three streams; `act` is called when a question stands there, and gives the answer."""
-
-    def run(*arguments: str | Path, act: Callable[[], bytes] = lambda: b"y\n") -> Ended:
-        ours, theirs = pty.openpty()
-        with subprocess.Popen(
-            command(*arguments),
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env={**environment, "TERM": "xterm"},
-            cwd=tmp_path,
-        ) as process:
-            os.close(theirs)
-            shown, answered, end = b"", 0, time.monotonic() + 60
-            while time.monotonic() < end:
-                try:
-                    shown += os.read(ours, 65536)
-                except OSError:  # EIO: nobody has the terminal open any more
-                    break
-                if shown.count(b"[y/N]") > answered:
-                    answered += 1
-                    os.write(ours, act())
-            code = process.wait(60)
-        os.close(ours)
-        return Ended(code, shown.decode().replace("\r\n", "\n"), "")
-
-    return run
 
 
 def test_add_shows_files_hashes_imports_risks_and_the_meaning_then_asks(

@@ -108,7 +108,7 @@ Progress = Callable[[InstallStep], None]
 @dataclasses.dataclass(frozen=True)
 class ModelPlan:
     """What would be done for a model. `source` is the name under which its environment is remembered; `exists` says
-    that the environment is there already, whole."""
+    that the environment is there already, whole, and `in_use` that the model uses it."""
 
     model: str
     source: str
@@ -116,6 +116,7 @@ class ModelPlan:
     plan: InstallPlan
     own: tuple[OwnRequirements, ...]
     exists: bool
+    in_use: bool
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of `install-deps`, without what became of it."""
@@ -125,6 +126,7 @@ class ModelPlan:
             "features": [feature.value for feature in self.features],
             "environment": self.plan.fingerprint if self.plan.changes else None,
             "exists": self.exists,
+            "in_use": self.in_use,
             "interpreter": self.plan.interpreter,
             "packages": [
                 {
@@ -274,7 +276,7 @@ class DependencyManager:
         except ModelNotFound:
             known = self._registry.entry(model)
             if known is None:
-                raise
+                raise _unknown(model) from None
             source, registered = known[0], known[1].required_dependencies
         else:
             architecture = detect(facts, traits_of(facts))
@@ -296,7 +298,27 @@ class DependencyManager:
         asked = {*features, *(earlier.features if earlier is not None else ())}
         plan = self._plan(policy.needs_of(source, registered, found | asked))
         exists = bool(plan.changes) and self._exists(plan)
-        return ModelPlan(model, source, tuple(sorted(asked)), plan, own, exists)
+        in_use = exists and earlier is not None and earlier.environment == plan.fingerprint
+        return ModelPlan(model, source, tuple(sorted(asked)), plan, own, exists, in_use)
+
+    def forget(self, model: str, *, dry_run: bool = False) -> bool:
+        """Have a model use the usual packages again; return whether it used others. The environment itself stays.
+
+        Raises:
+            ModelNotFound: Neither here nor in the registry.
+            StateUnsafe, StateCorrupt: The record of environments cannot be believed.
+        """
+        try:
+            source = identify(model)[1]
+        except ModelNotFound:
+            known = self._registry.entry(model)
+            if known is None:
+                raise _unknown(model) from None
+            source = known[0]
+        used = self.environments.assignment(source) is not None
+        if used and not dry_run:
+            self.environments.assign(source, None)
+        return used
 
     def carry_out(self, found: ModelPlan, progress: Progress = lambda step: None) -> Environment | None:
         """Do what a plan says, and have the model use it. Returns its environment, None where the usual one will do.
@@ -390,6 +412,14 @@ def _require_possible(plan: InstallPlan) -> None:
             hint="upgrade what is named where wan-compat is installed, or ask for less; nothing was changed",
             details={"conflicts": list(plan.conflicts)},
         )
+
+
+def _unknown(model: str) -> ModelNotFound:
+    hub_id = is_hub_id(model)
+    return ModelNotFound(
+        f"{model!r} is neither a file or folder here, nor in the local cache, nor known to the registry",
+        hint=f"fetch it first: wan-compat check {model} --download" if hub_id else "give a folder, a file or a hub id",
+    )
 
 
 def _words(step: InstallStep) -> str:

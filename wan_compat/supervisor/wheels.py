@@ -72,6 +72,11 @@ def fetch_wheel(name: str, version: str, wheel: LockedWheel, index: str, folder:
         DiskExceeded, DeadlineExceeded: What they say.
     """
     require_pip()
+    if is_folder(index) and not os.path.isdir(index):
+        raise EnvironmentLacks(
+            f"{index} is no folder here, and wheels are to come from it",
+            hint="correct package_index in your configuration, or WAN_COMPAT_PACKAGE_INDEX",
+        )
     order = folder / f"{name}.txt"
     order.write_text(f"{name}=={version} --hash=sha256:{wheel.sha256}\n")
     where = ["--no-index", "--find-links", index] if is_folder(index) else ["--index-url", index]

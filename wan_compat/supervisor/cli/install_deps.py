@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wan_compat.protocol.errors import NotConfirmed, clean_text
+from wan_compat.protocol.errors import InvalidRequest, NotConfirmed, clean_text
 from wan_compat.supervisor.cli.confirm import ask, can_ask
 from wan_compat.supervisor.cli.options import Json, Quiet, Verbose
 from wan_compat.supervisor.cli.quantities import show_bytes
@@ -54,26 +54,31 @@ def install_deps(
     """
     session: Session = context.obj.louder(json=json, quiet=quiet, verbose=verbose)
     session.model = model
+    if forget and with_:
+        raise InvalidRequest("--forget and --with contradict each other", hint="give one of them")
     from wan_compat.policies.dependencies import Feature
     from wan_compat.supervisor.dependency_manager import DependencyManager
-    from wan_compat.supervisor.repository_tree import identify
 
     manager = DependencyManager()
     if forget:
-        if not dry_run:
-            manager.environments.assign(identify(model)[1], None)
-        session.say("Nothing was changed (dry run)." if dry_run else "The model uses the usual packages again.")
+        used = manager.forget(model, dry_run=dry_run)
+        if not used:
+            session.say("The model uses the usual packages; nothing to forget.")
+        else:
+            session.say(f"The model {'would use' if dry_run else 'uses'} the usual packages again.")
         if session.json:
-            session.document({"schema_version": 1, "model": model, "forgotten": not dry_run, "dry_run": dry_run})
+            session.document({"schema_version": 1, "model": model, "forgotten": used, "dry_run": dry_run})
         return 0
 
     found = manager.plan(model, [Feature(item.value) for item in with_ or ()])
     _show(session, found, manager.index)
     if dry_run:
+        for conflict in found.plan.conflicts:  # otherwise the error says it
+            session.say(f"Cannot be installed: {conflict}")
         if session.json:
             session.document({**found.to_json(), "dry_run": True, "installed": False, "site": None})
         return 3 if found.plan.conflicts else 0
-    if found.plan.changes and not found.plan.conflicts:
+    if found.plan.changes and not found.plan.conflicts and not found.in_use:
         _confirm(session, yes)
     environment = manager.carry_out(found, lambda step: session.note(_progress(step)))
     if session.json:
@@ -81,7 +86,8 @@ def install_deps(
         session.document({**found.to_json(), "dry_run": False, "installed": environment is not None, "site": site})
     elif environment is not None:
         done = "It was there already" if found.exists else "Installed"
-        session.say(f"{done}: {environment.site}\nWorkers of this model use it from now on.")
+        since = "use it already" if found.in_use else "use it from now on"
+        session.say(f"{done}: {environment.site}\nWorkers of this model {since}.")
     return 0
 
 
@@ -93,13 +99,13 @@ def _show(session: Session, found: ModelPlan, index: str) -> None:
         rows = [_COLUMNS, *(_row(step, files=session.verbose) for step in steps)]
         for line in _table(rows) if can_redraw(sys.stdout) else map(" | ".join, rows):
             session.say(line)
-    for conflict in found.plan.conflicts:
-        session.say(f"Cannot be installed: {conflict}")
     if not found.plan.conflicts and not changes:
         session.say("Everything that this model needs is installed; nothing to do.")
-    elif changes:
+    elif not found.plan.conflicts:
         count = f"{len(changes)} package{'' if len(changes) == 1 else 's'}"
-        session.say(f"{count}, {show_bytes(found.plan.download_bytes)} from {index}, for workers of this model alone.")
+        size = show_bytes(found.plan.download_bytes)
+        where = "in an environment that is here already" if found.exists else f"{size} from {index}"
+        session.say(f"{count}, {where}, for workers of this model alone.")
     for own in found.own:
         session.say(f"\nIn the repository, {own.path} (shown only; nothing of it is installed):")
         for line in own.lines:
@@ -109,7 +115,9 @@ def _show(session: Session, found: ModelPlan, index: str) -> None:
 
 
 def _row(step: PlanStep, *, files: bool) -> tuple[str, ...]:
-    where = "stays" if step.version else "-"
+    if step.action == "refuse":  # why takes more words than a column has: those come below
+        return step.name, step.have or "-", step.need or "any", "-", "-", "cannot be installed"
+    where = "stays"
     if step.wheel is not None:
         where = f"{step.version} ({step.wheel.filename})" if files else f"{step.version}"
     size = show_bytes(step.wheel.bytes) if step.wheel is not None else "-"
