@@ -110,10 +110,14 @@ def load_model(
     for done, component in enumerate(spec.components):
         cancellation.check()
         try:
-            components[component.name] = _load_component(component, folder)
+            components[component.name] = _load_component(component, folder, cancellation)
         except Exception as error:
             raise translate(error, loading=True, component=component.name) from error
         report(Progress(job=0, phase="load", step=done + 1, total=len(spec.components)))
+    for lora in spec.loras:
+        from wan_compat.workers.sources.lora import apply_lora
+
+        apply_lora(components[lora.component], lora, folder, cancellation.check)
     cancellation.check()
     restricted = None
     if spec.restricted is not None:
@@ -152,8 +156,10 @@ def load_model(
     )
 
 
-def _load_component(component: ComponentSpec, folder: str) -> Any:
+def _load_component(component: ComponentSpec, folder: str, cancellation: Cancellation) -> Any:
     name = component.class_name
+    if component.source is not None:
+        return _from_source(component, folder, cancellation)
     path = os.path.join(folder, component.subfolder)
     if not os.path.isdir(path):
         raise ModelCorrupt(f"the folder {component.subfolder!r} is missing")
@@ -168,6 +174,7 @@ def _load_component(component: ComponentSpec, folder: str) -> Any:
             local_files_only=True,
             low_cpu_mem_usage=True,
             output_loading_info=True,
+            **_quantized(component),
         )
     elif component.library == "transformers" and (own or name in _TRANSFORMERS_MODELS):
         model, info = (own or _class(name, _TRANSFORMERS_MODELS)).from_pretrained(
@@ -179,12 +186,38 @@ def _load_component(component: ComponentSpec, folder: str) -> Any:
             # Else a mismatch raises "see the report above"; so it is listed, and refused below with names.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **_quantized(component),
         )
         _check_embeddings(model)
     else:
         return _class(name, _WITHOUT_TENSORS, component.library).from_pretrained(path, local_files_only=True)
     _check_tensors(component, info)
     return model
+
+
+def _from_source(component: ComponentSpec, folder: str, cancellation: Cancellation) -> Any:
+    """Build a part from files that are not in its library's layout (policies/sources decided which, and how)."""
+    from wan_compat.workers.sources.models import build_model
+    from wan_compat.workers.sources.weights import read_tensors
+
+    assert component.source is not None
+    known = _DIFFUSERS_MODELS if component.library == "diffusers" else _TRANSFORMERS_MODELS
+    dtype = _dtype(component)
+    tensors = read_tensors(component.source, folder, dtype, cancellation.check)
+    built = build_model(component, _class(component.class_name, known), tensors, dtype)
+    if component.library == "transformers":
+        _check_embeddings(built.model)
+    _check_tensors(component, built.info)
+    return built.model
+
+
+def _quantized(component: ComponentSpec) -> dict[str, Any]:
+    """Return what `from_pretrained` takes besides, where fewer bits were asked for by name."""
+    if component.quantization is None:
+        return {}
+    from wan_compat.workers.sources.quantize import quantization_config
+
+    return {"quantization_config": quantization_config(component.quantization, component.library, _dtype(component))}
 
 
 def _class(name: str, known: dict[str, str], library: str | None = None) -> Any:
