@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 
 NAMES = ("codec", "states", "ring", "zmtp", "json", "safetensors", "gguf", "launch", "pickle", "contents", "hub")
@@ -30,7 +30,6 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="in total, divided among the targets")
     parser.add_argument("--folder", default=os.path.join(tempfile.gettempdir(), f"wan-compat-fuzz-{os.geteuid()}"))
     parser.add_argument("--replay", help="run one input of one target and show what it raises")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     names = options.targets or list(NAMES)
     if unknown := set(names) - set(NAMES):
@@ -42,13 +41,21 @@ def main() -> int:
             check(TARGETS[names[0]], file.read())
         return 0
     seconds = options.seconds / len(names)
-    if options.inside:
-        return fuzz(names[0], seconds, options.folder)
+    guided = instrument()
     failed = []
     for name in names:
-        # A process for each: libFuzzer ends its own, in its own way.
-        command = [sys.executable, "-m", "tests.fuzz", name, "--inside", "--seconds", str(seconds)]
-        status = subprocess.run([*command, "--folder", options.folder], check=False).returncode
+        # A process for each: libFuzzer ends its own, in its own way. Forked, because instrumenting takes a second.
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            try:
+                os._exit(fuzz(name, seconds, options.folder, guided))
+            except SystemExit as end:
+                os._exit(end.code if isinstance(end.code, int) else 1)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         print(f"{name}: {'clean' if status == 0 else f'FINDING (status {status}), see above'}", flush=True)
         if status:
             failed.append(name)
@@ -57,19 +64,30 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def fuzz(name: str, seconds: float, folder: str) -> int:
-    corpus, findings = os.path.join(folder, name, "corpus"), os.path.join(folder, name, "findings")
-    for path in (corpus, findings):
-        os.makedirs(path, mode=0o700, exist_ok=True)
+def instrument() -> bool:
+    """Import the parsers so that atheris sees which branches an input takes; return whether it can."""
     try:
         import atheris
     except ImportError:
-        print(f"{name}: atheris is not installed; mutating blindly", flush=True)
-        return mutate(name, seconds, findings)
+        print("atheris is not installed; mutating blindly", flush=True)
+        return False
     with atheris.instrument_imports(
         include=["wan_compat.protocol", "wan_compat.policies.scan", "wan_compat.supervisor", "json"]
     ):
-        from tests.fuzz import targets
+        from tests.fuzz import targets  # noqa: F401
+    return True
+
+
+def fuzz(name: str, seconds: float, folder: str, guided: bool) -> int:
+    corpus, findings = os.path.join(folder, name, "corpus"), os.path.join(folder, name, "findings")
+    for path in (corpus, findings):
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    if not guided:
+        return mutate(name, seconds, findings)
+    import atheris
+
+    from tests.fuzz import targets
+
     target = targets.TARGETS[name]
     for index, seed in enumerate(target.seeds()):
         with open(os.path.join(corpus, f"seed-{index}"), "wb") as file:

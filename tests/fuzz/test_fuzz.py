@@ -48,12 +48,21 @@ def test_mutated_and_random_input_is_accepted_or_a_typed_refusal(name, data):
     check(target, bytes(seed))
 
 
+@pytest.fixture(scope="module")
+def guided_run(tmp_path_factory):
+    """The command as it is, over all targets: where it kept findings, how it ended, what it said."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    command = [sys.executable, "-m", "tests.fuzz", "--folder", str(folder)]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=110, check=False)
+    return folder, ended
+
+
 @pytest.mark.parametrize("name", TARGETS)
-def test_guided_run_is_clean(name, tmp_path):
-    command = [sys.executable, "-m", "tests.fuzz", name, "--seconds", "2.8", "--folder", str(tmp_path)]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=90, check=False)
-    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
-    assert os.listdir(tmp_path / name / "findings") == []
+def test_guided_run_is_clean(name, guided_run):
+    folder, ended = guided_run
+    assert f"{name}: clean" in ended.stdout.splitlines(), ended.stdout[-2000:] + ended.stderr[-4000:]
+    assert os.listdir(folder / name / "corpus") and os.listdir(folder / name / "findings") == []
+    assert ended.returncode == 0, ended.stdout[-2000:]
 
 
 def header(raw: bytes, data: bytes = b"") -> bytes:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from wan_compat.workers import gpu
 
+# torch is imported by the tests that need it: every process of a test run collects this file.
 GB = 1 << 30
 
 
@@ -21,6 +21,8 @@ def test_fraction_is_the_limits_part_of_the_gpu(limit, total, expected):
 
 
 def test_every_gpu_gets_the_fraction_of_its_own_size(monkeypatch):
+    import torch
+
     told: list[tuple[float, int]] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(
@@ -36,5 +38,7 @@ def test_every_gpu_gets_the_fraction_of_its_own_size(monkeypatch):
 
 
 def test_without_a_gpu_there_is_nothing_to_limit(monkeypatch):
+    import torch
+
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     gpu.limit_memory(GB)

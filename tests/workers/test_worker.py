@@ -129,15 +129,21 @@ def test_too_large_a_request_is_memory_exceeded_and_the_worker_goes_on(zygote: Z
 
 
 def test_memory_does_not_grow_from_job_to_job(t2v_worker: WorkerProcess) -> None:
+    """The least of a few jobs is compared with the least of a few later ones.
+
+    How much the allocator holds back after a job goes up and down by 30 MB, with the pieces that the heap has by then;
+    what it comes down to again and again does not (1 MB from one four to the next, over 24 jobs). A job that left one
+    clip behind, of 2.4 MB as floats, would have raised it by 14 MB.
+    """
     import psutil
 
     process = psutil.Process(t2v_worker.pid)
-    frames = FrameSpec(height=128, width=192, num_frames=33)
+    frames = FrameSpec(height=64, width=96, num_frames=33)
     used = []
-    for job in range(1, 6):
+    for job in range(1, 12):
         t2v_worker.generate(parameters(frames=frames, num_inference_steps=1), job=job)
         used.append(process.memory_full_info().uss)
-    assert used[-1] < used[1] * 1.2
+    assert min(used[-4:]) - min(used[1:5]) < 6 << 20, used
 
 
 def test_without_a_view_the_model_is_found_where_it_was(
