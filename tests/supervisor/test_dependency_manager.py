@@ -24,10 +24,11 @@ from wan_compat.protocol.errors import (
     VersionConflict,
     WanCompatError,
 )
-from wan_compat.supervisor import wheels
+from wan_compat.supervisor import dependency_manager, wheels
 from wan_compat.supervisor.audit_log import AuditLog
 from wan_compat.supervisor.dependency_manager import DependencyManager, InstallStep
 from wan_compat.supervisor.environments import Environments
+from wan_compat.supervisor.installed import find_distributions
 
 DEMO = Path(__file__).resolve().parents[2] / "wan_compat" / "data" / "demo_model"
 NINJA = TinyPackage("ninja", "9.1")
@@ -38,6 +39,9 @@ GGUF = TinyPackage("gguf", "9.0", code="import ninja\nVALUE = ninja.VALUE + 1\n"
 def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    # The environment of the tests has the real ones of the packages that are made up here.
+    present = {name: found for name, found in find_distributions().items() if name not in ("gguf", "ninja")}
+    monkeypatch.setattr(dependency_manager, "find_distributions", lambda: present)
 
 
 @pytest.fixture
@@ -91,7 +95,9 @@ def test_packages_come_into_an_environment_of_their_own(manager, monkeypatch, tm
     said = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert said.stdout.split() == ["2", f"{environment.site}/gguf/__init__.py"]
     assert (
-        subprocess.run([sys.executable, "-I", "-c", "import gguf"], stderr=subprocess.DEVNULL, timeout=30).returncode
+        subprocess.run(
+            [sys.executable, "-I", "-c", "import gguf; gguf.VALUE"], stderr=subprocess.DEVNULL, timeout=30
+        ).returncode
         != 0
     )
     assert not (tmp_path / "elsewhere").exists()

@@ -101,8 +101,7 @@ def _change(tensors: Mapping[str, torch.Tensor], weight: float) -> torch.Tensor 
         return None
     # Of a convolution: one more row of numbers for each place of the kernel.
     product: torch.Tensor = tensors["up"].flatten(1) @ tensors["down"].flatten(1)
-    product *= _scale(tensors, weight)
-    return product
+    return product * _scale(tensors, weight)
 
 
 def _is_plain(weight: torch.Tensor) -> bool:
@@ -129,6 +128,7 @@ def _add_to_output(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor],
             kept.clear()
             kept[key] = (down.to(*key).T, up.to(*key).T)
         first, second = kept[key]
-        return output + arguments[0].to(output.dtype) @ first @ second
+        change: torch.Tensor = arguments[0].to(output.dtype) @ first @ second
+        return output + change
 
     module.register_forward_hook(functools.partial(add, kept={}))
