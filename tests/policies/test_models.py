@@ -137,13 +137,36 @@ REFUSALS = {
     "no class name": ({"index": {k: v for k, v in INDEX.items() if k != "_class_name"}}, errors.ModelCorrupt),
     "class name is a number": ({"index": INDEX | {"_class_name": 5}}, errors.ModelCorrupt),
     "stable diffusion": ({"index": INDEX | {"_class_name": "StableDiffusionPipeline"}}, errors.ModelNotCompatible),
-    "image to video": ({"index": INDEX | {"_class_name": "WanImageToVideoPipeline"}}, errors.ModelNotCompatible),
+    "modular pipeline": ({"index": INDEX | {"_class_name": "WanModularPipeline"}}, errors.ModelNotCompatible),
+    "another program's sampler": ({"index": INDEX | {"_class_name": "WanDMDPipeline"}}, errors.ModelNotCompatible),
     "unknown component": ({"index": INDEX | {"unet": ["diffusers", "UNet2DConditionModel"]}}, errors.ModelNotCompatible),
     "unknown class": ({"index": INDEX | {"vae": ["diffusers", "AutoencoderKL"]}}, errors.ModelNotCompatible),
     "class of another library": ({"index": INDEX | {"vae": ["transformers", "AutoencoderKLWan"]}}, errors.ModelNotCompatible),
-    "image channels": (
-        {"configs": CONFIGS | {"transformer": {"in_channels": 36, "out_channels": 16}}},
+    "channels of no pipeline": (
+        {"configs": CONFIGS | {"transformer": {"in_channels": 52, "out_channels": 16}}},
         errors.ModelNotCompatible,
+    ),
+    "picture channels for another vae": (
+        {"configs": CONFIGS | {"transformer": {"in_channels": 36, "out_channels": 16}, "vae": {"z_dim": 16, "scale_factor_temporal": 8}}},
+        errors.ModelInvalid,
+    ),
+    "pictures through a CLIP that is not there": (
+        {"configs": CONFIGS | {"transformer": {"in_channels": 36, "out_channels": 16, "image_dim": 1280}}},
+        errors.ModelCorrupt,
+    ),
+    "low-noise expert alone, with steps for the other": (
+        {
+            "index": INDEX | {"transformer": [None, None], "transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.9},
+            "configs": CONFIGS | {"transformer_2": CONFIGS["transformer"]},
+        },
+        errors.ModelCorrupt,
+    ),
+    "control channels of another vae": (
+        {
+            "index": INDEX | {"_class_name": "WanVACEPipeline", "transformer": ["diffusers", "WanVACETransformer3DModel"]},
+            "configs": CONFIGS | {"transformer": {"in_channels": 16, "out_channels": 16, "vace_in_channels": 128}},
+        },
+        errors.ModelInvalid,
     ),
     "vae of another model": ({"configs": CONFIGS | {"vae": {"z_dim": 48}}}, errors.ModelInvalid),
     "channels as text": ({"configs": CONFIGS | {"transformer": {"in_channels": "16"}}}, errors.ModelCorrupt),

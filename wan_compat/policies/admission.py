@@ -7,13 +7,14 @@ That a file called `.safetensors` is one was found out before, from its header.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Literal
 
 from wan_compat.policies.facts import FileFact, ModelFacts
 from wan_compat.protocol.errors import ModelCorrupt, PickleRefused
 
 # By whose rules a part is loaded, and so which names its files have.
-Kind = Literal["diffusers", "transformers", "tokenizer", "scheduler"]
+Kind = Literal["diffusers", "transformers", "tokenizer", "scheduler", "image_processor"]
 
 _WEIGHTS = {
     "diffusers": re.compile(r"diffusion_pytorch_model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"),
@@ -22,6 +23,11 @@ _WEIGHTS = {
 _TOKENIZER_FILES = re.compile(
     r"(tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|spiece\.model)"
 )
+# Parts that are one file of settings.
+_ONE_FILE: Mapping[Kind, str] = {
+    "scheduler": "scheduler_config.json",
+    "image_processor": "preprocessor_config.json",
+}
 _PICKLES = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle)")
 
 
@@ -52,10 +58,10 @@ def admit_component(facts: ModelFacts, name: str, kind: Kind) -> list[FileFact]:
         if not any(fact.path.endswith(("tokenizer.json", "spiece.model")) for fact in chosen):
             raise ModelCorrupt(f"{facts.root} has neither {name}/tokenizer.json nor {name}/spiece.model")
         return chosen
-    if kind == "scheduler":
-        chosen = [fact for path, fact in inside.items() if path == "scheduler_config.json"]
+    if kind in _ONE_FILE:
+        chosen = [fact for path, fact in inside.items() if path == _ONE_FILE[kind]]
         if not chosen:
-            raise ModelCorrupt(f"{facts.root} has no {name}/scheduler_config.json")
+            raise ModelCorrupt(f"{facts.root} has no {name}/{_ONE_FILE[kind]}")
         return chosen
     weights = [fact for path, fact in inside.items() if _WEIGHTS[kind].fullmatch(path)]
     if not any(fact.path.endswith(".safetensors") for fact in weights):

@@ -17,7 +17,7 @@ from wan_compat.policies.detection.classes import DIFFUSERS_TRANSFORMERS
 from wan_compat.policies.facts import ModelFacts
 from wan_compat.policies.findings import Finding, Severity
 from wan_compat.policies.judgement.parts import TOKENIZER_FILES, files_in
-from wan_compat.policies.models import ADMITTED_CLASSES
+from wan_compat.policies.pipelines import ADMITTED_CLASSES
 from wan_compat.policies.variants import VARIANTS
 from wan_compat.protocol.errors import clean_text
 

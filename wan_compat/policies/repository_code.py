@@ -19,11 +19,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NoReturn
 
 from wan_compat.policies.admission import Kind
-from wan_compat.policies.facts import FileFact, ModelFacts
+from wan_compat.policies.facts import CONFIG_NAMES, FileFact, ModelFacts
 from wan_compat.policies.judgement.code import judge_documents
 from wan_compat.policies.judgement.parts import elsewhere_of, repository_named
 from wan_compat.policies.model_index import LIBRARIES, is_absent, is_component_entry, reference
-from wan_compat.policies.models import ADMITTED_CLASSES, TEXT_TO_VIDEO, kind_of, raise_first
+from wan_compat.policies.models import raise_first
+from wan_compat.policies.pipelines import KNOWN_CLASSES, PIPELINES
 from wan_compat.protocol.errors import ModelCorrupt, ModelIndexMissing, ModelNotCompatible, RemoteCodeRefused
 from wan_compat.protocol.values import CodeSpec
 
@@ -34,11 +35,6 @@ LONE_PIPELINE = "pipeline.py"
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 IMPORTABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,63}/){0,4}[A-Za-z_][A-Za-z0-9_]{0,63}\.py")
-_KINDS: Mapping[tuple[str, str], Kind] = {
-    (library, class_name): kind_of(name)
-    for name, (library, class_names) in ADMITTED_CLASSES.items()
-    for class_name in class_names
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +100,13 @@ def pipeline_code(
         if len(named) != 2 or not all(isinstance(item, str) for item in named):
             _refuse(facts, INDEX, f"names a pipeline as {named!r}, which is not a module and a class")
         return _code(facts, approved, INDEX, "", named[0], named[1]), "pipeline"
-    if named == TEXT_TO_VIDEO:
+    if named in PIPELINES:
         return None, "pipeline"
     if isinstance(named, str) and LONE_PIPELINE in approved:
         return _code(facts, approved, INDEX, "", LONE_PIPELINE.removesuffix(".py"), named), "pipeline"
     raise ModelNotCompatible(
-        f"{facts.root} is a {named}; text to video with {TEXT_TO_VIDEO}, or with a pipeline that lies in the "
-        "repository, is what can be run here"
+        f"{facts.root} is a {named}; {', '.join(PIPELINES)}, and a pipeline that lies in the repository, "
+        "are what can be run here"
     )
 
 
@@ -180,8 +176,8 @@ def _part(
     if library not in LIBRARIES:
         code = _code(facts, approved, index_path, folder, library, class_name)
         return Part(name, folder, class_name, kind, code)
-    if (library, class_name) in _KINDS:
-        return Part(name, folder, class_name, _KINDS[library, class_name])
+    if (library, class_name) in KNOWN_CLASSES:
+        return Part(name, folder, class_name, KNOWN_CLASSES[library, class_name])
     named = _auto_mapped(config, class_name)
     if named is None:
         raise ModelNotCompatible(
@@ -194,7 +190,7 @@ def _part(
 
 def _config(facts: ModelFacts, folder: str) -> tuple[str, Mapping[str, Any]]:
     """Return path and content of what a component's own settings stand in."""
-    for file in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
+    for file in CONFIG_NAMES:
         if (path := f"{folder}/{file}") in facts.documents:
             return path, facts.documents[path]
     raise ModelCorrupt(f"{facts.root} has no {folder}/config.json", hint="download the repository again, all of it")
@@ -205,6 +201,8 @@ def _kind(document: str, config: Mapping[str, Any]) -> Kind:
         return "scheduler"
     if document.endswith("/tokenizer_config.json"):
         return "tokenizer"
+    if document.endswith("/preprocessor_config.json"):
+        return "image_processor"
     of_transformers = "_class_name" not in config and ("model_type" in config or "architectures" in config)
     return "transformers" if of_transformers else "diffusers"
 

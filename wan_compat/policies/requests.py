@@ -8,28 +8,13 @@ the nearest ones that do.
 from __future__ import annotations
 
 import dataclasses
+import math
 
+from wan_compat.policies.family_defaults import family_defaults, has_two_experts
 from wan_compat.policies.models import ModelDecision
 from wan_compat.protocol.errors import InvalidRequest
+from wan_compat.protocol.media import MediaSpec
 from wan_compat.protocol.values import MAX_SIDE, FrameSpec, GenerationParams, GenerationRequest
-
-
-@dataclasses.dataclass(frozen=True)
-class FamilyDefaults:
-    """What a family's authors recommend (README files of Wan-Video/Wan2.1 and Wan2.2)."""
-
-    height: int
-    width: int
-    num_frames: int
-    num_inference_steps: int
-    guidance_scale: float
-    guidance_scale_2: float | None
-    fps: float
-
-
-WAN21 = FamilyDefaults(480, 832, 81, 50, 5.0, None, 16.0)
-WAN22_A14B = FamilyDefaults(720, 1280, 81, 40, 4.0, 3.0, 16.0)
-WAN22_TI2V_5B = FamilyDefaults(704, 1280, 121, 50, 5.0, None, 24.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,25 +23,26 @@ class ResolvedRequest:
     fps: float
 
 
-def family_defaults(model: ModelDecision) -> FamilyDefaults:
-    """Return the defaults: two experts mean A14B; a VAE with 48 latent channels means TI2V-5B; else Wan 2.1."""
-    if any(component.name == "transformer_2" for component in model.pipeline.components):
-        return WAN22_A14B
-    if model.vae_config.get("z_dim") == 48:
-        return WAN22_TI2V_5B
-    return WAN21
+def resolve_request(
+    request: GenerationRequest, model: ModelDecision, *, seed: int, media: tuple[MediaSpec, ...] = ()
+) -> ResolvedRequest:
+    """Fill in defaults and check sizes.
 
-
-def resolve_request(request: GenerationRequest, model: ModelDecision, *, seed: int) -> ResolvedRequest:
-    """Fill in defaults and check sizes. `seed` is used when the request names none.
+    Args:
+        seed: Used when the request names none.
+        media: What `media_of(request)` named, as it will be handed to the worker.
 
     Raises:
-        InvalidRequest: A size does not fit the model; the message names the nearest sizes that do.
+        InvalidRequest: A size does not fit the model (the message names the nearest sizes that do), or what is asked
+            for would denoise nothing.
     """
     defaults = family_defaults(model)
     height = request.height or defaults.height
     width = request.width or defaults.width
-    num_frames = request.num_frames or defaults.num_frames
+    task = model.way.task if model.way is not None else "t2v"
+    num_frames = request.num_frames or (1 if task == "t2i" else defaults.num_frames)
+    if task == "t2i" and num_frames != 1:
+        raise InvalidRequest(f"t2i makes one frame, not {num_frames}", hint="leave --num-frames out, or use --task t2v")
     _check_multiple("height", height, model.size_multiple)
     _check_multiple("width", width, model.size_multiple)
     step = model.frame_multiple
@@ -66,7 +52,14 @@ def resolve_request(request: GenerationRequest, model: ModelDecision, *, seed: i
             f"num_frames is {num_frames}; this model's VAE takes {step}k + 1 frames",
             hint=f"use --num-frames {below} or {below + step}",
         )
-    if request.guidance_scale_2 is not None and defaults.guidance_scale_2 is None:
+    steps = request.num_inference_steps or defaults.num_inference_steps
+    if request.strength is not None and int(steps * request.strength) < 1:
+        # diffusers would take the first of no timesteps (pipeline_wan_video2video.py, get_timesteps).
+        raise InvalidRequest(
+            f"strength {request.strength:g} of {steps} steps leaves no step to take",
+            hint=f"use --strength {math.ceil(100 / steps) / 100:g} or more, or more --num-inference-steps",
+        )
+    if request.guidance_scale_2 is not None and not has_two_experts(model):
         raise InvalidRequest(
             "guidance_scale_2 is for models with two transformers; this one has one", hint="leave guidance_scale_2 out"
         )
@@ -75,7 +68,7 @@ def resolve_request(request: GenerationRequest, model: ModelDecision, *, seed: i
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
             seed=request.seed if request.seed is not None else seed,
-            num_inference_steps=request.num_inference_steps or defaults.num_inference_steps,
+            num_inference_steps=steps,
             guidance_scale=float(
                 request.guidance_scale if request.guidance_scale is not None else defaults.guidance_scale
             ),
@@ -84,6 +77,10 @@ def resolve_request(request: GenerationRequest, model: ModelDecision, *, seed: i
             if request.guidance_scale_2 is not None or request.guidance_scale is not None
             else defaults.guidance_scale_2,
             max_sequence_length=request.max_sequence_length or 512,
+            task=task,
+            media=media,
+            strength=request.strength,
+            conditioning_scale=request.conditioning_scale,
             frames=FrameSpec(height=height, width=width, num_frames=num_frames),
         ),
         fps=float(request.fps or defaults.fps),

@@ -14,14 +14,9 @@ from typing import Any
 from wan_compat.policies.admission import admit_component
 from wan_compat.policies.facts import FileFact, ModelFacts
 from wan_compat.policies.judgement.shards import judge_shards
-from wan_compat.policies.models import (
-    REQUIRED,
-    TEXT_TO_VIDEO,
-    ModelDecision,
-    check_fit,
-    choose_dtype,
-    raise_first,
-)
+from wan_compat.policies.model_fit import EXPERTS, boundary_of, check_fit, main_expert, weights_of
+from wan_compat.policies.models import ModelDecision, choose_dtype, raise_first
+from wan_compat.policies.pipelines import PIPELINES, Way, ways_of, ways_through
 from wan_compat.policies.repository_code import (
     IMPORTABLE,
     NAME,
@@ -31,9 +26,10 @@ from wan_compat.policies.repository_code import (
     refuse_what_no_mode_runs,
     ruling_index,
 )
+from wan_compat.policies.tasks import Wish, choose_way
 from wan_compat.policies.trust import TrustDecision
 from wan_compat.protocol.errors import ModelCorrupt, ModelInvalid, ModelNotCompatible, TrustRefused
-from wan_compat.protocol.values import ComponentSpec, PipelineSpec
+from wan_compat.protocol.values import CodeSpec, ComponentSpec, PipelineSpec
 
 # Each is one more mount in the worker's view.
 MAX_CODE_FILES = 200
@@ -41,11 +37,12 @@ MAX_COMPONENTS = 16
 MAX_SETTINGS = 32
 MAX_SETTING_CHARS = 200
 
-_PARTS_THAT_MUST_FIT = ("transformer", "transformer_2", "vae")
+_REQUIRED = ("tokenizer", "text_encoder", "vae", "scheduler")
+_PARTS_THAT_MUST_FIT = (*EXPERTS, "vae")
 
 
 def decide_trusted_model(
-    facts: ModelFacts, trust: TrustDecision, *, threads: int, memory_limit_bytes: int
+    facts: ModelFacts, trust: TrustDecision, *, threads: int, memory_limit_bytes: int, wish: Wish | None = None
 ) -> ModelDecision:
     """Decide how a model is loaded whose repository was approved as `trust` says.
 
@@ -63,13 +60,13 @@ def decide_trusted_model(
     index_path, index = ruling_index(facts, code_kind if code else None)
     parts = tuple(components_of(facts, approved, index_path, index))
     _check_parts(facts, index_path, parts, has_own_pipeline=code is not None)
-    boundary = None if code is not None else _boundary(facts, parts)
+    way, boundary = (None, None) if code is not None else _library_way(facts, parts, wish)
     dtype, weight_bytes, reasons = choose_dtype(
         facts, [part.folder for part in parts if part.has_weights], memory_limit_bytes
     )
     own_vae = any(part.name == "vae" and part.code is not None for part in parts)
     pipeline = PipelineSpec(
-        pipeline_class=code.class_name if code is not None else TEXT_TO_VIDEO,
+        pipeline_class=_pipeline_name(code, way),
         code=code,
         code_kind=code_kind,
         settings=_settings(index) if code is not None else {},
@@ -83,9 +80,12 @@ def decide_trusted_model(
                 code=part.code,
             )
             for part in parts
+            if way is None or part.name in PIPELINES[way.pipeline].slots
         ),
         boundary_ratio=boundary,
-        expand_timesteps=code is None and index.get("expand_timesteps") is True,
+        expand_timesteps=way is not None
+        and "expand_timesteps" in PIPELINES[way.pipeline].settings
+        and index.get("expand_timesteps") is True,
         threads=threads,
         # Frames are taken below `vae.decode` only where both that method and what follows it are diffusers' own.
         streaming="never" if code is not None or own_vae else "auto",
@@ -97,6 +97,7 @@ def decide_trusted_model(
         vae_config=_with_sound_factors(facts.configs.get("vae", {})),
         weight_bytes=weight_bytes,
         reasons=(*reasons, trust.reason),
+        way=way,
         trust=trust,
         repository=facts.repository,
         revision=facts.revision,
@@ -108,7 +109,9 @@ def decide_trusted_model(
 
 def _check_parts(facts: ModelFacts, index_path: str, parts: tuple[Part, ...], *, has_own_pipeline: bool) -> None:
     names = {part.name for part in parts}
-    missing = [] if has_own_pipeline else [name for name in (*REQUIRED, "transformer") if name not in names]
+    missing = [] if has_own_pipeline else [name for name in _REQUIRED if name not in names]
+    if not has_own_pipeline and not names & set(EXPERTS):
+        missing.append("transformer")
     if missing or not parts:
         raise ModelCorrupt(
             f"{index_path} of {facts.root} names no {', '.join(missing) or 'components'}",
@@ -122,17 +125,29 @@ def _check_parts(facts: ModelFacts, index_path: str, parts: tuple[Part, ...], *,
     raise_first(facts, (item for item in judge_shards(facts, folders) if item.component is not None))
 
 
-def _boundary(facts: ModelFacts, parts: tuple[Part, ...]) -> float | None:
-    """Return the boundary between two experts. Parts of diffusers' classes must fit; what own ones take, they know."""
+def _library_way(facts: ModelFacts, parts: tuple[Part, ...], wish: Wish | None) -> tuple[Way, float | None]:
+    """Return what a pipeline of diffusers does here, and the boundary between two experts.
+
+    Parts of diffusers' classes must fit, and tell what the weights are; what own ones take, they know: then the class
+    that the index names decides.
+    """
+    named = str(facts.index.get("_class_name"))
     known = {part.name: part.class_name for part in parts if part.code is None}
-    if all(part.name in known for part in parts if part.name in _PARTS_THAT_MUST_FIT):
-        return check_fit(facts, known, facts.configs.get("transformer", {}), facts.configs.get("vae", {}))
-    boundary = facts.index.get("boundary_ratio")
-    if boundary is None:
-        return None
-    if isinstance(boundary, bool) or not isinstance(boundary, int | float) or not 0 <= boundary <= 1:
-        raise ModelCorrupt(f"model_index.json has boundary_ratio={boundary!r}, which is no share of 0 to 1")
-    return float(boundary)
+    if not all(part.name in known for part in parts if part.name in _PARTS_THAT_MUST_FIT):
+        way = choose_way(ways_through(named), wish, facts.root)
+        return way, boundary_of(facts, {part.name for part in parts})
+    transformer = facts.configs.get(main_expert(known) or "transformer", {})
+    vae = facts.configs.get("vae", {})
+    weights = weights_of(facts, known, transformer, vae, named)
+    way = choose_way(ways_of(weights), wish, facts.root)
+    return way, check_fit(facts, known, transformer, vae, weights)
+
+
+def _pipeline_name(code: CodeSpec | None, way: Way | None) -> str:
+    if code is not None:
+        return code.class_name
+    assert way is not None  # one of the two is there
+    return way.pipeline
 
 
 def _settings(index: Mapping[str, Any]) -> dict[str, bool | int | float | str | None]:

@@ -5,7 +5,10 @@ The one place where the two modes part. Whatever comes after it, the worker, its
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from wan_compat.policies.models import ModelDecision, decide_model
+from wan_compat.policies.tasks import Wish
 from wan_compat.policies.trusted_models import decide_trusted_model
 from wan_compat.protocol.results import CodeReport
 from wan_compat.protocol.values import Mode
@@ -13,10 +16,22 @@ from wan_compat.supervisor.inspection import read_model
 from wan_compat.supervisor.trust_gate import require_trust
 
 
+class Limits(TypedDict):
+    threads: int
+    memory_limit_bytes: int
+    wish: Wish | None
+
+
 def choose_model(
-    model: str, mode: Mode, *, threads: int, memory_limit_bytes: int, restricted: bool = False
+    model: str,
+    mode: Mode,
+    *,
+    threads: int,
+    memory_limit_bytes: int,
+    restricted: bool = False,
+    wish: Wish | None = None,
 ) -> ModelDecision:
-    """Return what is loaded for a job.
+    """Return what is loaded for a job, to do what is wished.
 
     In safe mode, `restricted` lets code through that keeps to the audited subset.
     In trust mode the repository is hashed first: what was read before could be something else by then.
@@ -24,16 +39,18 @@ def choose_model(
     Raises:
         TrustRefused: Trust mode, and no approval covers what lies there now.
         RemoteCodeRefused, PickleRefused: It asks for what this mode does not run.
+        InvalidRequest: It does not do what is wished, or not with these media.
         ModelNotFound, ModelCorrupt, ...: As `read_model`, `read_tree` and the decisions.
     """
+    limits: Limits = {"threads": threads, "memory_limit_bytes": memory_limit_bytes, "wish": wish}
     if mode is Mode.SAFE and restricted:
         from wan_compat.supervisor.restricted_code import choose_restricted_model
 
-        return choose_restricted_model(read_model(model), threads=threads, memory_limit_bytes=memory_limit_bytes)
+        return choose_restricted_model(read_model(model), **limits)
     if mode is Mode.SAFE:
-        return decide_model(read_model(model), threads=threads, memory_limit_bytes=memory_limit_bytes)
+        return decide_model(read_model(model), **limits)
     trust = require_trust(model, mode)
-    return decide_trusted_model(read_model(model), trust, threads=threads, memory_limit_bytes=memory_limit_bytes)
+    return decide_trusted_model(read_model(model), trust, **limits)
 
 
 def code_report(mode: Mode, model: ModelDecision) -> CodeReport:

@@ -11,7 +11,8 @@ import hashlib
 from wan_compat.policies.facts import FileFact, ModelFacts
 from wan_compat.policies.models import ModelDecision, decide_model
 from wan_compat.policies.restricted_models import decide_restricted_model, named_function
-from wan_compat.protocol.errors import RemoteCodeRefused
+from wan_compat.policies.tasks import Wish
+from wan_compat.protocol.errors import InvalidRequest, RemoteCodeRefused
 from wan_compat.protocol.restricted_policy import MAX_SOURCE_BYTES, restrict
 from wan_compat.protocol.values import RestrictedSpec
 from wan_compat.supervisor.inspection.opening import opened, read_at
@@ -22,16 +23,24 @@ _SHOWN = 5
 _HINT = "docs/restricted.md says what restricted code may consist of"
 
 
-def choose_restricted_model(facts: ModelFacts, *, threads: int, memory_limit_bytes: int) -> ModelDecision:
+def choose_restricted_model(
+    facts: ModelFacts, *, threads: int, memory_limit_bytes: int, wish: Wish | None = None
+) -> ModelDecision:
     """Return what is loaded for a job with `--restricted`; as without it where the repository names no code.
 
     Raises:
         RemoteCodeRefused: The code leaves the subset, or something else of the repository asks for code.
+        InvalidRequest: A task or media were asked for, which no such code is given.
         Others: As `decide_model`.
     """
     named = named_function(facts)
     if named is None:
-        return decide_model(facts, threads=threads, memory_limit_bytes=memory_limit_bytes)
+        return decide_model(facts, threads=threads, memory_limit_bytes=memory_limit_bytes, wish=wish)
+    if wish is not None and (wish.task not in (None, "t2v") or wish.roles or wish.options):
+        raise InvalidRequest(
+            "restricted code is given a prompt and sizes, no task and no pictures",
+            hint="leave them out, or leave --restricted out",
+        )
     code = read_restricted_code(facts, *named)
     return decide_restricted_model(facts, code, threads=threads, memory_limit_bytes=memory_limit_bytes)
 

@@ -220,9 +220,11 @@ def test_memory_is_judged_in_the_cheapest_precision(free_gb: int, total_gb: int,
 
 
 def test_what_generate_would_refuse_is_never_called_compatible() -> None:
-    draft = image_to_video()
+    assert "not_runnable_yet" not in codes(image_to_video().judged())
+    draft = text_to_video()
+    draft.index["_class_name"] = "WanModularPipeline"
     judged = draft.judged()
-    assert "WanImageToVideoPipeline" in the(judged, "not_runnable_yet").message and is_loadable(judged)
+    assert "WanModularPipeline" in the(judged, "not_runnable_yet").message and is_loadable(judged)
     draft = text_to_video()
     draft.known_as(layout="modular")
     assert "modular" in the(draft.judged(), "not_runnable_yet").message

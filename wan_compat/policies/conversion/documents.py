@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from wan_compat.policies.conversion.layout import PlannedTensor
 from wan_compat.policies.facts import FileFact, ModelFacts
-from wan_compat.policies.models import ADMITTED_CLASSES
+from wan_compat.policies.pipelines import ADMITTED_CLASSES
 
 TOKENIZER_FOLDER = "google/umt5-xxl"
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer_config.json", "special_tokens_map.json")

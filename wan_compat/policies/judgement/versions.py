@@ -12,7 +12,7 @@ from wan_compat.policies.facts import ModelFacts
 from wan_compat.policies.findings import Finding, finding
 from wan_compat.policies.judgement.parts import index_of, parts_of, pipeline_class_of
 from wan_compat.policies.model_index import LIBRARIES
-from wan_compat.policies.models import ADMITTED_CLASSES
+from wan_compat.policies.pipelines import ADMITTED_CLASSES
 from wan_compat.policies.registry import ALLOWED_PACKAGES, SECURITY_FLOORS, version_problem
 from wan_compat.policies.registry_document import RegistryEntry
 from wan_compat.policies.registry_merge import minimum_of

@@ -1,0 +1,56 @@
+"""What a family's authors recommend, for what a request leaves open: sizes, steps, guidance, frame rate.
+
+From the README files and shared configurations of Wan-Video/Wan2.1 and Wan2.2. What a scheduler is made with, the flow
+shift among it, stays as the model's own scheduler_config.json has it. The compatibility registry says the same for
+each official model (`defaults`); a test compares the two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from wan_compat.policies.models import ModelDecision
+from wan_compat.policies.pipelines import Weights
+
+
+@dataclasses.dataclass(frozen=True)
+class FamilyDefaults:
+    """`height` and `width` in pixels, `fps` of the file; `guidance_scale_2` is the second expert's."""
+
+    height: int
+    width: int
+    num_frames: int
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_scale_2: float | None
+    fps: float
+
+
+WAN21 = FamilyDefaults(480, 832, 81, 50, 5.0, None, 16.0)
+WAN22_TI2V_5B = FamilyDefaults(704, 1280, 121, 50, 5.0, None, 24.0)
+_TWO_EXPERTS: Mapping[Weights, FamilyDefaults] = {
+    "text_only": FamilyDefaults(720, 1280, 81, 40, 4.0, 3.0, 16.0),
+    "image": FamilyDefaults(720, 1280, 81, 40, 3.5, 3.5, 16.0),
+    "vace": FamilyDefaults(480, 832, 81, 50, 5.0, None, 16.0),
+}
+_ONE_EXPERT: Mapping[Weights, FamilyDefaults] = {
+    "text_image": WAN22_TI2V_5B,
+    "image_clip": FamilyDefaults(480, 832, 81, 40, 5.0, None, 16.0),
+    "image_pair": FamilyDefaults(720, 1280, 81, 50, 5.5, None, 16.0),
+}
+
+
+def family_defaults(model: ModelDecision) -> FamilyDefaults:
+    """Return the defaults of a model's weights; a pipeline of the repository's own is judged by what its parts are."""
+    two = has_two_experts(model)
+    weights = model.way.weights if model.way is not None else ("text_only" if two else "text")
+    if two and weights in _TWO_EXPERTS:
+        return _TWO_EXPERTS[weights]
+    if model.vae_config.get("z_dim") == 48:
+        return WAN22_TI2V_5B
+    return _ONE_EXPERT.get(weights, WAN21)
+
+
+def has_two_experts(model: ModelDecision) -> bool:
+    return any(component.name == "transformer_2" for component in model.pipeline.components)
