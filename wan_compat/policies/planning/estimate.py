@@ -1,0 +1,255 @@
+"""Memory in each phase of a generation, for one way to run it.
+
+    text_encode    prompt and pictures become embeddings and latents
+    denoise_high   the first expert; the only one where there is one
+    denoise_low    the second expert
+    decode         latents become frames
+
+What counts is what torch allocates: the weights that are resident, and the most that is live besides. What a process
+has before it loads anything stands apart (`overhead`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+from wan_compat.policies.planning.denoiser import TEXT_TOKENS, denoise_work
+from wan_compat.policies.planning.encoders import text_work
+from wan_compat.policies.planning.shapes import ModelShape
+from wan_compat.policies.planning.vae import decode_work, encode_work, tiles_of
+from wan_compat.policies.planning.weights import ITEMSIZE, ComponentWeights, Dtype
+from wan_compat.protocol.plan import PlanSpec
+
+Phase = Literal["text_encode", "denoise_high", "denoise_low", "decode"]
+PHASES: tuple[Phase, ...] = ("text_encode", "denoise_high", "denoise_low", "decode")
+
+# A confined worker before it loads anything, as the kernel charges it: libraries' private pages and the interpreter.
+WORKER_BYTES = 400_000_000
+# What glibc's allocator keeps beside the bytes in use; tensors of this size are mapped and given back at once.
+ALLOCATOR_SHARE = 1.05
+# A CUDA context with its libraries, and what cuDNN's convolutions and the caching allocator take beside the tensors.
+# Not measured here: no GPU was there to measure on.
+CUDA_CONTEXT_BYTES = 600_000_000
+CUDA_ALLOCATOR_SHARE = 1.10
+CUDA_HOST_BYTES = 1_500_000_000
+
+_FLOAT32 = 4
+_COLOURS = 3
+# Of latents in float32 while denoising: the latents, the model's answers, and what the solver remembers of past steps;
+# at the end, their denormalised copies too.
+_LATENT_COPIES = 5
+_LATENT_COPIES_AT_END = 8
+_MASK_CHANNELS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to be made, as far as memory depends on it.
+
+    pictures: Frames that are encoded as latents before denoising; 0 for text alone.
+    controls: How many videos of that length there are at once (VACE encodes two).
+    steps: Denoising steps; they cost time only.
+    """
+
+    height: int
+    width: int
+    num_frames: int
+    guidance: bool = True
+    text_tokens: int = TEXT_TOKENS
+    pictures: int = 0
+    controls: int = 1
+    steps: int = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One way to run a model: where, in which precision, with which plan."""
+
+    device: Literal["cpu", "cuda"]
+    dtype: Dtype  # of transformers and text encoder
+    vae_dtype: Dtype
+    plan: PlanSpec
+    streaming: bool = True
+    threads: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseMemory:
+    """Bytes in one phase: on the device that computes and in main memory. On a CPU all of it is main memory."""
+
+    weights: int = 0  # resident where it is computed
+    work: int = 0  # live besides
+    host_weights: int = 0  # resident in main memory while a GPU computes
+    overhead: int = 0  # of the process itself, in main memory
+    device_overhead: int = 0
+    on_gpu: bool = False
+
+    @property
+    def counted(self) -> int:
+        """What torch's allocator would count where it is computed."""
+        return self.weights + self.work
+
+    @property
+    def vram_bytes(self) -> int:
+        if not self.on_gpu:
+            return 0
+        return math.ceil(self.weights + self.work * CUDA_ALLOCATOR_SHARE) + self.device_overhead
+
+    @property
+    def ram_bytes(self) -> int:
+        if self.on_gpu:
+            return self.host_weights + self.overhead
+        return self.weights + math.ceil(self.work * ALLOCATOR_SHARE) + self.overhead
+
+
+def estimate(shape: ModelShape, job: Job, setting: Setting) -> Mapping[Phase, PhaseMemory]:
+    """Return the memory of each phase that this model has."""
+    work = _work(shape, job, setting)
+    return {phase: _resident(shape, setting, phase, work[phase]) for phase in PHASES if phase in work}
+
+
+def peak(phases: Mapping[Phase, PhaseMemory]) -> tuple[int, int]:
+    """Return the most that any phase takes, of VRAM and of main memory."""
+    return max(item.vram_bytes for item in phases.values()), max(item.ram_bytes for item in phases.values())
+
+
+# ---- what is live besides weights ----------------------------------------------------------------------------------
+
+
+def _work(shape: ModelShape, job: Job, setting: Setting) -> dict[Phase, int]:
+    itemsize, gpu = ITEMSIZE[setting.dtype], setting.device == "cuda"
+    latent = shape.vae.latent(job.num_frames, job.height, job.width)
+    copy = math.prod(latent) * shape.vae.z_dim * _FLOAT32
+    prompts = 2 if job.guidance else 1
+    embedded = prompts * job.text_tokens * shape.denoiser.text_dim * itemsize
+    conditions = math.prod(latent) * max(0, shape.denoiser.in_channels - shape.vae.z_dim) * _FLOAT32
+    if shape.denoiser.vace_blocks:
+        conditions = math.prod(latent) * (2 * shape.vae.z_dim + 64) * _FLOAT32
+    text = text_work(shape.text, job.text_tokens, itemsize) if shape.text is not None else 0
+    text += embedded
+    if job.pictures:
+        text = max(text, embedded + conditions + _picture_work(shape, job, setting))
+    forward = denoise_work(
+        shape.denoiser, latent, itemsize, text_tokens=job.text_tokens, threads=setting.threads, gpu=gpu
+    )
+    # The model's own type besides float32, for what it is given.
+    denoise = embedded + conditions + _LATENT_COPIES * copy + forward
+    found: dict[Phase, int] = {"text_encode": text, "denoise_high": denoise}
+    if len(shape.experts) > 1:
+        found["denoise_low"] = denoise
+    found["decode"] = embedded + conditions + _LATENT_COPIES_AT_END * copy + _decode(shape, job, setting)
+    return found
+
+
+def _picture_work(shape: ModelShape, job: Job, setting: Setting) -> int:
+    """Pictures as float32 pixels, twice while they are put together, then encoded."""
+    pixels = job.pictures * job.height * job.width * _COLOURS * _FLOAT32
+    itemsize = ITEMSIZE[setting.vae_dtype]
+    encoded = encode_work(shape.vae, job.pictures, job.height, job.width, itemsize, setting.threads)
+    tiling = setting.plan.tiling
+    if tiling is not None and max(job.height, job.width) > tiling.size:
+        tall, wide = tiles_of(job.height, job.width, tiling.size, tiling.stride).largest
+        encoded = encode_work(shape.vae, job.pictures, tall, wide, itemsize, setting.threads)
+    return pixels * job.controls + max(pixels, encoded.peak)
+
+
+def _decode(shape: ModelShape, job: Job, setting: Setting) -> int:
+    itemsize = ITEMSIZE[setting.vae_dtype]
+    video = job.num_frames * job.height * job.width * _COLOURS * itemsize
+    tiling = setting.plan.tiling
+    if tiling is None or max(job.height, job.width) <= tiling.size:
+        work = decode_work(shape.vae, job.height, job.width, itemsize, setting.threads)
+        if setting.streaming:
+            return work.peak
+        # Whole: every piece is joined to what was there, and the whole is clamped at the end.
+        return max(work.peak + video, work.carried + 3 * video)
+    tiles = tiles_of(job.height, job.width, tiling.size, tiling.stride)
+    tall, wide = tiles.largest
+    work = decode_work(shape.vae, tall, wide, itemsize, setting.threads)
+    if setting.streaming:
+        # The features of every tile are carried along at once; their pieces are blended for each latent frame.
+        carried = work.carried * tiles.pixels // (tall * wide)
+        piece = tiles.pixels * shape.vae.scale_factor_temporal * _COLOURS * itemsize
+        return carried - work.carried + work.peak + 2 * piece
+    overlapping = video * tiles.pixels // (job.height * job.width)
+    return overlapping + max(work.peak, 3 * video)
+
+
+# ---- which weights are resident ------------------------------------------------------------------------------------
+
+
+def _resident(shape: ModelShape, setting: Setting, phase: Phase, work: int) -> PhaseMemory:
+    dtypes = {name: setting.vae_dtype if name == "vae" else setting.dtype for name in shape.weights}
+    whole = {name: part.bytes_in(dtypes[name]) for name, part in shape.weights.items()}
+    used = _used_in(shape, phase)
+    total = sum(whole.values())
+    left = sum(whole[name] for name in shape.encoders) if _has_left(setting, phase) else 0
+    plan, gpu = setting.plan, setting.device == "cuda"
+    if not gpu:
+        resident = total - left
+        if plan.offload == "group":
+            resident = _grouped(shape, setting, used, dtypes, whole) if _on_disk(plan) else total - left
+        return PhaseMemory(weights=resident, work=work, overhead=WORKER_BYTES)
+    if plan.offload == "none":
+        on_device, host = total - left, 0
+    elif plan.offload == "model":
+        on_device, host = max(whole[name] for name in used), total
+    elif plan.offload == "group":
+        on_device, host = _grouped(shape, setting, used, dtypes, whole), 0 if _on_disk(plan) else total
+    else:
+        on_device = max(shape.weights[name].largest_tensor(dtypes[name]) for name in used)
+        host = total
+    return PhaseMemory(
+        weights=on_device,
+        work=work,
+        host_weights=host,
+        overhead=WORKER_BYTES + CUDA_HOST_BYTES,
+        device_overhead=CUDA_CONTEXT_BYTES,
+        on_gpu=True,
+    )
+
+
+def _used_in(shape: ModelShape, phase: Phase) -> tuple[str, ...]:
+    if phase == "text_encode":
+        return (*shape.encoders, "vae") if "vae" in shape.weights else shape.encoders
+    if phase == "decode":
+        return ("vae",)
+    return (shape.experts[0 if phase == "denoise_high" else -1],)
+
+
+def _has_left(setting: Setting, phase: Phase) -> bool:
+    return setting.plan.text_encoder == "leave" and phase != "text_encode"
+
+
+def _on_disk(plan: PlanSpec) -> bool:
+    return plan.group is not None and plan.group.disk
+
+
+def _grouped(
+    shape: ModelShape,
+    setting: Setting,
+    used: tuple[str, ...],
+    dtypes: Mapping[str, Dtype],
+    whole: Mapping[str, int],
+) -> int:
+    """Bytes at hand with group offloading: of experts and text encoder one group, the VAE as a whole while it works."""
+    group = setting.plan.group
+    assert group is not None
+    at_once = 2 if group.use_stream else 1
+    sizes = []
+    for name in used:
+        part, dtype = shape.weights[name], dtypes[name]
+        sizes.append(
+            whole[name] if name == "vae" else _one_group(part, dtype, group.level, group.blocks_per_group, at_once)
+        )
+    return max(sizes)
+
+
+def _one_group(part: ComponentWeights, dtype: Dtype, level: str, blocks: int, at_once: int) -> int:
+    if level == "leaf_level":
+        return at_once * part.largest_tensor(dtype)
+    # What belongs to no block is one group of its own, which stays while blocks pass.
+    return part.outside_blocks(dtype) + at_once * blocks * part.largest_block(dtype)

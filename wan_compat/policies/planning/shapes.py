@@ -1,0 +1,144 @@
+"""From configurations and headers to the sizes that the walks need. The header wins where both speak."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from wan_compat.policies.facts import TensorFact
+from wan_compat.policies.planning.denoiser import IMAGE_TOKENS, DenoiserShape
+from wan_compat.policies.planning.encoders import TextEncoderShape
+from wan_compat.policies.planning.vae import VaeShape
+from wan_compat.policies.planning.weights import ComponentWeights
+
+_MAX = 1 << 20
+EXPERTS = ("transformer", "transformer_2")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelShape:
+    """All that planning knows of a model. `weights` has the components with tensors; `experts` those that denoise, in
+    the order in which they run."""
+
+    pipeline_class: str
+    weights: Mapping[str, ComponentWeights]
+    denoiser: DenoiserShape
+    vae: VaeShape
+    text: TextEncoderShape | None
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        return tuple(name for name in EXPERTS if name in self.weights)
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """What makes embeddings of prompt and picture: all that is neither an expert nor the VAE."""
+        return tuple(name for name in self.weights if name not in (*EXPERTS, "vae"))
+
+
+def model_shape(
+    pipeline_class: str,
+    classes: Mapping[str, str],
+    tensors: Mapping[str, Mapping[str, TensorFact]],
+    transformer: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    *,
+    expand_timesteps: bool = False,
+) -> ModelShape:
+    """Return the shape of a model.
+
+    Args:
+        classes: Component -> class, for those that have tensors.
+        tensors: Component -> what its headers say.
+        transformer, vae: Their configurations; keys that are absent have diffusers' defaults.
+        expand_timesteps: The pipeline gives each token a timestep of its own.
+    """
+    weights = {name: ComponentWeights(name, class_name, tensors.get(name, {})) for name, class_name in classes.items()}
+    return ModelShape(
+        pipeline_class=pipeline_class,
+        weights=weights,
+        denoiser=denoiser_shape(transformer, expand_timesteps=expand_timesteps),
+        vae=vae_shape(vae),
+        text=text_shape(tensors.get("text_encoder", {})),
+    )
+
+
+def denoiser_shape(config: Mapping[str, Any], *, expand_timesteps: bool) -> DenoiserShape:
+    heads = _size(config, "num_attention_heads", 40)
+    channels_in = _size(config, "in_channels", 16)
+    patch = _sizes(config, "patch_size", (1, 2, 2))
+    vace = config.get("vace_layers")
+    vace_class = config.get("_class_name") == "WanVACETransformer3DModel"
+    pictures = config.get("image_dim") is not None
+    return DenoiserShape(
+        dim=heads * _size(config, "attention_head_dim", 128),
+        heads=heads,
+        ffn_dim=_size(config, "ffn_dim", 13824),
+        layers=_size(config, "num_layers", 40),
+        in_channels=channels_in,
+        out_channels=_size(config, "out_channels", channels_in),
+        patch_size=(patch[0], patch[1], patch[2]) if len(patch) == 3 else (1, 2, 2),
+        text_dim=_size(config, "text_dim", 4096),
+        vace_blocks=len(vace) if isinstance(vace, list) else (8 if vace_class else 0),
+        image_tokens=IMAGE_TOKENS * (2 if config.get("pos_embed_seq_len") is not None else 1) if pictures else 0,
+        timestep_per_token=expand_timesteps,
+    )
+
+
+def vae_shape(config: Mapping[str, Any]) -> VaeShape:
+    base = _size(config, "base_dim", 96)
+    factors = _sizes(config, "dim_mult", (1, 2, 4, 4))
+    downwards = config.get("temperal_downsample")
+    known = isinstance(downwards, list) and len(downwards) >= len(factors) - 1
+    return VaeShape(
+        base_dim=base,
+        decoder_base_dim=_size(config, "decoder_base_dim", base),
+        z_dim=_size(config, "z_dim", 16),
+        dim_mult=factors,
+        num_res_blocks=_size(config, "num_res_blocks", 2),
+        temperal_downsample=tuple(bool(item) for item in downwards)
+        if known and isinstance(downwards, list)
+        else tuple(index > 0 for index in range(len(factors) - 1)),
+        is_residual=config.get("is_residual") is True,
+        in_channels=_size(config, "in_channels", 3),
+        out_channels=_size(config, "out_channels", 3),
+        patch_size=_size(config, "patch_size", 1),
+        scale_factor_spatial=_size(config, "scale_factor_spatial", 8),
+        scale_factor_temporal=_size(config, "scale_factor_temporal", 4),
+    )
+
+
+def text_shape(tensors: Mapping[str, TensorFact]) -> TextEncoderShape | None:
+    """Return the sizes of a T5 encoder by its header, None where it is none."""
+    inside = "encoder.block.0.layer.0.SelfAttention."
+    query = tensors.get(f"{inside}q.weight")
+    bias = tensors.get(f"{inside}relative_attention_bias.weight")
+    inner = tensors.get("encoder.block.0.layer.1.DenseReluDense.wi_0.weight") or tensors.get(
+        "encoder.block.0.layer.1.DenseReluDense.wi.weight"
+    )
+    if query is None or bias is None or inner is None or len(query.shape) != 2 or len(bias.shape) != 2:
+        return None
+    heads = max(1, bias.shape[1])
+    return TextEncoderShape(
+        d_model=query.shape[1],
+        d_ff=inner.shape[0],
+        d_kv=query.shape[0] // heads,
+        num_heads=heads,
+        num_layers=len({name.split(".")[2] for name in tensors if name.startswith("encoder.block.")}),
+    )
+
+
+def _size(config: Mapping[str, Any], key: str, default: int) -> int:
+    """Return a size; what is no sensible number is refused by model_fit.py, and counts as the default here."""
+    value = config.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX else default
+
+
+def _sizes(config: Mapping[str, Any], key: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    value = config.get(key)
+    if isinstance(value, list | tuple) and 1 <= len(value) <= 8:
+        sizes = tuple(item for item in value if isinstance(item, int) and not isinstance(item, bool) and item >= 1)
+        if len(sizes) == len(value):
+            return sizes
+    return default

@@ -1,0 +1,92 @@
+"""The bytes of a component's tensors in each precision, and which of them make a block that can be moved alone.
+
+Counted from headers, tensor by tensor, as the libraries load them: floats in the precision that was asked for, but for
+those that a class keeps in float32; everything else as stored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from wan_compat.policies.facts import TensorFact
+from wan_compat.policies.planning.denoiser import KEPT_FLOAT32
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+ITEMSIZE: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_FLOATS_IN_HEADERS: Mapping[Dtype, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+# T5's output projections overflow in float16; transformers keeps them (`_keep_in_fp32_modules` of umt5).
+_KEPT_AT_FLOAT16 = {"UMT5EncoderModel": frozenset({"wo"}), "T5EncoderModel": frozenset({"wo"})}
+_BLOCK = re.compile(r"(?:^|.*?\.)(?:blocks|vace_blocks|block|layers)\.\d+\.")
+# transformers ties them: two names, one tensor.
+_TIED = ("shared.weight", "encoder.embed_tokens.weight")
+
+
+@dataclasses.dataclass(frozen=True)
+class ComponentWeights:
+    """One component that has tensors: by its class, with what the headers say of each."""
+
+    name: str
+    class_name: str
+    tensors: Mapping[str, TensorFact]
+
+    @functools.cached_property
+    def parameters(self) -> int:
+        return sum(math.prod(tensor.shape) for tensor in self._once.values())
+
+    @functools.cached_property
+    def _once(self) -> Mapping[str, TensorFact]:
+        if all(name in self.tensors for name in _TIED):
+            return {name: tensor for name, tensor in self.tensors.items() if name != _TIED[1]}
+        return self.tensors
+
+    def bytes_in(self, dtype: Dtype) -> int:
+        """Return the bytes of all tensors, loaded in a precision."""
+        return self._sum(self._once, dtype)
+
+    def largest_block(self, dtype: Dtype) -> int:
+        """Return the bytes of the largest of the repeated blocks; 0 where there are none."""
+        return max(self._blocks(dtype), default=0)
+
+    def outside_blocks(self, dtype: Dtype) -> int:
+        """Return the bytes of what belongs to no block: embeddings, projections, norms."""
+        return self.bytes_in(dtype) - sum(self._blocks(dtype))
+
+    def largest_tensor(self, dtype: Dtype) -> int:
+        return max((self._one(name, tensor, dtype) for name, tensor in self._once.items()), default=0)
+
+    def stored_in(self, dtype: Dtype) -> bool:
+        """Whether nearly all bytes lie in the files as they are loaded: such tensors are mapped, not copied."""
+        total = sum(tensor.bytes for tensor in self._once.values())
+        same = sum(t.bytes for t in self._once.values() if t.dtype == _FLOATS_IN_HEADERS[dtype])
+        return total > 0 and same >= 0.99 * total
+
+    @functools.cache  # noqa: B019 - lives as long as one decision
+    def _blocks(self, dtype: Dtype) -> tuple[int, ...]:
+        sizes: dict[str, int] = {}
+        for name, tensor in self._once.items():
+            found = _BLOCK.match(name)
+            if found is not None:
+                sizes[found[0]] = sizes.get(found[0], 0) + self._one(name, tensor, dtype)
+        return tuple(sizes.values())
+
+    def _sum(self, tensors: Mapping[str, TensorFact], dtype: Dtype) -> int:
+        return sum(self._one(name, tensor, dtype) for name, tensor in tensors.items())
+
+    def _one(self, name: str, tensor: TensorFact, dtype: Dtype) -> int:
+        if tensor.dtype not in _FLOATS:
+            return tensor.bytes
+        return math.prod(tensor.shape) * (4 if self._is_kept(name, dtype) else ITEMSIZE[dtype])
+
+    def _is_kept(self, name: str, dtype: Dtype) -> bool:
+        kept: Iterable[str] = KEPT_FLOAT32.get(self.class_name, ())
+        if dtype == "float16":
+            kept = (*kept, *_KEPT_AT_FLOAT16.get(self.class_name, ()))
+        parts = name.split(".")
+        return any(part in parts for part in kept)
