@@ -7,9 +7,13 @@ import hashlib
 import io
 import tarfile
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from wan_compat.policies.dependencies import ALLOWED
 from wan_compat.policies.dependency_lock import Lock, LockedPackage, LockedWheel
+
+FindDistributions = Callable[[], Mapping[str, tuple[str, tuple[str, ...]]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,13 @@ def write_sdist(folder: Path, package: TinyPackage, marker: Path) -> Path:
             entry.size = len(text)
             archive.addfile(entry, io.BytesIO(text.encode()))
     return path
+
+
+def without_features(find: FindDistributions) -> FindDistributions:
+    """Return `installed.find_distributions` without what only some models need: the suite has some of it installed for
+    other tests, and plans must not depend on which."""
+    hidden = {name for name, item in ALLOWED.items() if item.feature is not None} | {"ninja"}
+    return lambda: {name: found for name, found in find().items() if name not in hidden}
 
 
 def lock_of(folder: Path, *packages: TinyPackage) -> Lock:

@@ -31,6 +31,7 @@ class Ended:
 
 
 RunCli = Callable[..., Ended]
+PROGRAM = ("-m", "wan_compat")
 
 
 @pytest.fixture
@@ -47,9 +48,15 @@ def cli(tmp_path: Path, environment: dict[str, str]) -> RunCli:
     folder = tmp_path / "cwd"
     folder.mkdir()
 
-    def run(*arguments: str | Path, stdin: bytes | None = None, timeout: float = 90, **variables: str) -> Ended:
+    def run(
+        *arguments: str | Path,
+        stdin: bytes | None = None,
+        timeout: float = 90,
+        program: Sequence[str] = PROGRAM,
+        **variables: str,
+    ) -> Ended:
         done = subprocess.run(
-            command(*arguments),
+            command(*arguments, program=program),
             input=stdin if stdin is not None else b"",
             capture_output=True,
             cwd=folder,
@@ -66,10 +73,12 @@ def cli(tmp_path: Path, environment: dict[str, str]) -> RunCli:
 def terminal(tmp_path: Path, environment: dict[str, str]) -> RunCli:
     """Run with a terminal on all three streams; `act` is called when a question stands there, and gives the answer."""
 
-    def run(*arguments: str | Path, act: Callable[[], bytes] = lambda: b"y\n") -> Ended:
+    def run(
+        *arguments: str | Path, act: Callable[[], bytes] = lambda: b"y\n", program: Sequence[str] = PROGRAM
+    ) -> Ended:
         ours, theirs = pty.openpty()
         with subprocess.Popen(
-            command(*arguments),
+            command(*arguments, program=program),
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -93,8 +102,8 @@ def terminal(tmp_path: Path, environment: dict[str, str]) -> RunCli:
     return run
 
 
-def command(*arguments: str | Path) -> Sequence[str]:
-    return [sys.executable, "-m", "wan_compat", *map(str, arguments)]
+def command(*arguments: str | Path, program: Sequence[str] = PROGRAM) -> Sequence[str]:
+    return [sys.executable, *program, *map(str, arguments)]
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,9 @@ from wan_compat.policies.dependencies import Feature
 from wan_compat.supervisor.cli.install_deps import Extra
 
 DEMO = Path(__file__).resolve().parents[2] / "wan_compat" / "data" / "demo_model"
-WITH_LOCK = Path(__file__).resolve().parents[1] / "programs" / "cli_with_lock.py"
+# Without the packages of features, which the suite may have installed for other tests; the next word is the lock.
+BARE = ("-m", "tests.programs.cli_bare")
+REPOSITORY = str(Path(__file__).resolve().parents[2])
 # diffusers takes quanto for installed only where the module `optimum` is found: a tiny one leaves pipelines alone.
 QUANTO = TinyPackage("optimum-quanto", "9.0", requires=("ninja>=9", "numpy"))
 NINJA = TinyPackage("ninja", "9.1")
@@ -37,18 +39,21 @@ def wheelhouse(tmp_path: Path, environment: dict[str, str]) -> Path:
 
 
 @pytest.fixture
-def installs(tmp_path: Path, wheelhouse: Path, environment: dict[str, str]) -> Installs:
-    """Run `install-deps` on the demo model where the given tiny packages are what may be installed."""
+def bare(cli: RunCli, environment: dict[str, str]) -> RunCli:
+    """Run `install-deps` where only the libraries of every worker are installed, with the lock that is shipped."""
+    environment["PYTHONPATH"] = REPOSITORY
+    return functools.partial(cli, program=(*BARE, "-", "install-deps"))
+
+
+@pytest.fixture
+def installs(tmp_path: Path, wheelhouse: Path, bare: RunCli) -> Installs:
+    """As `bare`, on the demo model, where the given tiny packages are what may be installed."""
 
     def run(*arguments: str, packages: tuple[TinyPackage, ...] = (QUANTO, NINJA)) -> Ended:
         path = tmp_path / "lock.json"
         if not path.exists():
             path.write_text(lock_of(wheelhouse, *packages).model_dump_json())
-        program = [sys.executable, str(WITH_LOCK), str(path), "install-deps", str(DEMO), *arguments]
-        done = subprocess.run(
-            program, stdin=subprocess.DEVNULL, capture_output=True, env=environment, cwd=tmp_path, timeout=90
-        )
-        return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
+        return bare(DEMO, *arguments, program=(*BARE, str(path), "install-deps"))
 
     return run
 
@@ -108,20 +113,20 @@ def test_a_second_time_nothing_is_asked_or_fetched(installs: Installs, wheelhous
     assert "nothing to do" in installs().out
 
 
-def test_a_dry_run_shows_the_plan_and_needs_no_network(cli: RunCli, tmp_path: Path) -> None:
+def test_a_dry_run_shows_the_plan_and_needs_no_network(bare: RunCli, tmp_path: Path) -> None:
     network = {"WAN_COMPAT_PACKAGE_INDEX": NOBODY_LISTENS}
-    shown = cli("install-deps", DEMO, "--with", "quanto", "--dry-run", **network)
+    shown = bare(DEMO, "--with", "quanto", "--dry-run", **network)
     assert shown.code == 0, shown
     assert "optimum-quanto | - | >=0.2.6 | " in shown.out and f" from {NOBODY_LISTENS}, for workers" in shown.out
-    told = cli("install-deps", DEMO, "--with", "quanto", "--dry-run", "--json", **network).document
+    told = bare(DEMO, "--with", "quanto", "--dry-run", "--json", **network).document
     wheels = [item["wheel"] for item in told["packages"] if item["wheel"]]
     assert len(wheels) == 2 and all(len(wheel["sha256"]) == 64 for wheel in wheels)
     assert told["dry_run"] is True and told["installed"] is False and told["download_bytes"] > 0
     assert nothing_was_installed(tmp_path)
 
 
-def test_without_a_terminal_nobody_has_agreed(cli: RunCli, wheelhouse: Path, tmp_path: Path) -> None:
-    ended = cli("install-deps", DEMO, "--with", "lora", stdin=b"y\n")
+def test_without_a_terminal_nobody_has_agreed(bare: RunCli, wheelhouse: Path, tmp_path: Path) -> None:
+    ended = bare(DEMO, "--with", "lora", stdin=b"y\n")
     assert ended.code == 5 and "Not confirmed" in ended.err and "--dry-run" in ended.err
     assert "peft | " in ended.out, "what would have been installed is shown all the same"
     assert nothing_was_installed(tmp_path)
@@ -129,25 +134,25 @@ def test_without_a_terminal_nobody_has_agreed(cli: RunCli, wheelhouse: Path, tmp
 
 @pytest.mark.parametrize(("answer", "code", "words"), [(b"\n", 5, "Not confirmed"), (b"y\n", 3, "has no peft-")])
 def test_at_a_terminal_only_a_yes_is_one(
-    terminal: RunCli, wheelhouse: Path, tmp_path: Path, answer: bytes, code: int, words: str
+    terminal: RunCli, bare: RunCli, wheelhouse: Path, tmp_path: Path, answer: bytes, code: int, words: str
 ) -> None:
     wheelhouse.mkdir()
-    ended = terminal("install-deps", DEMO, "--with", "lora", act=lambda: answer)
+    ended = terminal(DEMO, "--with", "lora", act=lambda: answer, program=(*BARE, "-", "install-deps"))
     assert ended.code == code and "Install? [y/N]" in ended.out and words in ended.out, ended
     assert nothing_was_installed(tmp_path)
 
 
 def test_what_a_repository_requires_is_shown_clean_and_not_installed(
-    cli: RunCli, wheelhouse: Path, tmp_path: Path
+    bare: RunCli, wheelhouse: Path, tmp_path: Path
 ) -> None:
     model = tmp_path / "model"
     shutil.copytree(DEMO, model)
     (model / "requirements.txt").write_text("wan-pipeline==1.0\n\x1b[31mevil @ https://example.org/x.whl\n")
-    ended = cli("install-deps", model, "--yes")
+    ended = bare(model, "--yes")
     assert ended.code == 0, ended
     assert "requirements.txt (shown only; nothing of it is installed):\n  wan-pipeline==1.0\n" in ended.out
     assert "\x1b" not in ended.out and "pip install" not in ended.out
-    assert cli("install-deps", model, "--dry-run", "--json").document["own_requirements"][0]["lines"]
+    assert bare(model, "--dry-run", "--json").document["own_requirements"][0]["lines"]
     assert nothing_was_installed(tmp_path)
 
 
@@ -177,17 +182,17 @@ def test_other_bytes_than_pinned_are_refused_with_5(installs: Installs, wheelhou
     ("index", "words"), [(NOBODY_LISTENS, "cannot be reached"), ("/nonexistent/wheels", "is no folder here")]
 )
 def test_an_index_that_is_not_there_ends_with_3_and_says_what_to_do(
-    cli: RunCli, tmp_path: Path, index: str, words: str
+    bare: RunCli, tmp_path: Path, index: str, words: str
 ) -> None:
-    ended = cli("install-deps", DEMO, "--with", "lora", "--yes", WAN_COMPAT_PACKAGE_INDEX=index)
+    ended = bare(DEMO, "--with", "lora", "--yes", WAN_COMPAT_PACKAGE_INDEX=index)
     assert ended.code == 3 and f"{index} {words}" in ended.err and "WAN_COMPAT_PACKAGE_INDEX" in ended.err, ended
     assert nothing_was_installed(tmp_path)
 
 
-def test_ctrl_c_ends_pip_and_leaves_nothing(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_ctrl_c_ends_pip_and_leaves_nothing(bare: RunCli, tmp_path: Path, environment: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, and never says a word
         environment["WAN_COMPAT_PACKAGE_INDEX"] = f"https://127.0.0.1:{silent.getsockname()[1]}/simple"
-        arguments = command("install-deps", DEMO, "--with", "lora", "--yes")
+        arguments = command(DEMO, "--with", "lora", "--yes", program=(*BARE, "-", "install-deps"))
         with subprocess.Popen(arguments, env=environment, cwd=tmp_path, stderr=subprocess.PIPE) as process:
             silent.settimeout(60)
             connection, _ = silent.accept()  # pip is there
@@ -203,29 +208,29 @@ def test_ctrl_c_ends_pip_and_leaves_nothing(tmp_path: Path, environment: dict[st
     "arguments",
     [("--with", "nonsense"), ("--with", "pip"), ("--with", "lora", "--forget"), ("--index", "https://example.org")],
 )
-def test_what_makes_no_sense_is_a_usage_error(cli: RunCli, arguments: tuple[str, ...]) -> None:
-    assert cli("install-deps", DEMO, *arguments, "--dry-run", "--json").document["error"]["code"] == "invalid_request"
+def test_what_makes_no_sense_is_a_usage_error(bare: RunCli, arguments: tuple[str, ...]) -> None:
+    assert bare(DEMO, *arguments, "--dry-run", "--json").document["error"]["code"] == "invalid_request"
 
 
-def test_an_index_without_encryption_is_a_usage_error(cli: RunCli) -> None:
-    ended = cli("install-deps", DEMO, "--dry-run", WAN_COMPAT_PACKAGE_INDEX="http://example.org/simple")
+def test_an_index_without_encryption_is_a_usage_error(bare: RunCli) -> None:
+    ended = bare(DEMO, "--dry-run", WAN_COMPAT_PACKAGE_INDEX="http://example.org/simple")
     assert ended.code == 2 and "https://" in ended.err
 
 
-def test_a_working_folder_does_not_say_where_packages_come_from(cli: RunCli, cwd: Path) -> None:
+def test_a_working_folder_does_not_say_where_packages_come_from(bare: RunCli, cwd: Path) -> None:
     (cwd / "wan-compat.toml").write_text('package_index = "https://example.org/simple"\n')
-    ended = cli("install-deps", DEMO, "--with", "lora", "--dry-run")
+    ended = bare(DEMO, "--with", "lora", "--dry-run")
     assert ended.code == 5 and "package_index" in ended.err
 
 
-def test_a_model_that_is_nowhere_is_named_with_what_to_do(cli: RunCli) -> None:
-    ended = cli("install-deps", "nobody/knows-this", "--dry-run")
+def test_a_model_that_is_nowhere_is_named_with_what_to_do(bare: RunCli) -> None:
+    ended = bare("nobody/knows-this", "--dry-run")
     assert ended.code == 4 and "wan-compat check nobody/knows-this --download" in ended.err
-    assert cli("install-deps", "nobody/knows-this", "--forget").code == 4
+    assert bare("nobody/knows-this", "--forget").code == 4
 
 
-def test_a_model_that_only_the_registry_knows_can_be_asked_about_and_forgotten(cli: RunCli) -> None:
+def test_a_model_that_only_the_registry_knows_can_be_asked_about_and_forgotten(bare: RunCli) -> None:
     known = "Wan-AI/Wan2.1-T2V-14B-Diffusers"
-    assert "peft | " in cli("install-deps", known, "--with", "lora", "--dry-run").out
-    ended = cli("install-deps", known, "--forget")
+    assert "peft | " in bare(known, "--with", "lora", "--dry-run").out
+    ended = bare(known, "--forget")
     assert ended.code == 0 and "nothing to forget" in ended.out

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.assets.tiny_wheels import TinyPackage, lock_of, write_sdist, write_wheel
+from tests.assets.tiny_wheels import TinyPackage, lock_of, without_features, write_sdist, write_wheel
 from wan_compat.policies.dependencies import Feature
 from wan_compat.policies.dependency_lock import Lock
 from wan_compat.protocol.errors import (
@@ -39,9 +39,7 @@ GGUF = TinyPackage("gguf", "9.0", code="import ninja\nVALUE = ninja.VALUE + 1\n"
 def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    # The environment of the tests has the real ones of the packages that are made up here.
-    present = {name: found for name, found in find_distributions().items() if name not in ("gguf", "ninja")}
-    monkeypatch.setattr(dependency_manager, "find_distributions", lambda: present)
+    monkeypatch.setattr(dependency_manager, "find_distributions", without_features(find_distributions))
 
 
 @pytest.fixture
