@@ -162,7 +162,7 @@ def test_guard_falls_back_when_streaming_raises() -> None:
 
 
 @in_torch_process
-def test_a_tiled_decode_is_left_to_diffusers_and_published_whole() -> None:
+def test_tiles_that_were_switched_on_later_are_not_proved_and_published_whole() -> None:
     import torch
 
     from wan_compat.workers.streaming import FrameExit
@@ -175,6 +175,51 @@ def test_a_tiled_decode_is_left_to_diffusers_and_published_whole() -> None:
         tiled = model.decode(z).sample[0]
     pieces, _ = streamed(model, exit_, z)
     assert len(pieces) == 1 and torch.equal(pieces[0], tiled)
+
+
+def check_tiled(kind: str, size: int, stride: int, side: int) -> None:
+    import torch
+
+    from wan_compat.workers.streaming import FrameExit
+
+    model = vae(kind)
+    model.enable_tiling(size, size, stride, stride)
+    z = latents(model, side=side)
+    with torch.no_grad():
+        whole = model.decode(z).sample[0]
+    exit_ = FrameExit(model, "auto")
+    assert exit_.streaming, exit_.reason
+    assert (model.tile_sample_min_height, model.tile_sample_stride_width) == (size, stride)
+    pieces, _ = streamed(model, exit_, z)
+    assert [piece.shape[1] for piece in pieces] == [1, 4, 4, 4]
+    assert torch.equal(torch.cat(pieces, 1).clamp(-1, 1), whole)
+
+
+@in_torch_process
+def test_streamed_tiles_equal_diffusers_tiled_decode() -> None:
+    check_tiled("t2v", 64, 48, side=13)
+
+
+@in_torch_process
+def test_streamed_tiles_without_overlap_equal_diffusers_tiled_decode() -> None:
+    check_tiled("t2v", 64, 64, side=9)
+
+
+@in_torch_process
+def test_streamed_tiles_of_the_residual_patched_vae_equal_diffusers_tiled_decode() -> None:
+    check_tiled("ti2v", 96, 64, side=7)
+
+
+@in_torch_process
+def test_tiles_that_differ_are_decoded_whole() -> None:
+    from wan_compat.workers.streaming import FrameExit
+
+    model = vae()
+    model.enable_tiling(64, 64, 48, 48)
+    blend = model.blend_v
+    model.tiled_decode = lambda z, return_dict: (type(model).tiled_decode(model, z, False)[0] + 1e-3,)
+    exit_ = FrameExit(model, "auto")
+    assert model.blend_v == blend and not exit_.streaming and "in tiles" in exit_.reason
 
 
 @in_torch_process

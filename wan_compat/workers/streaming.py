@@ -9,6 +9,9 @@ The seam is one method on the instance, for the time of one generation:
     streaming   vae._decode   below the offload hook of vae.decode, in place of diffusers' loop
     whole       vae.decode    public; runs diffusers' own decode and takes its result
 
+Tiling and streaming go together: every tile has a feature cache of its own, and a latent frame goes out when all tiles
+have decoded theirs (tiled_streaming.py).
+
 The pipeline runs on around it with output_type="pt": denormalising latents, dropping VACE's reference frames and moving
 modules stay its own. It gets a sample of one pixel back. output_type="latent" with a decode of our own would be the
 wrong seam: WanVACEPipeline drops the reference latents only when it decodes (pipeline_wan_vace.py).
@@ -31,6 +34,7 @@ import torch
 
 from wan_compat.protocol.errors import clean_text
 from wan_compat.workers.frames import check_finite
+from wan_compat.workers.tiled_streaming import decode_tiled_pieces, small_tiles, would_tile
 
 Publish = Callable[[torch.Tensor], None]
 
@@ -45,11 +49,18 @@ class FrameExit:
     Args:
         vae: The pipeline's VAE, on its device, in its type.
         mode: "auto" proves and uses streaming; "never" takes the whole decode.
+
+    `streaming` is whether frames go out one by one; with tiling switched on, whether tiles do so too. Tiles of a VAE
+    that had none when this was made are not proved, and are decoded whole.
     """
 
     def __init__(self, vae: Any, mode: Literal["auto", "never"]) -> None:
         self._vae = vae
         self.streaming, self.reason = (False, "the plan asked for whole decode") if mode == "never" else prove(vae)
+        self._tiles_proved = False
+        if self.streaming and getattr(vae, "use_tiling", False):
+            self.streaming, self.reason = prove_tiled(vae)
+            self._tiles_proved = self.streaming
 
     @contextlib.contextmanager
     def publishing(self, publish: Publish) -> Iterator[None]:
@@ -59,9 +70,10 @@ class FrameExit:
         original = getattr(vae, name)
 
         def decode(z: torch.Tensor, return_dict: bool = True) -> Any:
-            if self.streaming and not _would_tile(vae, z):
+            tiled = would_tile(vae, z)
+            if self.streaming and (self._tiles_proved or not tiled):
                 # Not clamped: the clamp would turn an infinite value into white, and nobody would know.
-                for piece in decode_pieces(vae, z):
+                for piece in decode_tiled_pieces(vae, z) if tiled else decode_pieces(vae, z):
                     publish(piece[0])
             else:
                 publish(_decode_whole(vae, original, z))
@@ -82,12 +94,24 @@ def prove(vae: Any) -> tuple[bool, str]:
         return False, f"{type(vae).__name__} has no {missing[0]}"
     if "first_chunk" not in inspect.signature(vae.decoder.forward).parameters:
         return False, "this diffusers decodes without first_chunk"
-    shape = (1, vae.config.z_dim, _PROOF_LATENT_FRAMES, _PROOF_LATENT_SIDE, _PROOF_LATENT_SIDE)
+    with _untiled(vae):
+        return _compare(vae, _PROOF_LATENT_SIDE, decode_pieces)
+
+
+def prove_tiled(vae: Any) -> tuple[bool, str]:
+    """The same for a VAE that decodes in tiles, with tiles that are small enough to be several."""
+    with small_tiles(vae) as side:
+        streaming, reason = _compare(vae, side, decode_tiled_pieces)
+    return streaming, reason if streaming else f"in tiles, {reason}"
+
+
+def _compare(vae: Any, side: int, pieces: Callable[[Any, torch.Tensor], Iterator[torch.Tensor]]) -> tuple[bool, str]:
+    shape = (1, vae.config.z_dim, _PROOF_LATENT_FRAMES, side, side)
     z = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(vae.device, vae.dtype)
     try:
         with torch.no_grad():
             whole = vae._decode(z, return_dict=False)[0]
-            streamed = torch.cat([piece.clamp(-1.0, 1.0) for piece in decode_pieces(vae, z)], dim=2)
+            streamed = torch.cat([piece.clamp(-1.0, 1.0) for piece in pieces(vae, z)], dim=2)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         return False, clean_text(f"{type(error).__name__} while streaming: {error}", 200)
     finally:
@@ -95,6 +119,16 @@ def prove(vae: Any) -> tuple[bool, str]:
     if not torch.equal(whole, streamed):
         return False, "streamed and whole decode differ on a random clip"
     return True, f"streamed and whole decode are equal on a random clip of {whole.shape[2]} frames"
+
+
+@contextlib.contextmanager
+def _untiled(vae: Any) -> Iterator[None]:
+    tiling = getattr(vae, "use_tiling", False)
+    vae.use_tiling = False
+    try:
+        yield
+    finally:
+        vae.use_tiling = tiling
 
 
 def decode_pieces(vae: Any, z: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -141,14 +175,6 @@ def clear_feature_cache(vae: Any) -> None:
     """Drop the causal features of an interrupted decode: at 720p they are hundreds of megabytes."""
     if hasattr(vae, "clear_cache"):
         vae.clear_cache()
-
-
-def _would_tile(vae: Any, z: torch.Tensor) -> bool:
-    # Pieces of tiles need blending, and one feature cache per tile: left to diffusers' own tiled decode.
-    if not vae.use_tiling:
-        return False
-    ratio = vae.spatial_compression_ratio
-    return bool(z.shape[-2] > vae.tile_sample_min_height // ratio or z.shape[-1] > vae.tile_sample_min_width // ratio)
 
 
 def _nothing(z: torch.Tensor, return_dict: bool) -> Any:
