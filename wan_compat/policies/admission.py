@@ -52,6 +52,8 @@ def admit_component(facts: ModelFacts, name: str, kind: Kind) -> list[FileFact]:
         PickleRefused: Its weights are there only as a pickle.
         ModelCorrupt: What it needs is not there.
     """
+    if name in facts.sources:
+        return [facts.files[path] for path in facts.sources[name].files]
     inside = {path.split("/", 1)[1]: fact for path, fact in facts.files.items() if path.startswith(f"{name}/")}
     if kind == "tokenizer":
         chosen = [fact for path, fact in inside.items() if _TOKENIZER_FILES.fullmatch(path)]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from wan_compat.policies.findings import Finding
+from wan_compat.protocol.sources import SourceSpec
 
 # Where a component's configuration may stand, first one first.
 CONFIG_NAMES = ("config.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json")
@@ -56,6 +57,8 @@ class ModelFacts:
     `documents` holds every configuration that could be parsed, by path (`model_index.json`, `transformer/config.json`,
     shard indexes); `weights` every header that could be read, by path. What could not be is in `problems`, so that one
     broken file does not hide the rest. `repository` and `revision` are known for Hugging Face cache snapshots only.
+    `sources` has the components that were put there from elsewhere (policies/sources/compose.py): their `weights` and
+    `documents` are under the model's own names, and a worker is told how to get there.
     """
 
     root: str
@@ -66,6 +69,7 @@ class ModelFacts:
     is_file: bool = False
     repository: str | None = None
     revision: str | None = None
+    sources: Mapping[str, SourceSpec] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def index(self) -> Mapping[str, Any]:
@@ -88,7 +92,7 @@ class ModelFacts:
         """The tensors of each component folder, all its safetensors files together ("" for those at the root)."""
         found: dict[str, dict[str, TensorFact]] = {}
         for path, weights in self.weights.items():
-            if weights.format == "safetensors":
+            if weights.format == "safetensors" or path.rpartition("/")[0] in self.sources:
                 folder = found.setdefault(path.rpartition("/")[0], {})
                 for name, tensor in weights.tensors.items():
                     folder.setdefault(name, tensor)

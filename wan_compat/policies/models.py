@@ -120,6 +120,7 @@ def decide_model(
                     class_name=class_name,
                     subfolder=name,
                     dtype=dtype if name in weighty else None,
+                    source=facts.sources.get(name),
                 )
                 for name, class_name in sorted(components.items())
             ),
