@@ -31,9 +31,12 @@ from wan_compat.protocol.errors import (
 )
 from wan_compat.protocol.values import FrameSpec
 from wan_compat.supervisor import encoder as encoder_module
-from wan_compat.supervisor.encoder import EncoderProcess, encode_file, read_facts, spawn_encoder, verify_video
+from wan_compat.supervisor import read_back as read_back_module
+from wan_compat.supervisor.delivery import encode_file
+from wan_compat.supervisor.encoder import EncoderProcess, spawn_encoder
 from wan_compat.supervisor.ffmpeg import Ffmpeg, find_ffmpeg
 from wan_compat.supervisor.outputs import prepare_output
+from wan_compat.supervisor.read_back import read_facts, verify_video
 
 PROGRAMS = Path(__file__).parents[1] / "programs"
 SPEC = FrameSpec(width=64, height=48, num_frames=5)
@@ -189,7 +192,7 @@ def test_existing_output_is_refused_before_ffmpeg_starts(tmp_path, monkeypatch):
 def test_ffmpeg_without_the_encoder_is_refused(tmp_path):
     lacking = Ffmpeg(path=find_ffmpeg().path, version="1.0", encoders=frozenset({"mpeg4"}))
     with prepare_output(tmp_path / "fox.mp4") as target, pytest.raises(EnvironmentLacks, match="libx264"):
-        spawn_encoder(plan_encoding(64, 48, 16, ".mp4"), 5, target, ffmpeg=lacking)
+        spawn_encoder(plan_encoding(64, 48, 16, ".mp4"), 5, target.part_path, ffmpeg=lacking)
 
 
 def test_twenty_videos_leave_no_process_and_no_descriptor(tmp_path):
@@ -250,7 +253,7 @@ def test_ffmpeg_killed_midway_is_reported_and_leaves_no_part(tmp_path):
     spec = FrameSpec(width=320, height=176, num_frames=400)
     frame = smooth_frames(FrameSpec(width=320, height=176, num_frames=1))[0]
     config = plan_encoding(320, 176, 16, ".mp4")
-    with prepare_output(tmp_path / "fox.mp4") as target, spawn_encoder(config, 400, target) as encoder:
+    with prepare_output(tmp_path / "fox.mp4") as target, spawn_encoder(config, 400, target.part_path) as encoder:
         feed(encoder, frame)
         os.kill(encoder.pid, signal.SIGKILL)
         with pytest.raises(EncodingFailed, match="SIGKILL"):
@@ -262,7 +265,7 @@ def test_ffmpeg_killed_midway_is_reported_and_leaves_no_part(tmp_path):
 
 def test_ffmpeg_killed_after_the_last_frame_is_reported(tmp_path):
     config = plan_encoding(64, 48, 16, ".mp4")
-    with prepare_output(tmp_path / "fox.mp4") as target, spawn_encoder(config, 5, target) as encoder:
+    with prepare_output(tmp_path / "fox.mp4") as target, spawn_encoder(config, 5, target.part_path) as encoder:
         feed(encoder, smooth_frames(SPEC))
         os.kill(encoder.pid, signal.SIGKILL)
         with pytest.raises(EncodingFailed, match="SIGKILL"):
@@ -271,7 +274,7 @@ def test_ffmpeg_killed_after_the_last_frame_is_reported(tmp_path):
 
 def test_death_is_seen_on_the_pidfd(tmp_path):
     config = plan_encoding(64, 48, 16, ".mp4")
-    with prepare_output(tmp_path / "fox.mp4") as target, spawn_encoder(config, 5, target) as encoder:
+    with prepare_output(tmp_path / "fox.mp4") as target, spawn_encoder(config, 5, target.part_path) as encoder:
         assert select.select([encoder.pidfd], [], [], 0)[0] == []
         os.kill(encoder.pid, signal.SIGKILL)
         assert select.select([encoder.pidfd], [], [], 10)[0] == [encoder.pidfd]
@@ -393,21 +396,24 @@ def test_file_size_limit_is_a_disk_error_and_leaves_no_part(tmp_path, monkeypatc
             self.memory_bytes, self.cpu_seconds, self.file_size_bytes = limits.memory_bytes, limits.cpu_seconds, 100_000
 
     monkeypatch.setattr(encoder_module, "encoder_limits", lambda *arguments: Small(original(*arguments)))
-    with pytest.raises(DiskExceeded):
+    with pytest.raises(DiskExceeded) as caught:
         noise_video(tmp_path / "fox.mp4")
-    assert os.listdir(tmp_path) == []
+    assert caught.value.details["kept"] == str(tmp_path / "fox.mp4.frames")
+    assert sorted(os.listdir(tmp_path)) == ["fox.mp4.frames", "fox.mp4.frames.json"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
-def test_full_disk_is_reported_and_leaves_no_part(tmp_path, monkeypatch):
+def test_full_disk_is_reported_leaves_no_part_and_keeps_the_frames(tmp_path, monkeypatch, tmp_path_factory):
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", tmp_path], capture_output=True)
     if mounted.returncode:
         pytest.skip("mounting is not allowed here")
     try:
         monkeypatch.setattr("wan_compat.supervisor.outputs.prepare_output.__kwdefaults__", {"min_free_bytes": 0})
-        with pytest.raises(DiskExceeded, match="No space left"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        with pytest.raises(DiskExceeded, match="No space left") as caught:
             noise_video(tmp_path / "fox.mp4")
         assert os.listdir(tmp_path) == []
+        assert np.load(caught.value.details["kept"]).shape == (60, 256, 256, 3)
     finally:
         subprocess.run(["umount", tmp_path], check=True)
 
@@ -445,7 +451,7 @@ def test_encoder_has_its_own_session_and_an_empty_environment(monkeypatch):
 
 def test_ffmpeg_runs_confined(tmp_path):
     config = plan_encoding(64, 48, 16, ".mp4")
-    with prepare_output(tmp_path / "fox.mp4") as target, spawn_encoder(config, 5, target) as encoder:
+    with prepare_output(tmp_path / "fox.mp4") as target, spawn_encoder(config, 5, target.part_path) as encoder:
         deadline = time.monotonic() + 20
         # Its name and not its link, which is closed to an ordinary user while the launcher confines itself.
         while not Path(f"/proc/{encoder.pid}/comm").read_text().startswith("ffmpeg"):
@@ -464,7 +470,7 @@ def test_ffmpeg_that_cannot_be_confined_does_not_run_unconfined(tmp_path):
     fake = Ffmpeg(path=str(script), version="1.0", encoders=frozenset({"libx264"}))
     config = plan_encoding(64, 48, 16, ".mp4")
     with prepare_output(tmp_path / "fox.mp4") as target:
-        with spawn_encoder(config, 5, target, ffmpeg=fake) as encoder:
+        with spawn_encoder(config, 5, target.part_path, ffmpeg=fake) as encoder:
             with pytest.raises(SandboxEntryFailed, match="ELF"):
                 feed(encoder, smooth_frames(SPEC))
                 encoder.finish(20)
@@ -479,7 +485,7 @@ def test_ffmpeg_dies_with_the_thread_that_started_it(tmp_path):
     with prepare_output(tmp_path / "fox.mp4") as target:
 
         def spawn():
-            encoder = spawn_encoder(config, 5, target)
+            encoder = spawn_encoder(config, 5, target.part_path)
             found.append(encoder)
             feed(encoder, smooth_frames(SPEC)[:1])
             while not Path(f"/proc/{encoder.pid}/comm").read_text().startswith("ffmpeg"):
@@ -558,7 +564,7 @@ class TestVerify:
 
     def test_slow_reading_is_bounded(self, video, monkeypatch):
         argv = [sys.executable, str(PROGRAMS / "encoder_hung.py")]
-        monkeypatch.setattr(encoder_module, "confined_argv", lambda *a, **k: argv)
+        monkeypatch.setattr(read_back_module, "confined_argv", lambda *a, **k: argv)
         with pytest.raises(DeadlineExceeded):
             verify_video(video, plan_encoding(64, 48, 29.97, ".mp4"), 5, timeout_s=0.3)
 

@@ -19,6 +19,7 @@ from wan_compat.protocol.base import Value as Value
 from wan_compat.protocol.media import MAX_MEDIA, MediaSpec
 from wan_compat.protocol.plan import Cache, Offload, PlanSpec
 from wan_compat.protocol.sources import LoraSpec, Quantization, SourceSpec
+from wan_compat.protocol.video import VideoOptions
 
 MAX_PROMPT_CHARS = 20_000
 MAX_FRAMES = 4001
@@ -76,13 +77,13 @@ class LoraRequest(BaseModel):
 
 
 _PATHS = (
-    *("model", "output", "worker_log", "image", "last_image", "video", "mask"),
+    *("model", "output", "worker_log", "audio", "preview", "image", "last_image", "video", "mask"),
     *("pose_video", "face_video", "background_video"),
     *("components", "transformer", "transformer_2", "vae", "text_encoder", "image_encoder"),
 )
 
 
-class GenerationRequest(BaseModel):
+class GenerationRequest(VideoOptions):
     """One video, as a user asks for it. Fields left None take the model family's defaults.
 
     Args:
@@ -113,6 +114,7 @@ class GenerationRequest(BaseModel):
         memory_limit_bytes: Cap for the worker; None takes the policy's.
         gpu_memory_limit_bytes: Soft cap for the worker on all GPUs together; None takes the policy's.
         worker_log: File that receives what the worker printed, cleaned.
+        format, codec, quality, ...: How the video is written (protocol/video.py).
         restricted: Run what the repository brings for its pipeline if it keeps to an audited subset of Python, in safe
             mode (docs/restricted.md).
     """

@@ -5,11 +5,10 @@
         |  write_some  -- 1 MiB pipe, rgb24 ---------> |  encodes while the worker decodes
         |  drain_log   <-- its complaints ------------ |
         |  finish: end of input, wait ---------------> |  writes the index, exits
-        |  verify_video: read the container back       |
 
 Everything that a supervisor's loop calls between spawn and finish returns at once: the pipe is non-blocking on our
 side, so that a hung ffmpeg costs its own job and nobody else's. Poll `fileno()` for room, `log_fileno()` for text and
-`pidfd` for its death. `encode_file` is all of it in one blocking call, for benchmarks and tests.
+`pidfd` for its death. What it wrote is checked by `read_back.py`.
 """
 
 from __future__ import annotations
@@ -17,24 +16,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
-from fractions import Fraction
+from collections.abc import Sequence
 from types import TracebackType
 
-from wan_compat.policies.encoding import (
-    EncodingConfig,
-    VideoFacts,
-    encoder_limits,
-    ffmpeg_arguments,
-    plan_encoding,
-    verify_arguments,
-    video_mismatches,
-)
+from wan_compat.policies.encoding import CODECS, EncodingConfig, encoder_limits, ffmpeg_arguments
 from wan_compat.protocol.errors import (
     DeadlineExceeded,
     DiskExceeded,
@@ -45,19 +34,14 @@ from wan_compat.protocol.errors import (
     WanCompatError,
     clean_text,
 )
-from wan_compat.protocol.results import OutputReport
 from wan_compat.protocol.values import FrameSpec
 from wan_compat.sandbox.confined_exec import EXIT_NOT_CONFINED, confined_argv
-from wan_compat.supervisor.ffmpeg import Ffmpeg, find_ffmpeg, run_bounded
-from wan_compat.supervisor.outputs import CommittedOutput, OutputTarget, prepare_output
+from wan_compat.supervisor.ffmpeg import Ffmpeg, find_ffmpeg
 
 PIPE_BYTES = 1 << 20
 LOG_TAIL_BYTES = 16 << 10
 # Beyond 16 threads x264 takes memory and loses quality, and gains nothing at the sizes of Wan.
 MAX_THREADS = 16
-VERIFY_TIMEOUT_S = 60.0
-MAX_VERIFY_BYTES = 4 << 20
-VERIFY_MEMORY_BYTES = 1 << 30
 
 # How long a process whose end of the pipe is already closed gets to say why and exit.
 _LAST_WORDS_S = 0.25
@@ -68,9 +52,9 @@ _NO_MEMORY = ("Cannot allocate memory", "malloc of size")  # the second is x264'
 
 
 def spawn_encoder(
-    config: EncodingConfig, num_frames: int, target: OutputTarget, *, ffmpeg: Ffmpeg | None = None
+    config: EncodingConfig, num_frames: int, part_path: str, *, ffmpeg: Ffmpeg | None = None
 ) -> EncoderProcess:
-    """Start the confined ffmpeg that writes `target.part_path`. Takes a few milliseconds, once ffmpeg was found.
+    """Start the confined ffmpeg that writes `part_path`, which exists. Takes a few milliseconds, once ffmpeg was found.
 
     Call it from a thread that lives as long as the encoder: the kernel ends a confined process with the thread that
     started it.
@@ -81,25 +65,31 @@ def spawn_encoder(
         EncodingFailed: It could not be started.
     """
     ffmpeg = ffmpeg or find_ffmpeg()
-    width, height = config.resolution
+    require_encoder(config, ffmpeg)
+    width, height = config.source_size
     threads = encoder_threads()
-    arguments = ffmpeg_arguments(config, target.part_path, threads=threads)
-    encoder = arguments[arguments.index("-c:v") + 1]
-    if encoder not in ffmpeg.encoders:
-        raise EnvironmentLacks(
-            f"{ffmpeg.path!r} ({ffmpeg.version}) has no encoder {encoder}",
-            hint="unset IMAGEIO_FFMPEG_EXE to use the bundled ffmpeg, or install one that has it",
-        )
+    arguments = ffmpeg_arguments(config, part_path, threads=threads, num_frames=num_frames)
     limits = encoder_limits(config, num_frames, threads)
+    sound = config.additional_params.get("audio")
     argv = confined_argv(
         [ffmpeg.path, *arguments],
-        read_paths=_library_paths(ffmpeg.path),
-        write_files=[target.part_path],
+        read_paths=[*library_paths(ffmpeg.path), *([sound] if sound else [])],
+        write_files=[part_path],
         memory_bytes=limits.memory_bytes,
         cpu_seconds=limits.cpu_seconds,
         file_size_bytes=limits.file_size_bytes,
     )
     return EncoderProcess(argv, FrameSpec(width=width, height=height, num_frames=num_frames))
+
+
+def require_encoder(config: EncodingConfig, ffmpeg: Ffmpeg) -> None:
+    """Raise EnvironmentLacks unless this ffmpeg was built with what the codec needs."""
+    encoder = CODECS[config.codec].encoder
+    if encoder not in ffmpeg.encoders:
+        raise EnvironmentLacks(
+            f"{ffmpeg.path!r} ({ffmpeg.version}) has no encoder {encoder}",
+            hint="unset IMAGEIO_FFMPEG_EXE to use the bundled ffmpeg, or install one that has it",
+        )
 
 
 class EncoderProcess:
@@ -315,135 +305,11 @@ class EncoderProcess:
             self._wait(_LAST_WORDS_S)
         status = self.poll()
         self.kill()
-        return _understand(status, self._log.decode("utf-8", "replace"), self._quote())
+        return understand(status, self._log.decode("utf-8", "replace"), self._quote())
 
     def _quote(self) -> str:
         tail = self.log_tail()
         return f": {tail}" if tail else " and said nothing"
-
-
-def verify_video(
-    path: str,
-    config: EncodingConfig,
-    num_frames: int,
-    *,
-    timeout_s: float = VERIFY_TIMEOUT_S,
-    ffmpeg: Ffmpeg | None = None,
-) -> VideoFacts:
-    """Read a written file back and compare it with what was asked for. Blocks for some 50 ms.
-
-    The container is read, packet by packet; nothing is decoded. That finds a lost index, lost frames, a wrong size,
-    rate or colour tag. It does not find a picture that is wrong.
-
-    Raises:
-        EncodingFailed: The file cannot be read, or is something else.
-        SandboxEntryFailed: ffmpeg could not be confined.
-        DeadlineExceeded: Reading it took longer than `timeout_s`.
-    """
-    ffmpeg = ffmpeg or find_ffmpeg()
-    argv = confined_argv(
-        [ffmpeg.path, *verify_arguments(config, path)],
-        read_paths=[path, *_library_paths(ffmpeg.path)],
-        write_files=[],
-        memory_bytes=VERIFY_MEMORY_BYTES,
-        cpu_seconds=int(timeout_s) + 1,
-        file_size_bytes=0,
-    )
-    try:
-        finished = run_bounded(argv, timeout_s=timeout_s, max_bytes=MAX_VERIFY_BYTES)
-    except TimeoutError as error:
-        raise DeadlineExceeded(f"reading {path!r} back: {error}") from error
-    except OSError as error:
-        raise EncodingFailed(f"{argv[0]!r} could not be started: {error.strerror}") from error
-    said = finished.stderr.decode("utf-8", "replace")
-    if finished.returncode:
-        raise _understand(finished.returncode, said, f" while reading {path!r} back: {clean_text(said[-2000:])}")
-    facts = read_facts(finished.stdout.decode("ascii", "replace"), said)
-    wrong = ("it has no readable video stream",) if facts is None else video_mismatches(config, num_frames, facts)
-    if facts is None or wrong:
-        raise EncodingFailed(f"{path!r} is not the video that was asked for: {'; '.join(wrong)}")
-    return facts
-
-
-def read_facts(packets: str, said: str) -> VideoFacts | None:
-    """Understand ffmpeg's framecrc output and its description of the input; None if there is no video in it.
-
-        #tb 0: 1/30000                                                        the unit of the times below
-        0,      -2002,          0,     1001,    56089, 0xb82bb246             stream, dts, pts, duration, bytes, crc
-        Stream #0:0[0x1](und): Video: h264 (High) (avc1 / 0x31637661), yuv420p(tv, bt709, progressive), 1280x720, ...
-
-    The rate comes from the durations, since the description rounds it to two decimals.
-    """
-    tick = re.search(r"^#tb 0: (\d{1,12})/(\d{1,12})$", packets, re.MULTILINE)
-    stream = re.search(
-        r"^ *Stream #0:0\b.*?: Video: (?P<codec>\w+)\b.*?, (?P<pixels>[a-z]\w+)(?:\((?P<color>[^)]*)\))?, "
-        r"(?P<width>\d{1,6})x(?P<height>\d{1,6})\b",
-        said,
-        re.MULTILINE,
-    )
-    durations = [int(found) for found in re.findall(r"^0, *-?\d+, *-?\d+, *(\d{1,15}),", packets, re.MULTILINE)]
-    if tick is None or stream is None or int(tick[2]) == 0:
-        return None
-    unit = Fraction(int(tick[1]), int(tick[2]))
-    color = tuple(word for word in (stream["color"] or "").split(", ") if word not in ("", "progressive"))
-    return VideoFacts(
-        codec=stream["codec"],
-        pixel_format=stream["pixels"],
-        color=color,
-        width=int(stream["width"]),
-        height=int(stream["height"]),
-        num_frames=len(durations),
-        duration=sum(durations) * unit,
-        tick=unit,
-    )
-
-
-def output_report(path: str, facts: VideoFacts, committed: CommittedOutput) -> OutputReport:
-    """Put together what was read back from a file and what was committed."""
-    return OutputReport(
-        path=path,
-        codec=facts.codec,
-        width=facts.width,
-        height=facts.height,
-        fps=facts.fps,
-        num_frames=facts.num_frames,
-        sha256=committed.sha256,
-        bytes=committed.bytes,
-    )
-
-
-def encode_file(
-    frames: Iterable[memoryview],
-    spec: FrameSpec,
-    fps: float,
-    output: str | os.PathLike[str],
-    *,
-    overwrite: bool = False,
-    timeout_s: float = 600.0,
-) -> OutputReport:
-    """Encode frames to a file: prepare, feed, finish, verify, commit. Blocks; for benchmarks and tests.
-
-    Args:
-        frames: `spec.num_frames` buffers of (height, width, 3) uint8 RGB, contiguous.
-        timeout_s: For all of it.
-    """
-    deadline_s = time.monotonic() + timeout_s
-    with prepare_output(output, overwrite) as target:
-        config = plan_encoding(spec.width, spec.height, fps, target.suffix)
-        with spawn_encoder(config, spec.num_frames, target) as encoder:
-            poller = select.poll()
-            poller.register(encoder.fileno(), select.POLLOUT)
-            for frame in frames:
-                view = memoryview(frame).cast("B")
-                while view:
-                    written = encoder.write_some(view)
-                    view = view[written:]
-                    left_s = deadline_s - time.monotonic()
-                    if view and not written and not (left_s > 0 and poller.poll(left_s * 1000 + 1)):
-                        raise DeadlineExceeded(f"the encoder took no frame within {timeout_s:g} s")
-            encoder.finish(max(0.0, deadline_s - time.monotonic()))
-        facts = verify_video(target.part_path, config, spec.num_frames)
-        return output_report(target.path, facts, target.commit())
 
 
 def encoder_threads() -> int:
@@ -451,7 +317,7 @@ def encoder_threads() -> int:
     return max(1, min(MAX_THREADS, len(os.sched_getaffinity(0)) * 3 // 2))
 
 
-def _understand(status: int | None, said: str, quote: str) -> WanCompatError:
+def understand(status: int | None, said: str, quote: str) -> WanCompatError:
     """Turn an encoder's exit status and words into the error that helps a person."""
     if status == EXIT_NOT_CONFINED and said.startswith("wan-compat: "):
         return SandboxEntryFailed(
@@ -479,7 +345,7 @@ def _understand(status: int | None, said: str, quote: str) -> WanCompatError:
     return EncodingFailed(f"the encoder {how}{quote}", hint=hint, details={"exit_status": status})
 
 
-def _library_paths(program: str) -> list[str]:
+def library_paths(program: str) -> list[str]:
     """Return where a program outside the system's folders keeps its libraries (conda: PREFIX/bin, PREFIX/lib)."""
     libraries = os.path.join(os.path.dirname(os.path.dirname(program)), "lib")
     return [libraries] if os.path.isdir(libraries) else []

@@ -43,6 +43,14 @@ class FirstFrame:
 
 
 @dataclasses.dataclass(frozen=True)
+class Preview:
+    """A picture of a frame, made small, stands in the preview folder."""
+
+    path: str
+    index: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Warned:
     message: str
 
@@ -73,4 +81,4 @@ class Ended:
     error: WanCompatError
 
 
-Event = PhaseStarted | Started | Progress | FirstFrame | Warned | Incident | Encoded | Finished | Ended
+Event = PhaseStarted | Started | Progress | FirstFrame | Preview | Warned | Incident | Encoded | Finished | Ended

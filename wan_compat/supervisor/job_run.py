@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from wan_compat._version import __version__
-from wan_compat.policies.encoding import EncodingConfig, plan_encoding
 from wan_compat.policies.facts import FileFact
 from wan_compat.policies.limits import Deadlines, deadlines, memory_limit
 from wan_compat.policies.models import ModelDecision
@@ -46,7 +45,7 @@ from wan_compat.protocol.results import (
 from wan_compat.protocol.states import WorkerState
 from wan_compat.protocol.values import GenerationRequest, Isolation
 from wan_compat.sandbox.spec import Tier
-from wan_compat.supervisor import audit_log, first_use
+from wan_compat.supervisor import audit_log, first_use, provenance
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.admitted_files import check_unchanged
 from wan_compat.supervisor.host import read_host
@@ -58,11 +57,8 @@ from wan_compat.supervisor.worker_log import open_log_file
 from wan_compat.supervisor.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
+    from wan_compat.supervisor.delivery import Delivery
     from wan_compat.supervisor.environments import Environment
-    from wan_compat.supervisor.outputs import OutputTarget
-
-# No byte taken by the encoder for this long, with frames waiting, means it hangs.
-ENCODER_STALL_S = 120.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +84,9 @@ class FrameSink(Protocol):
     def raise_if_ended(self) -> None:
         """Raise the error that ended the sink before its time."""
 
+    def idle(self) -> None:
+        """Learn that no frame is waiting, so that the time until the next one is not the sink's."""
+
 
 class FramesInMemory:
     """Collects frames into one buffer, for `output=None`."""
@@ -107,6 +106,9 @@ class FramesInMemory:
     def raise_if_ended(self) -> None:
         """Memory does not end."""
 
+    def idle(self) -> None:
+        """Memory is never late."""
+
     def frames(self, resolved: ResolvedRequest) -> ProcessedFrames:
         import numpy as np
 
@@ -125,6 +127,7 @@ class JobRun:
         self._phase = "prepare"
         self._timeout_s = _narrower(request.timeout_s, context.policy.timeout_s)
         self._warnings: list[str] = []
+        self._recovery: list[dict[str, str]] = []
         self._timings = Timings()
         # In a list, because a type checker takes an attribute set to None for None until the end of the function.
         self._generated: list[m.Generated] = []
@@ -151,7 +154,7 @@ class JobRun:
         limits = deadlines(weight_bytes=model.weight_bytes, timeout_s=self._timeout_s)
         self._note_first_use()
         with contextlib.ExitStack() as stack:
-            target, encoding = self._prepare_output(stack, resolved)
+            delivery = self._prepare_output(stack, resolved)
             log_file = None
             if request.worker_log is not None:
                 log_file = stack.enter_context(open_log_file(request.worker_log))
@@ -164,9 +167,11 @@ class JobRun:
                 worker.log.tee(log_file)
                 with worker.noting_violations():
                     self._load(worker, model, limits)
-                    frames, output = self._generate(worker, resolved, limits, target, encoding)
+                    frames, output = self._generate(worker, model, resolved, limits, delivery)
                 keep = True
                 result = self._result(worker, model, resolved, frames, output, environment)
+                if delivery is not None and output is not None:
+                    delivery.write_sidecar(provenance.document(request, model, resolved, result), output)
             except (JobCancelled, EncodingFailed, DeadlineExceeded, OSError):
                 keep = self._quiet(worker, limits)
                 raise
@@ -190,19 +195,23 @@ class JobRun:
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
-    def _prepare_output(
-        self, stack: contextlib.ExitStack, resolved: ResolvedRequest
-    ) -> tuple[OutputTarget | None, EncodingConfig | None]:
+    def _prepare_output(self, stack: contextlib.ExitStack, resolved: ResolvedRequest) -> Delivery | None:
         if self._request.output is None:
-            return None, None
-        from wan_compat.supervisor.ffmpeg import find_ffmpeg
-        from wan_compat.supervisor.outputs import prepare_output
+            return None
+        from wan_compat.supervisor.delivery import prepare_delivery
 
-        target = stack.enter_context(prepare_output(self._request.output, overwrite=self._request.overwrite))
-        stack.enter_context(self._context.pool.leftover(target.part_path))
-        find_ffmpeg()
-        spec = resolved.params.frames
-        return target, plan_encoding(spec.width, spec.height, resolved.fps, target.suffix)
+        delivery = stack.enter_context(
+            prepare_delivery(
+                self._request.output,
+                resolved.params.frames,
+                resolved.fps,
+                self._request,
+                overwrite=self._request.overwrite,
+            )
+        )
+        stack.enter_context(self._context.pool.leftover(delivery.part_path))
+        delivery.announce_preview = lambda path, index: self._context.emit(ev.Preview(path, index))
+        return delivery
 
     def _acquire(self, order: WorkerOrder, limits: Deadlines) -> Worker:
         self._enter("start_worker")
@@ -247,29 +256,32 @@ class JobRun:
     def _generate(
         self,
         worker: Worker,
+        model: ModelDecision,
         resolved: ResolvedRequest,
         limits: Deadlines,
-        target: OutputTarget | None,
-        encoding: EncodingConfig | None,
+        delivery: Delivery | None,
     ) -> tuple[ProcessedFrames | None, OutputReport | None]:
         spec = resolved.params.frames
-        if target is None or encoding is None:
+        if delivery is None:
             sink = FramesInMemory(spec.frame_bytes * spec.num_frames)
             self._stream(worker, resolved, limits, sink)
             self._check_files()
             return sink.frames(resolved), None
-        from wan_compat.supervisor.encoder import output_report, spawn_encoder, verify_video
-
-        with spawn_encoder(encoding, spec.num_frames, target) as encoder:
-            first = self._stream(worker, resolved, limits, encoder)
-            self._enter("encode")
-            encoder.finish(limits.encode_tail_s)
-        seen = verify_video(target.part_path, encoding, spec.num_frames)
+        delivery.start(provenance.label(self._request, model, resolved))
+        told = len(delivery.warnings)
+        for warning in delivery.warnings:
+            self._warn(warning)
+        first = self._stream(worker, resolved, limits, delivery)
+        self._enter("encode")
+        delivery.finish(limits.encode_tail_s)
+        for warning in delivery.warnings[told:]:
+            self._warn(warning)
         self._check_files()
-        committed = target.commit()
+        output = delivery.commit()
         self._timings = dataclasses.replace(self._timings, encode_s=time.monotonic() - first)
-        self._context.emit(ev.Encoded(target.path))
-        return None, output_report(target.path, seen, committed)
+        self._recovery += delivery.recovery
+        self._context.emit(ev.Encoded(output.path))
+        return None, output
 
     def _check_files(self) -> None:
         """Compare the model's files once more: what the worker mapped could be written to while it was at work."""
@@ -284,7 +296,7 @@ class JobRun:
         ring = worker.ring
         ring.begin(job, spec)
         self._generated.clear()
-        began = moved_at = time.monotonic()
+        began = time.monotonic()
         first: float | None = None
         offset = 0
         self._enter("text_encode")
@@ -301,23 +313,18 @@ class JobRun:
                     taken = sink.write_some(rest)
                 if taken == 0:
                     break
-                moved_at = time.monotonic()
                 offset += taken
                 if offset == spec.frame_bytes:
                     offset = 0
                     if first is None:
-                        first = moved_at
+                        first = time.monotonic()
                         self._context.emit(ev.FirstFrame(first - began))
                     ring.release()
                     ring.collect()
             if self._generated and ring.published < spec.num_frames:
                 raise CorruptFrame(f"the worker finished after {ring.published} of {spec.num_frames} frames")
-            if ring.published > ring.consumed and time.monotonic() - moved_at > ENCODER_STALL_S:
-                raise EncodingFailed(
-                    f"ffmpeg took no data for {ENCODER_STALL_S:g} s", hint="try again, or another disk"
-                )
             if ring.published == ring.consumed:
-                moved_at = time.monotonic()
+                sink.idle()
         ring.end()
         assert first is not None
         self._timings = dataclasses.replace(
@@ -381,7 +388,7 @@ class JobRun:
                 outer=worker.outer_by,
             ),
             peak={"worker_rss_bytes": peak, "vram_bytes": self._generated[0].peak_vram_bytes},
-            recovery=[],
+            recovery=list(self._recovery),
             output=output,
             code=code_report(self._request.mode, model),
         )

@@ -41,7 +41,7 @@ def new_folder(path: str, *, outside: str) -> Iterator[str]:
     try:
         with disk_errors(final):
             yield unfinished
-            os.chmod(unfinished, 0o777 & ~_umask())
+            os.chmod(unfinished, 0o777 & ~umask())
             os.rename(unfinished, final)  # replaces an empty folder, fails on any other
             sync_folder(parent)
     finally:  # on Ctrl-C too; after the rename there is nothing to remove
@@ -78,7 +78,7 @@ def sync_folder(path: str) -> None:
         os.close(descriptor)
 
 
-def _umask() -> int:
+def umask() -> int:
     """Return the umask, from /proc: os.umask can only read it by changing it for all threads."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
         return next((int(line.split()[1], 8) for line in lines if line.startswith("Umask:")), 0o077)

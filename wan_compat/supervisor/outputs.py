@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import NamedTuple
 
-from wan_compat.policies.encoding import container_for
+from wan_compat.policies.encoding import format_for
 from wan_compat.protocol.errors import (
     DiskExceeded,
     EncodingFailed,
@@ -64,7 +64,7 @@ def prepare_output(
         OutputNotWritable: The folder does not exist or cannot be written.
         DiskExceeded: Too little free space.
     """
-    container_for(os.path.splitext(_file_name(path))[1])
+    format_for(os.path.splitext(_file_name(path))[1])
     return prepare_document(path, overwrite, min_free_bytes=min_free_bytes)
 
 
