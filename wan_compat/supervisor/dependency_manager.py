@@ -382,7 +382,8 @@ class DependencyManager:
             assert step.wheel is not None and step.version is not None
             progress(InstallStep("fetch", f"{step.name} {step.version}", number, total, step.wheel.bytes))
             wheels.append(fetch_wheel(step.name, step.version, step.wheel, self.index, scratch))
-        progress(InstallStep("unpack", f"{len(wheels)} package{'' if len(wheels) == 1 else 's'}", total, total, plan.download_bytes))
+        subject = f"{len(wheels)} package{'' if len(wheels) == 1 else 's'}"
+        progress(InstallStep("unpack", subject, total, total, plan.download_bytes))
         unpack_wheels(wheels, site, scratch)
         for step in plan.changes:
             found = find_version(step.name, str(site))
