@@ -235,17 +235,17 @@ def _grouped(
     dtypes: Mapping[str, Dtype],
     whole: Mapping[str, int],
 ) -> int:
-    """Bytes at hand with group offloading: of experts and text encoder one group, the VAE as a whole while it works."""
+    """Bytes at hand with group offloading: of each expert and encoder one group at a time. The VAE stays whole: its
+    convolutions are small, and its features are what takes room."""
     group = setting.plan.group
     assert group is not None
     at_once = 2 if group.use_stream else 1
-    sizes = []
-    for name in used:
-        part, dtype = shape.weights[name], dtypes[name]
-        sizes.append(
-            whole[name] if name == "vae" else _one_group(part, dtype, group.level, group.blocks_per_group, at_once)
-        )
-    return max(sizes)
+    moved = [
+        _one_group(shape.weights[name], dtypes[name], group.level, group.blocks_per_group, at_once)
+        for name in used
+        if name != "vae"
+    ]
+    return max(moved, default=0) + whole.get("vae", 0)
 
 
 def _one_group(part: ComponentWeights, dtype: Dtype, level: str, blocks: int, at_once: int) -> int:

@@ -20,12 +20,21 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 ITEMSIZE: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-_FLOATS_IN_HEADERS: Mapping[Dtype, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_NAMES_IN_HEADERS: Mapping[Dtype, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 # T5's output projections overflow in float16; transformers keeps them (`_keep_in_fp32_modules` of umt5).
 _KEPT_AT_FLOAT16 = {"UMT5EncoderModel": frozenset({"wo"}), "T5EncoderModel": frozenset({"wo"})}
 _BLOCK = re.compile(r"(?:^|.*?\.)(?:blocks|vace_blocks|block|layers)\.\d+\.")
 # transformers ties them: two names, one tensor.
 _TIED = ("shared.weight", "encoder.embed_tokens.weight")
+_NEARLY_ALL = 0.99
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bytes:
+    total: int
+    largest_block: int
+    outside_blocks: int
+    largest_tensor: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,36 +57,39 @@ class ComponentWeights:
 
     def bytes_in(self, dtype: Dtype) -> int:
         """Return the bytes of all tensors, loaded in a precision."""
-        return self._sum(self._once, dtype)
+        return self._bytes[dtype].total
 
     def largest_block(self, dtype: Dtype) -> int:
         """Return the bytes of the largest of the repeated blocks; 0 where there are none."""
-        return max(self._blocks(dtype), default=0)
+        return self._bytes[dtype].largest_block
 
     def outside_blocks(self, dtype: Dtype) -> int:
         """Return the bytes of what belongs to no block: embeddings, projections, norms."""
-        return self.bytes_in(dtype) - sum(self._blocks(dtype))
+        return self._bytes[dtype].outside_blocks
 
     def largest_tensor(self, dtype: Dtype) -> int:
-        return max((self._one(name, tensor, dtype) for name, tensor in self._once.items()), default=0)
+        return self._bytes[dtype].largest_tensor
 
     def stored_in(self, dtype: Dtype) -> bool:
         """Whether nearly all bytes lie in the files as they are loaded: such tensors are mapped, not copied."""
         total = sum(tensor.bytes for tensor in self._once.values())
-        same = sum(t.bytes for t in self._once.values() if t.dtype == _FLOATS_IN_HEADERS[dtype])
-        return total > 0 and same >= 0.99 * total
+        same = sum(tensor.bytes for tensor in self._once.values() if tensor.dtype == _NAMES_IN_HEADERS[dtype])
+        return total > 0 and same >= _NEARLY_ALL * total
 
-    @functools.cache  # noqa: B019 - lives as long as one decision
-    def _blocks(self, dtype: Dtype) -> tuple[int, ...]:
-        sizes: dict[str, int] = {}
+    @functools.cached_property
+    def _bytes(self) -> Mapping[Dtype, _Bytes]:
+        return {dtype: self._count(dtype) for dtype in ITEMSIZE}
+
+    def _count(self, dtype: Dtype) -> _Bytes:
+        blocks: dict[str, int] = {}
+        total = largest = 0
         for name, tensor in self._once.items():
+            size = self._one(name, tensor, dtype)
+            total, largest = total + size, max(largest, size)
             found = _BLOCK.match(name)
             if found is not None:
-                sizes[found[0]] = sizes.get(found[0], 0) + self._one(name, tensor, dtype)
-        return tuple(sizes.values())
-
-    def _sum(self, tensors: Mapping[str, TensorFact], dtype: Dtype) -> int:
-        return sum(self._one(name, tensor, dtype) for name, tensor in tensors.items())
+                blocks[found[0]] = blocks.get(found[0], 0) + size
+        return _Bytes(total, max(blocks.values(), default=0), total - sum(blocks.values()), largest)
 
     def _one(self, name: str, tensor: TensorFact, dtype: Dtype) -> int:
         if tensor.dtype not in _FLOATS:

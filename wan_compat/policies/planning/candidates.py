@@ -1,0 +1,204 @@
+"""The ways to run a model on a machine, cheapest first, and what a user's wishes leave of them.
+
+Order of means: precision, VAE tiling, moving whole models, moving groups with a stream, single layers, disk, the CPU.
+Whatever changes pixels beyond the order of sums (caches, storage in 8 bits) is in a plan only where it was asked for.
+
+Costs are relative to the fastest way on the same device, and say where they come from: `measured` (docs/planning.md, on
+a CPU), `published` by others on other machines, or `estimated`, which is a guess with a reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+from wan_compat.policies.planning.estimate import Job, Setting
+from wan_compat.policies.planning.machine import MachineFacts
+from wan_compat.policies.planning.shapes import ModelShape
+from wan_compat.policies.planning.weights import Dtype
+from wan_compat.protocol.errors import InvalidRequest
+from wan_compat.protocol.plan import Cache, CacheSpec, GroupOffload, Offload, PlanSpec, Tiling
+
+Basis = Literal["measured", "published", "estimated"]
+_BASES: tuple[Basis, ...] = ("measured", "published", "estimated")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Time, relative to the fastest way on this device. A product is as sure as its least sure part."""
+
+    factor: float = 1.0
+    basis: Basis = "measured"
+
+    def __mul__(self, other: Cost) -> Cost:
+        basis = max(self.basis, other.basis, key=_BASES.index)
+        return Cost(round(self.factor * other.factor, 3), basis)
+
+
+# t2v_mid on a CPU, denoising and decoding: 12.2 s in bfloat16 against 10.5 s (benchmarks of this project).
+_BFLOAT16_ON_CPU = Cost(1.4, "measured")
+_RELOADED_TEXT_ENCODER = Cost(1.02, "estimated")  # read again for every new prompt
+_TILED = Cost(1.08, "estimated")  # tiles overlap: up to 1.8 times the pixels, of decoding alone
+_WHOLE = Cost(1.02, "measured")  # no time to speak of, but the first frame comes last
+_FROM_DISK_ON_CPU = Cost(2.5, "estimated")  # weights are read once a forward pass, from the page cache at best
+_MODEL = Cost(1.05, "estimated")  # each model crosses the bus once a generation
+_STREAMED_BLOCKS = Cost(1.07, "published")  # Wan 14B on an H100, 4602 -> 4918 ms a forward (diffusers PR 11605)
+_STREAMED_LAYERS = Cost(1.6, "published")  # LTX-13B (huggingface.co/datasets/diffusers/benchmarks)
+_FROM_DISK = Cost(3.0, "estimated")
+_SEQUENTIAL = Cost(6.0, "estimated")
+_ON_CPU = Cost(100.0, "estimated")
+
+_BLOCKS = GroupOffload(level="block_level", use_stream=True)
+_LAYERS = GroupOffload(level="leaf_level", use_stream=True)
+_BLOCKS_FROM_DISK = GroupOffload(level="block_level", disk=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wishes:
+    """What a user asked for by name; None and "auto" leave it to the plan."""
+
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    offload: Offload | None = None
+    vae_tiling: bool | None = None
+    cache: Cache | None = None
+    attention_backend: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One way. `name` is short and unique among those of a machine; `reasons` say what it does."""
+
+    name: str
+    setting: Setting
+    cost: Cost
+    reasons: tuple[str, ...]
+
+
+def candidates(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishes) -> tuple[Candidate, ...]:
+    """Return what could be tried, cheapest first.
+
+    Raises:
+        InvalidRequest: A wish that means nothing on this machine.
+    """
+    _check(machine, wishes)
+    found = list(_on_gpu(shape, job, machine, wishes)) if machine.gpu is not None else []
+    found += _on_cpu(shape, job, machine, wishes)
+    return tuple(sorted(found, key=lambda item: item.cost.factor))
+
+
+def _check(machine: MachineFacts, wishes: Wishes) -> None:
+    if machine.gpu is not None:
+        return
+    if wishes.offload in ("model", "sequential"):
+        raise InvalidRequest(
+            f"offload {wishes.offload!r} moves models between a GPU and main memory; there is no GPU here",
+            hint="leave --offload out, or use --offload group, which keeps weights in their files",
+        )
+    if wishes.precision == "float16":
+        raise InvalidRequest("float16 is for GPUs; there is none here", hint="use --precision bfloat16")
+
+
+# ---- on a GPU ------------------------------------------------------------------------------------------------------
+
+
+def _on_gpu(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishes) -> Iterator[Candidate]:
+    gpu = machine.gpu
+    assert gpu is not None
+    dtype: Dtype = "bfloat16" if gpu.computes_bfloat16 else "float16"
+    why = "bfloat16: half the bytes at the same speed" if gpu.computes_bfloat16 else "float16: no bfloat16 on this GPU"
+    if wishes.precision != "auto":
+        dtype, why = wishes.precision, f"{wishes.precision} was asked for"
+    ways: tuple[tuple[str, Offload, GroupOffload | None, Cost, str], ...] = (
+        ("none", "none", None, Cost(1.0, "estimated"), "everything stays on the GPU"),
+        ("model", "model", None, _MODEL, "one model at a time on the GPU"),
+        ("group", "group", _BLOCKS, _STREAMED_BLOCKS, "two blocks at a time on the GPU, moved while others compute"),
+        ("leaf", "group", _LAYERS, _STREAMED_LAYERS, "single layers on the GPU, moved while others compute"),
+        ("disk", "group", _BLOCKS_FROM_DISK, _FROM_DISK, "blocks come from disk as they are needed"),
+        ("sequential", "sequential", None, _SEQUENTIAL, "one layer at a time on the GPU"),
+    )
+    for name, offload, group, cost, words in ways:
+        if wishes.offload not in (None, offload):
+            continue
+        plan = _plan(wishes, offload=offload, group=group)
+        setting = Setting("cuda", dtype, "float32", plan, threads=machine.cpu_count)
+        yield from _decodings(shape, job, Candidate(name, setting, cost, (words, why)), wishes)
+
+
+# ---- on a CPU ------------------------------------------------------------------------------------------------------
+
+
+def _on_cpu(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishes) -> Iterator[Candidate]:
+    base = Cost() if machine.gpu is None else _ON_CPU
+    in_full: Offload = "none" if machine.gpu is None else "full"
+    full = "cpu" if machine.gpu is None else "full"
+    precisions: dict[Dtype, tuple[Cost, str]] = {
+        "float32": (Cost(), "float32: what CPUs compute fastest in"),
+        "bfloat16": (_BFLOAT16_ON_CPU, "bfloat16: half the bytes"),
+    }
+    if wishes.precision == "float16":
+        return
+    if wishes.precision != "auto":
+        precisions = {wishes.precision: (precisions[wishes.precision][0], f"{wishes.precision} was asked for")}
+    for dtype, (slower, why) in precisions.items():
+        suffix = "" if dtype == "float32" else "-bf16"
+        ways: list[tuple[str, PlanSpec, Cost, str]] = []
+        if wishes.offload in (None, "none", "full"):
+            ways.append((full, _plan(wishes, offload=in_full), Cost(), "all weights in main memory"))
+            if shape.encoders:
+                left = _plan(wishes, offload=in_full, text_encoder="leave")
+                words = "the text encoder leaves memory before denoising"
+                ways.append((f"{full}-text-leaves", left, _RELOADED_TEXT_ENCODER, words))
+        if wishes.offload in (None, "group") and machine.gpu is None:
+            from_disk = _plan(wishes, offload="group", group=_BLOCKS_FROM_DISK, text_encoder="leave")
+            ways.append(("disk", from_disk, _FROM_DISK_ON_CPU, "blocks stay in their files until they are needed"))
+        for name, plan, cost, words in ways:
+            setting = Setting("cpu", dtype, dtype, plan, threads=machine.cpu_count)
+            yield from _decodings(
+                shape, job, Candidate(f"{name}{suffix}", setting, base * slower * cost, (words, why)), wishes
+            )
+
+
+# ---- how frames leave ----------------------------------------------------------------------------------------------
+
+
+def _decodings(shape: ModelShape, job: Job, way: Candidate, wishes: Wishes) -> Iterator[Candidate]:
+    """Yield the way with each way of decoding: streamed, tiled and streamed, tiled as a whole."""
+    tiles = Tiling()
+    has_tiles = max(job.height, job.width) > tiles.size
+    if wishes.vae_tiling is not True or not has_tiles:
+        streamed = dataclasses.replace(way, reasons=(*way.reasons, "each latent frame leaves the VAE at once"))
+        plan = way.setting.plan.model_copy(update={"tiling": tiles}) if wishes.vae_tiling else way.setting.plan
+        yield dataclasses.replace(streamed, setting=dataclasses.replace(way.setting, plan=plan))
+    if wishes.vae_tiling is False or not has_tiles:
+        return
+    plan = way.setting.plan.model_copy(update={"tiling": tiles})
+    tiled = dataclasses.replace(way.setting, plan=plan)
+    yield Candidate(
+        f"{way.name}-tiled",
+        tiled,
+        way.cost * _TILED,
+        (*way.reasons, f"the VAE decodes tiles of {tiles.size} pixels, each latent frame leaves at once"),
+    )
+    yield Candidate(
+        f"{way.name}-tiled-whole",
+        dataclasses.replace(tiled, streaming=False),
+        way.cost * _TILED * _WHOLE,
+        (*way.reasons, f"the VAE decodes tiles of {tiles.size} pixels one after the other, and joins the clip"),
+    )
+
+
+def _plan(
+    wishes: Wishes,
+    *,
+    offload: Offload,
+    group: GroupOffload | None = None,
+    text_encoder: Literal["stay", "leave"] = "stay",
+) -> PlanSpec:
+    return PlanSpec(
+        offload=offload,
+        group=group,
+        text_encoder=text_encoder,
+        attention_backend=wishes.attention_backend,
+        cache=None if wishes.cache is None else CacheSpec(name=wishes.cache),
+    )
