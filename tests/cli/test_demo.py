@@ -11,7 +11,9 @@ import numpy.typing as npt
 import pytest
 
 from tests.cli.conftest import RunCli
+from wan_compat.policies.demo_grammar import understand
 from wan_compat.supervisor import demo as demo_models
+from wan_compat.supervisor.cli.demo import describe_understood
 from wan_compat.supervisor.ffmpeg import find_ffmpeg
 
 
@@ -103,6 +105,16 @@ def test_a_build_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_
     with pytest.raises(demo_models.EnvironmentLacks, match="exit 1"):
         demo_models.tiny_model("t2v", announce=lambda text: None)
     assert [path.name for path in (tmp_path / "wan-compat" / "tiny_models").iterdir() if path.is_dir()] == []
+
+
+def test_demo_says_which_words_it_understood() -> None:
+    whole = describe_understood(understand("a red ball rises over the sea"))
+    assert whole == "Understood: red, ball, rises, over the sea."
+    part = describe_understood(understand("a red car drives left"))
+    assert part.startswith(
+        "Understood: red, left. Left to chance: shape, background.\nThe demo model knows COLOUR SHAPE"
+    )
+    assert describe_understood(understand("cats")).startswith("No word of it is known to the demo model.")
 
 
 @pytest.mark.parametrize("variant", ["i2v", "vace"])

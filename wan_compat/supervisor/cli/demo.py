@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from wan_compat.policies.demo_grammar import Understood
 from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.supervisor.cli.options import Json, Quiet, Verbose
 from wan_compat.supervisor.cli.session import Session
@@ -31,7 +32,8 @@ def demo(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output if it exists.")] = False,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", metavar="TEXT", help="A colour, a shape, a motion and a background.")
+        str | None,
+        typer.Option("--prompt", metavar="TEXT", help="COLOUR SHAPE MOTION BACKGROUND: a red ball rises over the sea."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Same seed, same clip.")] = 0,
     variant: Annotated[
@@ -54,6 +56,7 @@ def demo(
             hint="try --variant t2v, a14b or ti2v",
         )
 
+    from wan_compat.policies.demo_grammar import understand
     from wan_compat.supervisor.cli.runner import build_request, describe_result, free_name, run_request
     from wan_compat.supervisor.demo import DEMO_CLIP, TINY_CLIP, demo_model, tiny_model
 
@@ -76,6 +79,8 @@ def demo(
         fps=clip.fps,
     )
     session.note(f'Prompt: "{request.prompt}"')
+    if variant is None:
+        session.note(describe_understood(understand(request.prompt)))
     result = run_request(session, request)
     if session.json:
         session.document(result.to_json())
@@ -83,3 +88,17 @@ def demo(
         session.say(describe_result(session, result))
         session.note(clip.remark)
     return 0
+
+
+def describe_understood(understood: Understood) -> str:
+    """Say which words of a prompt the demo model knows, and its whole grammar if it will have to guess."""
+    if not understood.missing:
+        return f"Understood: {', '.join(understood.words)}."
+    from wan_compat.policies.demo_grammar import GRAMMAR
+
+    known = (
+        f"Understood: {', '.join(understood.words)}."
+        if understood.words
+        else "No word of it is known to the demo model."
+    )
+    return f"{known} Left to chance: {', '.join(understood.missing)}.\nThe demo model knows {GRAMMAR}"
