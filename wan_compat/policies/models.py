@@ -33,6 +33,7 @@ from wan_compat.protocol.errors import (
     ModelNotCompatible,
     RemoteCodeRefused,
 )
+from wan_compat.protocol.results import LoraReport
 from wan_compat.protocol.values import ComponentSpec, PipelineSpec
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -56,6 +57,7 @@ class ModelDecision:
     trust: TrustDecision | None = None  # in trust mode, what lets code of the repository run
     repository: str | None = None  # on a hub, with the commit as revision, where it came from a Hugging Face cache
     revision: str | None = None
+    loras: tuple[LoraReport, ...] = ()
 
     @property
     def size_multiple(self) -> int:

@@ -81,6 +81,18 @@ class CodeReport:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraReport:
+    """One LoRA on one transformer: layers of it that were adapted, and tensors of the file that belong to none."""
+
+    path: str
+    component: str
+    weight: float
+    matched: int
+    unmatched: int
+    unmatched_names: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
 class OutputReport:
     """The written file, as read back from it."""
 
@@ -153,6 +165,7 @@ class VideoGenerationResult:
     recovery: list[dict[str, str]]
     output: OutputReport | None
     code: CodeReport = CodeReport("safe")
+    loras: list[LoraReport] = dataclasses.field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the `generate` document: plain data, without the pixels."""
@@ -163,6 +176,8 @@ class VideoGenerationResult:
                 document["frames"] = None if value is None else {"shape": list(value.frames.shape), "fps": value.fps}
             elif dataclasses.is_dataclass(value) and not isinstance(value, type):
                 document[field.name] = dataclasses.asdict(value)
+            elif field.name == "loras":
+                document["loras"] = [dataclasses.asdict(report) for report in self.loras]
             else:
                 document[field.name] = value
         return document

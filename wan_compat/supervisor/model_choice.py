@@ -5,14 +5,17 @@ The one place where the two modes part. Whatever comes after it, the worker, its
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TypedDict
 
 from wan_compat.policies.models import ModelDecision, decide_model
 from wan_compat.policies.tasks import Wish
 from wan_compat.policies.trusted_models import decide_trusted_model
+from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.protocol.results import CodeReport
 from wan_compat.protocol.values import Mode
 from wan_compat.supervisor.inspection import read_model
+from wan_compat.supervisor.model_parts import Parts, lay_over, read_parts
 from wan_compat.supervisor.trust_gate import require_trust
 
 
@@ -30,8 +33,11 @@ def choose_model(
     memory_limit_bytes: int,
     restricted: bool = False,
     wish: Wish | None = None,
+    parts: Parts | None = None,
 ) -> ModelDecision:
     """Return what is loaded for a job, to do what is wished.
+
+    `parts` are single files, LoRAs and quantised components that a user named beside the model.
 
     In safe mode, `restricted` lets code through that keeps to the audited subset.
     In trust mode the repository is hashed first: what was read before could be something else by then.
@@ -43,14 +49,26 @@ def choose_model(
         ModelNotFound, ModelCorrupt, ...: As `read_model`, `read_tree` and the decisions.
     """
     limits: Limits = {"threads": threads, "memory_limit_bytes": memory_limit_bytes, "wish": wish}
-    if mode is Mode.SAFE and restricted:
+    parts = parts or Parts()
+    if parts.is_composed and (restricted or mode is not Mode.SAFE):
+        raise InvalidRequest(
+            "single files are put together in safe mode, without code of a repository",
+            hint="leave --restricted and --mode trust out, or give the repository alone",
+        )
+    if mode is Mode.SAFE and not restricted:
+        facts, reasons = read_parts(model, parts)
+        decision = decide_model(facts, **limits)
+        decision = dataclasses.replace(decision, reasons=(*decision.reasons, *reasons))
+    elif mode is Mode.SAFE:
         from wan_compat.supervisor.restricted_code import choose_restricted_model
 
-        return choose_restricted_model(read_model(model), **limits)
-    if mode is Mode.SAFE:
-        return decide_model(read_model(model), **limits)
-    trust = require_trust(model, mode)
-    return decide_trusted_model(read_model(model), trust, **limits)
+        facts = read_model(model)
+        decision = choose_restricted_model(facts, **limits)
+    else:
+        trust = require_trust(model, mode)
+        facts = read_model(model)
+        decision = decide_trusted_model(facts, trust, **limits)
+    return lay_over(decision, facts, model, parts)
 
 
 def code_report(mode: Mode, model: ModelDecision) -> CodeReport:

@@ -20,7 +20,7 @@ CLIP_PREFIX = "vision_model."
 _SHARED, _EMBEDDED = "shared.weight", "encoder.embed_tokens.weight"
 
 
-class _AnySize(dict[str, int]):
+class AnySize(dict[str, int]):
     """Sizes where only the names of a table are wanted."""
 
     def __missing__(self, key: str) -> int:
@@ -56,7 +56,7 @@ def _translated(tensors: Tensors, table: Mapping[str, str]) -> dict[str, tuple[s
 
 @functools.cache
 def _spellings() -> tuple[tuple[tuple[str, ...], Mapping[str, str]], ...]:
-    sizes = _AnySize()
+    sizes = AnySize()
     transformer = renames.transformer_renames(sizes, layers=1, vace_layers=2, image=True, image_positions=True)
     text = renames.text_encoder_renames(sizes, layers=1)
     clip = renames.image_encoder_renames(sizes, layers=1)
