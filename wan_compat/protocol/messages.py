@@ -91,6 +91,7 @@ class Generated(Value):
     text_encode_s: Seconds
     denoise_s: Seconds
     decode_s: Seconds
+    notes: tuple[ShortText, ...] = Field(default=(), max_length=16)  # what was done to fit pictures and videos
     peak_vram_bytes: Count | None = None
 
 

@@ -13,6 +13,8 @@ The doorbell is a SEQPACKET socket pair, because ZeroMQ costs four times a socke
     worker -> supervisor   READY   (job, frame_index)       the frame is written
     supervisor -> worker   CREDIT  (job, frames_consumed)   total number of this job's frames that were copied out
 
+    supervisor -> worker   MEDIA   (mark, job, count)       with `count` descriptors, just before Generate
+
 The worker may have at most `slots` frames unconsumed; having no credit is the back-pressure. The supervisor accepts
 only the next frame index of the running job. It copies the bytes out once and never interprets them, so a worker that
 writes into a slot after publishing it spoils its own picture and nothing else.
@@ -27,7 +29,7 @@ import dataclasses
 import mmap
 import struct
 
-from wan_compat.protocol.errors import CorruptFrame
+from wan_compat.protocol.errors import CorruptFrame, ProtocolViolation
 from wan_compat.protocol.values import MAX_SIDE, FrameSpec
 
 SLOTS = 4  # measured: 4 slots of 720p stay in the last-level cache, 8 fall out and cost 1.6x
@@ -35,6 +37,9 @@ RING_BYTES = SLOTS * (MAX_SIDE * MAX_SIDE * 3)
 
 _DOORBELL = struct.Struct("<II")
 DOORBELL_BYTES = _DOORBELL.size
+_MEDIA = struct.Struct("<4sII")  # longer than the others, so that no credit is taken for it
+_MEDIA_MARK = b"WCMD"
+MEDIA_BYTES = _MEDIA.size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,3 +72,15 @@ def unpack_doorbell(data: bytes) -> tuple[int, int]:
         raise CorruptFrame(f"doorbell packet of {len(data)} bytes instead of {DOORBELL_BYTES}")
     job, number = _DOORBELL.unpack(data)
     return job, number
+
+
+def pack_media(job: int, count: int) -> bytes:
+    return _MEDIA.pack(_MEDIA_MARK, job, count)
+
+
+def unpack_media(data: bytes) -> tuple[int, int]:
+    """Return (job, count). Raises ProtocolViolation when it is no MEDIA packet."""
+    if len(data) != MEDIA_BYTES or not data.startswith(_MEDIA_MARK):
+        raise ProtocolViolation(f"a packet of {len(data)} bytes came where media were expected")
+    _, job, count = _MEDIA.unpack(data)
+    return job, count

@@ -11,9 +11,10 @@ import fcntl
 import mmap
 import os
 import socket
+from collections.abc import Sequence
 
 from wan_compat.protocol.errors import CorruptFrame
-from wan_compat.protocol.ring import DOORBELL_BYTES, RING_BYTES, RingLayout, pack_doorbell, unpack_doorbell
+from wan_compat.protocol.ring import DOORBELL_BYTES, RING_BYTES, RingLayout, pack_doorbell, pack_media, unpack_doorbell
 from wan_compat.protocol.values import FrameSpec
 
 # Numbers of <linux/fcntl.h>; the fcntl module has them since Python 3.9 where the platform headers do.
@@ -62,6 +63,21 @@ class FrameRing:
         """Start a job: frames are counted from 0 again, all slots are free. Call before sending Generate."""
         self._layout, self._job = RingLayout(frame), job
         self.published = self.consumed = 0
+
+    def send_media(self, job: int, descriptors: Sequence[int]) -> None:
+        """Hand the files of a job over, just before its Generate. The caller keeps, and closes, its own copies.
+
+        Raises:
+            CorruptFrame: The worker lets its doorbell overflow.
+        """
+        if not descriptors:
+            return
+        try:
+            socket.send_fds(self._doorbell, [pack_media(job, len(descriptors))], list(descriptors))
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the worker is gone; its pidfd says so
+        except BlockingIOError as error:
+            raise CorruptFrame("the worker does not read its doorbell") from error
 
     def end(self) -> None:
         """No frame is expected any more; a doorbell outside a job is a violation."""

@@ -22,6 +22,7 @@ from wan_compat.policies.limits import Deadlines, deadlines, memory_limit
 from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.policy import Policy
 from wan_compat.policies.requests import ResolvedRequest, resolve_request
+from wan_compat.policies.tasks import media_of, wish_of
 from wan_compat.protocol import messages as m
 from wan_compat.protocol.errors import (
     CorruptFrame,
@@ -50,8 +51,10 @@ from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.admitted_files import check_unchanged
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.integrity import require_verified
+from wan_compat.supervisor.media import copied_media
 from wan_compat.supervisor.model_choice import choose_model, code_report
 from wan_compat.supervisor.model_environment import environment_of
+from wan_compat.supervisor.model_parts import parts_of
 from wan_compat.supervisor.worker import Heard, Worker, WorkerOrder
 from wan_compat.supervisor.worker_log import open_log_file
 from wan_compat.supervisor.worker_pool import WorkerPool
@@ -132,6 +135,7 @@ class JobRun:
         # In a list, because a type checker takes an attribute set to None for None until the end of the function.
         self._generated: list[m.Generated] = []
         self._admitted: tuple[FileFact, ...] = ()
+        self._media: tuple[int, ...] = ()  # descriptors of the pictures and videos, open for the time of the job
 
     def execute(self) -> VideoGenerationResult:
         request, context = self._request, self._context
@@ -144,16 +148,20 @@ class JobRun:
             threads=host.cpu_count,
             memory_limit_bytes=limit,
             restricted=request.restricted,
+            wish=wish_of(request),
+            parts=parts_of(request),
         )
         if request.restricted and model.pipeline.restricted is None:
             self._warn("the repository names no code of its own: --restricted changes nothing")
         if context.policy.require_manifest:
             require_verified(request.model, model.admitted)
-        resolved = resolve_request(request, model, seed=secrets.randbelow(1 << 31))
         environment = environment_of(request.model)
         limits = deadlines(weight_bytes=model.weight_bytes, timeout_s=self._timeout_s)
         self._note_first_use()
         with contextlib.ExitStack() as stack:
+            media = stack.enter_context(copied_media(media_of(request)))
+            self._media = media.descriptors
+            resolved = resolve_request(request, model, seed=secrets.randbelow(1 << 31), media=media.specs)
             delivery = self._prepare_output(stack, resolved)
             log_file = None
             if request.worker_log is not None:
@@ -300,6 +308,7 @@ class JobRun:
         first: float | None = None
         offset = 0
         self._enter("text_encode")
+        ring.send_media(job, self._media)
         worker.send(m.Generate(job=job, params=resolved.params))
         while not (self._generated and ring.complete):
             waiting = ring.published > ring.consumed
@@ -326,6 +335,8 @@ class JobRun:
             if ring.published == ring.consumed:
                 sink.idle()
         ring.end()
+        for note in self._generated[0].notes:
+            self._warn(note)
         assert first is not None
         self._timings = dataclasses.replace(
             self._timings,
@@ -391,6 +402,7 @@ class JobRun:
             recovery=list(self._recovery),
             output=output,
             code=code_report(self._request.mode, model),
+            loras=list(model.loras),
         )
 
     # -- waiting -------------------------------------------------------------------------------------------------

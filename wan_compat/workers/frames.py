@@ -8,6 +8,7 @@ diffusers does it; the product in fp32. (Its PIL output rounds instead, and diff
 
 from __future__ import annotations
 
+import array
 import contextlib
 import math
 import mmap
@@ -18,12 +19,22 @@ import socket
 import torch
 
 from wan_compat.protocol.errors import GenerationFailed, ProtocolViolation, UnusableFrames
-from wan_compat.protocol.ring import DOORBELL_BYTES, SLOTS, RingLayout, pack_doorbell, unpack_doorbell
+from wan_compat.protocol.media import MAX_MEDIA
+from wan_compat.protocol.ring import (
+    DOORBELL_BYTES,
+    MEDIA_BYTES,
+    SLOTS,
+    RingLayout,
+    pack_doorbell,
+    unpack_doorbell,
+    unpack_media,
+)
 from wan_compat.protocol.values import FrameSpec
 from wan_compat.workers.cancellation import Cancellation
 
 # By how much a picture may leave [0, 1]: what resampling and half precision do, and no other range of values.
 PICTURE_TOLERANCE = 0.02
+MEDIA_WAIT_MS = 10_000  # they were sent before the message that asks for them
 
 
 class FrameRing:
@@ -64,6 +75,35 @@ class FrameRing:
             while self._doorbell.recv(DOORBELL_BYTES + 1, socket.MSG_DONTWAIT):
                 pass
 
+    def receive_media(self, job: int, count: int) -> tuple[int, ...]:
+        """Take the descriptors of a job's files, which were sent before its Generate. The caller closes them.
+
+        Raises:
+            ProtocolViolation: Another number came than was said, or none.
+            JobCancelled: While waiting.
+        """
+        while count:
+            ready = {descriptor for descriptor, _ in self._wait.poll(MEDIA_WAIT_MS)}
+            self._cancellation.check()
+            if self._doorbell.fileno() not in ready:
+                raise ProtocolViolation(f"the files of job {job} did not come")
+            space = socket.CMSG_SPACE(MAX_MEDIA * array.array("i").itemsize)
+            data, ancillary, flags, _ = self._doorbell.recvmsg(MEDIA_BYTES + 1, space, socket.MSG_CMSG_CLOEXEC)
+            descriptors = _descriptors(ancillary)
+            if len(data) == DOORBELL_BYTES and not descriptors:
+                continue  # a credit that an earlier job did not wait for
+            try:
+                given_job, given_count = unpack_media(data)
+                if (given_job, given_count, len(descriptors)) == (job, count, count) and not flags & socket.MSG_CTRUNC:
+                    taken, descriptors = descriptors, ()
+                    return taken
+                if given_job >= job:
+                    raise ProtocolViolation(f"{len(descriptors)} of {count} files came for job {job}")
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+        return ()
+
     def announce(self, job: int, frame_index: int) -> None:
         self._doorbell.send(pack_doorbell(job, frame_index))
 
@@ -81,6 +121,14 @@ class FrameRing:
             # A job that was cancelled with frames on their way is credited late; that is not this job's credit.
             if credited_job == job:
                 return consumed
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:
+    found = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(content[: len(content) - len(content) % found.itemsize])
+    return tuple(found)
 
 
 class FrameWriter:

@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 
-from wan_compat.protocol.errors import InvalidRequest, UnusableFrames
+from wan_compat.protocol.errors import UnusableFrames
 from wan_compat.protocol.messages import Generate, Generated, Progress
-from wan_compat.protocol.values import GenerationParams
+from wan_compat.workers.arguments import arguments, check_sizes
 from wan_compat.workers.cancellation import Cancellation
 from wan_compat.workers.frames import FrameWriter
 from wan_compat.workers.loader import LoadedModel
+from wan_compat.workers.media import NO_MEDIA, Media
 
 
 def generate(
@@ -33,6 +34,7 @@ def generate(
     writer: FrameWriter,
     cancellation: Cancellation,
     report: Callable[[Progress], None],
+    media: Media = NO_MEDIA,
 ) -> Generated:
     """Run one generation and publish its frames.
 
@@ -42,6 +44,7 @@ def generate(
         writer: Of this job; takes the frames.
         cancellation: Checked at every block, step, decoded piece and wait.
         report: Receives the Progress of each step.
+        media: The pictures and videos of the job, decoded.
 
     Raises:
         InvalidRequest: The model cannot make what was asked.
@@ -66,7 +69,7 @@ def generate(
         torch.cuda.reset_peak_memory_stats()
     transformers = (pipeline.transformer, getattr(pipeline, "transformer_2", None))
     with run.watching(transformers), model.frame_exit.publishing(publish):
-        pipeline(**arguments(model, params), callback_on_step_end=run.on_step_end)
+        pipeline(**arguments(model, params, media), callback_on_step_end=run.on_step_end)
     writer.finish()
     return run.finished(model.spec.device)
 
@@ -101,7 +104,8 @@ class Run:
     def on_step_end(self, pipeline: Any, index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         """Diffusers calls this after each scheduler step."""
         step = index + 1
-        total = max(len(pipeline.scheduler.timesteps), step)
+        # A video to video run takes the last of the scheduler's steps only.
+        total = max(getattr(pipeline, "num_timesteps", 0), step)
         self.denoised()
         # Looking costs a pass over the latents and, on a GPU, a synchronisation: four times is often enough.
         if step in (1, math.ceil(total / 4), math.ceil(total / 2), total):
@@ -130,48 +134,6 @@ class Run:
         if self._encoded is None:
             self._encoded = time.perf_counter()
             self._report(Progress(job=self._job, phase="text_encode", step=1, total=1))
-
-
-def arguments(model: LoadedModel, params: GenerationParams) -> dict[str, Any]:
-    """Return what a Wan pipeline is called with."""
-    given: dict[str, Any] = {
-        "prompt": params.prompt,
-        "negative_prompt": params.negative_prompt,
-        "height": params.frames.height,
-        "width": params.frames.width,
-        "num_frames": params.frames.num_frames,
-        "num_inference_steps": params.num_inference_steps,
-        "guidance_scale": params.guidance_scale,
-        "max_sequence_length": params.max_sequence_length,
-        # On the CPU whatever the device, as diffusers advises: a seed then gives the same noise everywhere.
-        "generator": torch.Generator("cpu").manual_seed(params.seed),
-        "output_type": "pt",  # the tensor is one pixel: the frames leave through FrameExit
-    }
-    # Diffusers refuses it for a pipeline without a boundary between two experts.
-    config = getattr(model.pipeline, "config", None)
-    two_scales = "guidance_scale_2" in model.call_arguments and getattr(config, "boundary_ratio", None) is not None
-    if params.guidance_scale_2 is not None and two_scales:
-        given["guidance_scale_2"] = params.guidance_scale_2
-    return given
-
-
-def check_sizes(pipeline: Any, params: GenerationParams) -> None:
-    """Raise InvalidRequest for sizes that the model cannot make and diffusers would silently round."""
-    frames = params.frames
-    temporal = pipeline.vae_scale_factor_temporal
-    if (frames.num_frames - 1) % temporal:
-        raise InvalidRequest(
-            f"this model cannot make {frames.num_frames} frames",
-            hint=f"num_frames must be one more than a multiple of {temporal}",
-        )
-    patch = (pipeline.transformer or pipeline.transformer_2).config.patch_size
-    for name, length, size in (("height", frames.height, patch[1]), ("width", frames.width, patch[2])):
-        multiple = math.lcm(pipeline.vae_scale_factor_spatial * size, 16)
-        if length % multiple:
-            raise InvalidRequest(
-                f"{name} {length} is not a multiple of {multiple}",
-                hint=f"use {length // multiple * multiple or multiple} or {(length // multiple + 1) * multiple}",
-            )
 
 
 def _check_finite(latents: torch.Tensor, step: int, total: int) -> None:

@@ -14,10 +14,12 @@ import torch
 
 from wan_compat.protocol.errors import GenerationFailed, ModelNotCompatible
 from wan_compat.protocol.messages import Generate, Generated, Progress
+from wan_compat.workers.arguments import arguments
 from wan_compat.workers.cancellation import Cancellation
 from wan_compat.workers.frames import FrameWriter
-from wan_compat.workers.generation import Run, arguments
+from wan_compat.workers.generation import Run
 from wan_compat.workers.loader import LoadedModel
+from wan_compat.workers.media import NO_MEDIA, Media
 from wan_compat.workers.own_pipeline import ANYTHING
 from wan_compat.workers.repository_code import cannot_import
 
@@ -32,15 +34,17 @@ def generate_own(
     writer: FrameWriter,
     cancellation: Cancellation,
     report: Callable[[Progress], None],
+    media: Media = NO_MEDIA,
 ) -> Generated:
     """Run one generation and publish its frames. Arguments and errors as in generation.py.
 
     Raises:
         ModelNotCompatible: The pipeline cannot be called with what a Wan pipeline takes.
+        InvalidRequest: It takes no picture, or no option, that was given.
         GenerationFailed, UnusableFrames: What it returned are no frames, or not those that were agreed.
     """
     pipeline = model.pipeline
-    given = arguments(model, order.params)
+    given = arguments(model, order.params, media)
     if ANYTHING not in model.call_arguments:
         given = {name: value for name, value in given.items() if name in model.call_arguments}
     if "prompt" not in given:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # torch is imported with them, which a light zygote must not 
     from wan_compat.workers.conversion import Opened
     from wan_compat.workers.frames import FrameRing
     from wan_compat.workers.loader import LoadedModel
+    from wan_compat.workers.media import Media
 
 
 OWN_PIPELINE = "the repository's own pipeline returns its frames as a whole"
@@ -194,8 +195,21 @@ def _generate(
         from wan_compat.workers.own_generation import generate_own as generate
 
     try:
-        return generate(model, order, ring.writer(order.job, order.params.frames), cancellation, control.post)
+        media = _receive_media(model, order, ring, cancellation)
+        writer = ring.writer(order.job, order.params.frames)
+        ended = generate(model, order, writer, cancellation, control.post, media)
+        return ended.model_copy(update={"notes": media.notes})
     except JobCancelled:
         return m.Cancelled(job=order.job)
     except Exception as error:  # noqa: BLE001 - as above
         return to_message(error, order.job)
+
+
+def _receive_media(model: LoadedModel, order: m.Generate, ring: FrameRing, cancellation: Cancellation) -> Media:
+    from wan_compat.workers.media import NO_MEDIA, decode_media
+
+    descriptors = ring.receive_media(order.job, len(order.params.media))
+    if not descriptors:
+        return NO_MEDIA
+    step = getattr(model.pipeline, "vae_scale_factor_temporal", 4)  # a pipeline of the repository's may not say
+    return decode_media(descriptors, order.params, step, cancellation)

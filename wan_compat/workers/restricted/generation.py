@@ -18,14 +18,16 @@ from typing import Any, Literal
 import torch
 from pydantic import ValidationError
 
-from wan_compat.protocol.errors import GenerationFailed, WanCompatError
+from wan_compat.protocol.errors import GenerationFailed, InvalidRequest, WanCompatError
 from wan_compat.protocol.messages import Generate, Generated, Progress
 from wan_compat.protocol.states import MAX_STEPS_OF_PHASE
 from wan_compat.protocol.values import GenerationParams
+from wan_compat.workers.arguments import arguments, check_sizes
 from wan_compat.workers.cancellation import Cancellation
 from wan_compat.workers.frames import FrameWriter
-from wan_compat.workers.generation import Run, arguments, check_sizes
+from wan_compat.workers.generation import Run
 from wan_compat.workers.loader import LoadedModel
+from wan_compat.workers.media import NO_MEDIA, Media
 from wan_compat.workers.restricted.proxies import ATTRIBUTES
 from wan_compat.workers.restricted.run import explained
 
@@ -44,6 +46,7 @@ def generate_restricted(
     writer: FrameWriter,
     cancellation: Cancellation,
     report: Callable[[Progress], None],
+    media: Media = NO_MEDIA,
 ) -> Generated:
     """Run one generation and publish its frames. Arguments as in workers/generation.py.
 
@@ -52,6 +55,8 @@ def generate_restricted(
         InvalidRequest, UnusableFrames, MemoryExceeded, JobCancelled: As there.
     """
     assert model.restricted is not None
+    if media.pictures:
+        raise InvalidRequest("restricted code is given no pictures", hint="leave them out")
     check_sizes(model.pipeline, order.params)
     steps = _Steps(report)
     run = Run(model.pipeline, order.job, cancellation, steps.passed_on)
