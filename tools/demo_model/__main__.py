@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 
 # What the shipped weights were made with.
-STEPS = {"painter": 2000, "reader": 1500, "mover": 4500}
+STEPS = {"painter": 800, "reader": 1500, "mover": 3500}
 BATCH = {"painter": 12, "reader": 2, "mover": 32}
 
 

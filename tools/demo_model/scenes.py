@@ -70,7 +70,7 @@ def sample_scene(rng: random.Random, a: Attributes) -> Scene:
     u = np.linspace(0.0, 1.0, NUM_FRAMES)
     same = np.ones(NUM_FRAMES)
     x, y = rng.uniform(0.42, 0.58) * WIDTH * same, rng.uniform(0.45, 0.55) * HEIGHT * same
-    radius, angle = rng.uniform(15.0, 18.5) * same, rng.uniform(-0.1, 0.1) * same
+    radius, angle = rng.uniform(18.0, 21.0) * same, rng.uniform(-0.1, 0.1) * same
     if a.motion in ("left", "right"):
         way = rng.uniform(78, 96)
         x = WIDTH / 2 + way * (u - 0.5) + rng.uniform(-6, 6)
@@ -80,12 +80,12 @@ def sample_scene(rng: random.Random, a: Attributes) -> Scene:
         y = HEIGHT / 2 + way * (u - 0.5) + rng.uniform(-2, 2)
         y = y if a.motion == "down" else HEIGHT - y
     elif a.motion in ("grow", "shrink"):
-        small, large = rng.uniform(8.5, 10.5), rng.uniform(26, 30)
+        small, large = rng.uniform(10, 12), rng.uniform(28, 32)
         radius = small + (large - small) * u
         radius = radius if a.motion == "grow" else radius[::-1]
         y = HEIGHT / 2 + rng.uniform(-4, 4) * same
     elif a.motion == "spin":
-        radius, angle = rng.uniform(20, 24) * same, angle + rng.uniform(3.2, 4.0) * u
+        radius, angle = rng.uniform(21, 25) * same, angle + rng.uniform(3.2, 4.0) * u
     elif a.motion == "bounce":
         floor, jump = 0.70 * HEIGHT + rng.uniform(-2, 2), rng.uniform(36, 44)
         y = floor - jump * np.abs(np.sin(math.pi * (2 * u + rng.uniform(0.0, 0.12))))
