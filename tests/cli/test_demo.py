@@ -29,7 +29,7 @@ def test_demo_draws_what_its_prompt_says(cli: RunCli, cwd: Path) -> None:
     assert ended.code == 0, ended
     video = cwd / "wan-compat-demo.mp4"
     assert ended.out.startswith(f"Wrote {video}: 17 frames, 96x64, 8 fps")
-    assert [path.name for path in cwd.iterdir()] == [video.name]
+    assert sorted(path.name for path in cwd.iterdir()) == [video.name, f"{video.name}.json"]
 
     pixels = read_pixels(video).astype(int)
     assert pixels.shape == (17, 64, 96, 3)

@@ -25,7 +25,8 @@ SMALL = ("--width", "96", "--height", "64", "--num-frames", "5", "--num-inferenc
 def test_generate_writes_a_video_named_after_its_prompt(cli: RunCli, cwd: Path) -> None:
     ended = cli("generate", MODEL, "--prompt", "A red ball, at sunset!", *SMALL, "--seed", "7")
     assert ended.code == 0, ended
-    assert [path.name for path in cwd.iterdir()] == ["a-red-ball-at-sunset.mp4"]
+    names = sorted(path.name for path in cwd.iterdir())
+    assert names == ["a-red-ball-at-sunset.mp4", "a-red-ball-at-sunset.mp4.json"]
     assert "5 frames, 96x64, 8 fps" in ended.out and "seed 7" in ended.out and len(ended.out.splitlines()) == 1
     assert len(read_pixels(cwd / "a-red-ball-at-sunset.mp4")) == 5
 
@@ -108,7 +109,7 @@ def test_overwrite_and_worker_log(cli: RunCli, cwd: Path) -> None:
     ended = cli(*arguments, "--overwrite", "--worker-log", "log.txt")
     assert ended.code == 0, ended
     assert (cwd / "x.mp4").read_bytes() != b"old"
-    assert sorted(path.name for path in cwd.iterdir()) == ["log.txt", "x.mp4"]
+    assert sorted(path.name for path in cwd.iterdir()) == ["log.txt", "x.mp4", "x.mp4.json"]
 
 
 def test_a_timeout_is_124_and_leaves_nothing(cli: RunCli, cwd: Path) -> None:

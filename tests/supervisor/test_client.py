@@ -33,7 +33,7 @@ def test_well_behaved_worker_makes_a_file_and_typed_events(misbehaving, request_
     result = job.result()
     assert result.success and result.output is not None
     assert (result.output.num_frames, result.output.width, result.output.height) == (17, 96, 64)
-    assert leftovers(tmp_path) == ["video.mp4"]
+    assert leftovers(tmp_path) == ["video.mp4", "video.mp4.json"]
     assert [type(event) for event in seen][-2:] == [ev.Encoded, ev.Finished]
     assert isinstance(seen[0], ev.PhaseStarted) and seen[0].phase == "start_worker"
     started = next(event for event in seen if isinstance(event, ev.Started))

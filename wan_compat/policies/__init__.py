@@ -15,6 +15,7 @@ _HOMES = {
     "CompatibilityReport": "wan_compat.policies.architecture",
     "ComponentInfo": "wan_compat.policies.architecture",
     "DIAGNOSTIC_TEMPLATE": "wan_compat.policies.diagnostics",
+    "EncodingConfig": "wan_compat.policies.encoding.plan",
     "ModelArchitecture": "wan_compat.policies.architecture",
     "ModelDiagnostics": "wan_compat.policies.diagnostics",
     "ModelIndexSchema": "wan_compat.policies.model_index",

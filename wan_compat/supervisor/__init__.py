@@ -12,11 +12,17 @@ _HOMES = {
     "ArchitectureDetector": "wan_compat.supervisor.architecture_detector",
     "CompatibilityRegistry": "wan_compat.supervisor.registry",
     "DependencyManager": "wan_compat.supervisor.dependency_manager",
+    "DependencyStatus": "wan_compat.supervisor.video_encoder",
     "DiagnosticCollector": "wan_compat.supervisor.diagnostics",
+    "EncodingResult": "wan_compat.supervisor.video_encoder",
+    "FallbackResult": "wan_compat.supervisor.video_encoder",
+    "FormatConverter": "wan_compat.supervisor.video_encoder",
+    "FrameTensorHandler": "wan_compat.supervisor.frame_tensors",
     "PipelineManager": "wan_compat.supervisor.pipeline_manager",
     "SafeLoadManager": "wan_compat.supervisor.safe_load",
     "SchemaValidationResult": "wan_compat.supervisor.schema_validator",
     "SchemaValidator": "wan_compat.supervisor.schema_validator",
+    "VideoEncoder": "wan_compat.supervisor.video_encoder",
 }
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
-from wan_compat.policies.encoding import EncodingConfig, VideoFacts, Writer, plan_encoding
+from wan_compat.policies.encoding import EncodingConfig, VideoFacts, Writer, plan_encoding, suffix_of
 from wan_compat.protocol.errors import (
     DeadlineExceeded,
     DiskExceeded,
@@ -76,7 +76,7 @@ def prepare_delivery(
     """
     options = options or VideoOptions()
     path = os.fspath(output)
-    suffix = os.path.splitext(os.path.basename(path))[1]
+    suffix = suffix_of(os.path.basename(path), options.format)
     try:
         config = plan_encoding(frames.width, frames.height, fps, suffix, options, num_frames=frames.num_frames)
     except InvalidRequest:

@@ -18,7 +18,7 @@ from wan_compat.policies.encoding.command import (
     ffmpeg_arguments,
     verify_arguments,
 )
-from wan_compat.policies.encoding.formats import FORMATS, Format, Writer, format_for
+from wan_compat.policies.encoding.formats import FORMATS, Format, Writer, format_for, suffix_of
 from wan_compat.policies.encoding.plan import EncodingConfig, exact_frame_rate, plan_encoding
 from wan_compat.policies.encoding.verdict import VideoFacts, video_mismatches
 
@@ -37,6 +37,7 @@ __all__ = [
     "ffmpeg_arguments",
     "format_for",
     "plan_encoding",
+    "suffix_of",
     "verify_arguments",
     "video_mismatches",
 ]

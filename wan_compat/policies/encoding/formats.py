@@ -156,6 +156,13 @@ FORMATS: dict[str, Format] = {
 _BY_SUFFIX = {suffix: form for form in FORMATS.values() for suffix in form.suffixes}
 
 
+def suffix_of(name: str, format_name: str | None = None) -> str:
+    """Return the suffix that tells a file's format; empty for a folder of pictures, whose name may have any."""
+    suffix = f".{name.rpartition('.')[2]}" if "." in name.lstrip(".") else ""
+    form = FORMATS.get(format_name or "")
+    return "" if form is not None and form.pictures and suffix.lower() not in _BY_SUFFIX else suffix
+
+
 def format_for(suffix: str, name: str | None = None) -> Format:
     """Return what a name's suffix (like ".mp4", any case, or empty) and a wished format mean together.
 
