@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from wan_compat.policies.planning.arena import Arena
+from wan_compat.policies.planning.arena import Arena, Peak
 from wan_compat.policies.planning.attention import attention_workspace
 
 _FLOAT32 = 4
@@ -63,8 +63,8 @@ class DenoiserShape:
 
 def denoise_work(
     shape: DenoiserShape, latent: tuple[int, int, int], itemsize: int, *, text_tokens: int, threads: int, gpu: bool
-) -> int:
-    """Return the bytes that one forward pass takes at most, its input and output included."""
+) -> Peak:
+    """Return what one forward pass takes at most, its input and output included."""
     tokens = shape.tokens(latent)
     unit = tokens * shape.dim * itemsize
     walk = Arena()
@@ -165,7 +165,6 @@ class _Block:
                     pass
             head = self._shape.dim // self._shape.heads
             work = 0 if self._gpu else attention_workspace(self._tokens, keys, head, self._threads)
-            with walk.holding(unit, work):
-                pass
+            walk.give(walk.kernel(unit, work))
             with walk.holding(unit, unit):
                 pass

@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
+from wan_compat.policies.planning.arena import Peak, higher
 from wan_compat.policies.planning.denoiser import TEXT_TOKENS, denoise_work
 from wan_compat.policies.planning.encoders import text_work
 from wan_compat.policies.planning.shapes import ModelShape
@@ -81,7 +82,8 @@ class PhaseMemory:
     """Bytes in one phase: on the device that computes and in main memory. On a CPU all of it is main memory."""
 
     weights: int = 0  # resident where it is computed
-    work: int = 0  # live besides
+    work: int = 0  # allocated besides
+    tensors: int = 0  # of that, what is tensors and not a kernel's own
     host_weights: int = 0  # resident in main memory while a GPU computes
     overhead: int = 0  # of the process itself, in main memory
     device_overhead: int = 0
@@ -89,8 +91,8 @@ class PhaseMemory:
 
     @property
     def counted(self) -> int:
-        """What torch's allocator would count where it is computed."""
-        return self.weights + self.work
+        """The bytes of tensors where it is computed, as `workers/memory_count.py` counts them."""
+        return self.weights + self.tensors
 
     @property
     def vram_bytes(self) -> int:
@@ -119,7 +121,7 @@ def peak(phases: Mapping[Phase, PhaseMemory]) -> tuple[int, int]:
 # ---- what is live besides weights ----------------------------------------------------------------------------------
 
 
-def _work(shape: ModelShape, job: Job, setting: Setting) -> dict[Phase, int]:
+def _work(shape: ModelShape, job: Job, setting: Setting) -> dict[Phase, Peak]:
     itemsize, gpu = ITEMSIZE[setting.dtype], setting.device == "cuda"
     latent = shape.vae.latent(job.num_frames, job.height, job.width)
     copy = math.prod(latent) * shape.vae.z_dim * _FLOAT32
@@ -128,23 +130,23 @@ def _work(shape: ModelShape, job: Job, setting: Setting) -> dict[Phase, int]:
     conditions = math.prod(latent) * max(0, shape.denoiser.in_channels - shape.vae.z_dim) * _FLOAT32
     if shape.denoiser.vace_blocks:
         conditions = math.prod(latent) * (2 * shape.vae.z_dim + 64) * _FLOAT32
-    text = text_work(shape.text, job.text_tokens, itemsize) if shape.text is not None else 0
-    text += embedded
+    encoder = text_work(shape.text, job.text_tokens, itemsize) if shape.text is not None else 0
+    text = Peak(encoder, encoder) + embedded
     if job.pictures:
-        text = max(text, embedded + conditions + _picture_work(shape, job, setting))
+        text = higher(text, _picture_work(shape, job, setting) + embedded + conditions)
     forward = denoise_work(
         shape.denoiser, latent, itemsize, text_tokens=job.text_tokens, threads=setting.threads, gpu=gpu
     )
     # The model's own type besides float32, for what it is given.
-    denoise = embedded + conditions + _LATENT_COPIES * copy + forward
-    found: dict[Phase, int] = {"text_encode": text, "denoise_high": denoise}
+    denoise = forward + (embedded + conditions + _LATENT_COPIES * copy)
+    found: dict[Phase, Peak] = {"text_encode": text, "denoise_high": denoise}
     if len(shape.experts) > 1:
         found["denoise_low"] = denoise
-    found["decode"] = embedded + conditions + _LATENT_COPIES_AT_END * copy + _decode(shape, job, setting)
+    found["decode"] = _decode(shape, job, setting) + (embedded + conditions + _LATENT_COPIES_AT_END * copy)
     return found
 
 
-def _picture_work(shape: ModelShape, job: Job, setting: Setting) -> int:
+def _picture_work(shape: ModelShape, job: Job, setting: Setting) -> Peak:
     """Pictures as float32 pixels, twice while they are put together, then encoded."""
     pixels = job.pictures * job.height * job.width * _COLOURS * _FLOAT32
     itemsize = ITEMSIZE[setting.vae_dtype]
@@ -153,10 +155,10 @@ def _picture_work(shape: ModelShape, job: Job, setting: Setting) -> int:
     if tiling is not None and max(job.height, job.width) > tiling.size:
         tall, wide = tiles_of(job.height, job.width, tiling.size, tiling.stride).largest
         encoded = encode_work(shape.vae, job.pictures, tall, wide, itemsize, setting.threads)
-    return pixels * job.controls + max(pixels, encoded.peak)
+    return higher(Peak(pixels, pixels), encoded.peak) + pixels * job.controls
 
 
-def _decode(shape: ModelShape, job: Job, setting: Setting) -> int:
+def _decode(shape: ModelShape, job: Job, setting: Setting) -> Peak:
     itemsize = ITEMSIZE[setting.vae_dtype]
     video = job.num_frames * job.height * job.width * _COLOURS * itemsize
     tiling = setting.plan.tiling
@@ -165,7 +167,8 @@ def _decode(shape: ModelShape, job: Job, setting: Setting) -> int:
         if setting.streaming:
             return work.peak
         # Whole: every piece is joined to what was there, and the whole is clamped at the end.
-        return max(work.peak + video, work.carried + 3 * video)
+        joined = work.carried + 3 * video
+        return higher(work.peak + video, Peak(joined, joined))
     tiles = tiles_of(job.height, job.width, tiling.size, tiling.stride)
     tall, wide = tiles.largest
     work = decode_work(shape.vae, tall, wide, itemsize, setting.threads)
@@ -173,15 +176,15 @@ def _decode(shape: ModelShape, job: Job, setting: Setting) -> int:
         # The features of every tile are carried along at once; their pieces are blended for each latent frame.
         carried = work.carried * tiles.pixels // (tall * wide)
         piece = tiles.pixels * shape.vae.scale_factor_temporal * _COLOURS * itemsize
-        return carried - work.carried + work.peak + 2 * piece
+        return work.peak + (carried - work.carried + 2 * piece)
     overlapping = video * tiles.pixels // (job.height * job.width)
-    return overlapping + max(work.peak, 3 * video)
+    return higher(work.peak, Peak(3 * video, 3 * video)) + overlapping
 
 
 # ---- which weights are resident ------------------------------------------------------------------------------------
 
 
-def _resident(shape: ModelShape, setting: Setting, phase: Phase, work: int) -> PhaseMemory:
+def _resident(shape: ModelShape, setting: Setting, phase: Phase, work: Peak) -> PhaseMemory:
     dtypes = {name: setting.vae_dtype if name == "vae" else setting.dtype for name in shape.weights}
     whole = {name: part.bytes_in(dtypes[name]) for name, part in shape.weights.items()}
     used = _used_in(shape, phase)
@@ -192,7 +195,7 @@ def _resident(shape: ModelShape, setting: Setting, phase: Phase, work: int) -> P
         resident = total - left
         if plan.offload == "group":
             resident = _grouped(shape, setting, used, dtypes, whole) if _on_disk(plan) else total - left
-        return PhaseMemory(weights=resident, work=work, overhead=WORKER_BYTES)
+        return PhaseMemory(resident, work.allocated, work.tensors, overhead=WORKER_BYTES)
     if plan.offload == "none":
         on_device, host = total - left, 0
     elif plan.offload == "model":
@@ -204,7 +207,8 @@ def _resident(shape: ModelShape, setting: Setting, phase: Phase, work: int) -> P
         host = total
     return PhaseMemory(
         weights=on_device,
-        work=work,
+        work=work.allocated,
+        tensors=work.tensors,
         host_weights=host,
         overhead=WORKER_BYTES + CUDA_HOST_BYTES,
         device_overhead=CUDA_CONTEXT_BYTES,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from wan_compat.policies.planning.arena import Arena
+from wan_compat.policies.planning.arena import Arena, Peak
 from wan_compat.policies.planning.attention import attention_workspace
 
 _CARRIED_FRAMES = 2  # CACHE_T
@@ -46,9 +46,9 @@ class VaeShape:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """`peak` bytes at most, and of these `carried` stay between latent frames."""
+    """The peak, and what of it is carried from one latent frame to the next."""
 
-    peak: int
+    peak: Peak
     carried: int
 
 
@@ -151,8 +151,8 @@ class _Walk:
         )
         with arena.holding(size, size, 3 * size, 3 * size):  # reordered, normed, qkv, and that in another order
             pass
-        with arena.holding(size, 3 * size, size, work):
-            pass
+        with arena.holding(size, 3 * size):
+            arena.give(arena.kernel(size, work))
         with arena.holding(3 * size, size, size):
             pass
         return piece
@@ -206,10 +206,7 @@ class _Walk:
             dataclasses.replace(made, channels=-(-made.channels // _BLOCKED_CHANNELS) * _BLOCKED_CHANNELS)
         )
         weights = source.channels * made.channels * kernel[0] * kernel[1] * kernel[2] * self._itemsize
-        result = self.bytes(made)
-        with self.arena.holding(result, max(self.bytes(source), blocked), weights):
-            pass
-        self.arena.take(result)
+        self.arena.kernel(self.bytes(made), max(self.bytes(source), blocked) + weights)
 
     def _seen(self) -> int:
         return 0 if self._first else _CARRIED_FRAMES
