@@ -36,6 +36,7 @@ PURE = (
     "tests/cli/test_generate.py::test_names_from_prompts_are_harmless",
     "tests/test_detection_accuracy.py",
     "tests/test_findings_page.py",
+    "tests/tools/test_demo_data.py",
 )
 
 # These start processes, and what they claim is none of the processes' rights. Why, and where an ordinary user's run
@@ -56,6 +57,7 @@ OTHERWISE_THE_SAME = {
     "tests/supervisor/test_restricted.py::test_what_changes_nothing_gives_the_pixels_of_the_plain_pipeline": "pixels",
     "tests/supervisor/test_restricted.py::test_what_goes_wrong_in_the_code_is_named": "words of errors",
     # Parsers and libraries in a process that measures or guides them.
+    "tests/tools/test_demo_training.py": "what the demo model's training computes",
     "tests/assets": "tables against installed classes",
     "tests/fuzz": "parsers, guided by coverage",
     "tests/protocol": "the codec, the channel and the ring between two ends of one user",
