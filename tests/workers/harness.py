@@ -152,6 +152,7 @@ class WorkerProcess:
         self.channel = Channel(host_endpoint, bind=True, outgoing=to_worker_codec(), incoming=from_worker_codec())
         (control / "s").chmod(0o777)
         self.conversation = Conversation()
+        self.count_memory = False
         spec = confinement(
             model,
             control,
@@ -234,7 +235,7 @@ class WorkerProcess:
         """Run one job to its end, whatever that is, collecting frames and giving credit at once."""
         layout = RingLayout(params.frames)
         result = Result()
-        self.send(m.Generate(job=job, params=params))
+        self.send(m.Generate(job=job, params=params, count_memory=self.count_memory))
         deadline = time.monotonic() + REPLY_S
         poll = select.poll()
         poll.register(self.channel.fileno(), select.POLLIN)

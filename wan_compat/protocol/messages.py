@@ -80,6 +80,7 @@ class ModelLoaded(Value):
     parameters: dict[Name, Count] = Field(max_length=16)
     streaming: bool
     streaming_reason: ShortText  # why whole decode is used, or what proved streaming equal
+    applied: tuple[ShortText, ...] = Field(default=(), max_length=16)  # of the plan, in words
     load_s: Seconds
 
 
@@ -92,7 +93,10 @@ class Generated(Value):
     denoise_s: Seconds
     decode_s: Seconds
     notes: tuple[ShortText, ...] = Field(default=(), max_length=16)  # what was done to fit pictures and videos
+    applied: tuple[ShortText, ...] = Field(default=(), max_length=16)  # to this generation, in words
     peak_vram_bytes: Count | None = None
+    # Of tensors, by phase: text_encode, denoise (or denoise_high and denoise_low), decode. Always on a GPU.
+    peak_allocated_bytes: dict[Name, Count] = Field(default_factory=dict, max_length=8)
 
 
 class Cancelled(Value):
@@ -149,6 +153,7 @@ class Generate(Value):
     type: Literal["generate"] = "generate"
     job: JobSerial
     params: GenerationParams
+    count_memory: bool = False  # on a CPU, where counting costs some microseconds an operation
 
 
 class OpenWeights(Value):

@@ -373,7 +373,13 @@ class JobRun:
             metadata=GenerationMetadata(
                 model_path=self._request.model,
                 pipeline_class=model.pipeline.pipeline_class,
-                optimizations_applied=[*dtypes, f"conv3d:{model.pipeline.conv3d}", f"decode:{decoding}"],
+                optimizations_applied=[
+                    *dtypes,
+                    f"conv3d:{model.pipeline.conv3d}",
+                    f"decode:{decoding}",
+                    *loaded.applied,
+                    *self._generated[0].applied,
+                ],
                 generation_params=params.model_dump(exclude={"frames"})
                 | params.frames.model_dump()
                 | {"fps": resolved.fps},

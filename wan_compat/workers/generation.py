@@ -26,6 +26,8 @@ from wan_compat.workers.cancellation import Cancellation
 from wan_compat.workers.frames import FrameWriter
 from wan_compat.workers.loader import LoadedModel
 from wan_compat.workers.media import NO_MEDIA, Media
+from wan_compat.workers.optimizations import caching
+from wan_compat.workers.phase_memory import PhaseMemory
 
 
 def generate(
@@ -65,13 +67,26 @@ def generate(
         done = (writer.published - 1) // pipeline.vae_scale_factor_temporal + 1
         report(Progress(job=order.job, phase="decode", step=min(done, latent_frames), total=latent_frames))
 
-    if model.spec.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     transformers = (pipeline.transformer, getattr(pipeline, "transformer_2", None))
-    with run.watching(transformers), model.frame_exit.publishing(publish):
+    memory = PhaseMemory(pipeline, model.spec.device, count=order.count_memory)
+    run.on_denoised = lambda: memory.begin("decode")
+    computed = model.embeddings.computed if model.embeddings is not None else 0
+    with (
+        caching(pipeline, model.spec.plan.cache, params.num_inference_steps) as cached,
+        memory.counting(),
+        run.watching(transformers),
+        model.frame_exit.publishing(publish),
+    ):
         pipeline(**arguments(model, params, media), callback_on_step_end=run.on_step_end)
     writer.finish()
-    return run.finished(model.spec.device)
+    kept = model.embeddings is not None and model.embeddings.computed == computed
+    return run.finished(model.spec.device).model_copy(
+        update={
+            "applied": (*cached, *(("embeddings:kept",) if kept else ())),
+            "peak_allocated_bytes": memory.peaks,
+            "peak_vram_bytes": max(memory.peaks.values(), default=None) if model.spec.device == "cuda" else None,
+        }
+    )
 
 
 def free_memory(model: LoadedModel | None) -> None:
@@ -90,6 +105,7 @@ class Run:
         self._started = time.perf_counter()
         self._encoded: float | None = None
         self._denoised: float | None = None
+        self.on_denoised: Callable[[], None] = lambda: None  # called after the last step
 
     @contextlib.contextmanager
     def watching(self, transformers: Iterable[torch.nn.Module | None]) -> Iterator[None]:
@@ -111,6 +127,8 @@ class Run:
         if step in (1, math.ceil(total / 4), math.ceil(total / 2), total):
             _check_finite(values["latents"], step, total)
         self._report(Progress(job=self._job, phase="denoise", step=step, total=total))
+        if step == total:
+            self.on_denoised()
         return {}
 
     def denoised(self) -> None:

@@ -22,13 +22,17 @@ import torch
 
 from wan_compat.protocol.errors import ModelCorrupt, ModelNotCompatible
 from wan_compat.protocol.messages import Progress
+from wan_compat.protocol.plan import PlanSpec
 from wan_compat.protocol.values import ComponentSpec, PipelineSpec
 from wan_compat.sandbox.spec import MODEL_TARGET
 from wan_compat.workers import gpu
 from wan_compat.workers.cancellation import Cancellation
 from wan_compat.workers.conv import send_conv3d_to_onednn
+from wan_compat.workers.embeddings import Embeddings, keep_embeddings
 from wan_compat.workers.failures import translate
+from wan_compat.workers.optimizations import IN_FILES, apply_plan, check_plan, stays_in_files
 from wan_compat.workers.repository_code import load_own_class
+from wan_compat.workers.residence import Residence
 from wan_compat.workers.streaming import FrameExit
 
 _NAMED_TENSORS = 5
@@ -82,6 +86,8 @@ class LoadedModel:
     call_arguments: frozenset[str]  # what this pipeline's __call__ takes
     load_s: float
     restricted: Callable[..., Any] | None = None  # the repository's function that calls the pipeline
+    applied: tuple[str, ...] = ()  # of the plan, in words
+    embeddings: Embeddings | None = None  # kept from job to job; None: the pipeline has no seam for it
 
 
 def load_model(
@@ -105,12 +111,13 @@ def load_model(
         JobCancelled: A stop was requested.
     """
     started = time.perf_counter()
+    check_plan(spec.plan, spec.device)
     pipeline_class = _class(spec.pipeline_class, PIPELINES) if spec.code is None else None
     components: dict[str, Any] = {}
     for done, component in enumerate(spec.components):
         cancellation.check()
         try:
-            components[component.name] = _load_component(component, folder, cancellation)
+            components[component.name] = _load_planned(component, spec, folder, cancellation)
         except Exception as error:
             raise translate(error, loading=True, component=component.name) from error
         report(Progress(job=0, phase="load", step=done + 1, total=len(spec.components)))
@@ -137,7 +144,7 @@ def load_model(
         pipeline.set_progress_bar_config(disable=True)  # a bar redraws itself into the log a hundred times
     if spec.device != "cpu":
         gpu.limit_memory(spec.gpu_memory_limit_bytes)
-        pipeline.to(spec.device)
+    applied, embeddings = _apply(spec, pipeline, components, folder, cancellation)
     modules = {name: part for name, part in components.items() if isinstance(part, torch.nn.Module)}
     if spec.conv3d == "onednn" and spec.device == "cpu" and "vae" in modules:
         send_conv3d_to_onednn(modules["vae"])
@@ -153,7 +160,56 @@ def load_model(
         call_arguments=call_arguments,
         load_s=time.perf_counter() - started,
         restricted=restricted,
+        applied=applied,
+        embeddings=embeddings,
     )
+
+
+def _apply(
+    spec: PipelineSpec, pipeline: Any, components: dict[str, Any], folder: str, cancellation: Cancellation
+) -> tuple[tuple[str, ...], Embeddings | None]:
+    """Carry the plan out. A pipeline of the repository's own is put on its device, and nothing else is done to it."""
+    if spec.code is not None:
+        if spec.plan != PlanSpec():
+            raise ModelNotCompatible("a pipeline of the repository's own is run as it is, without a plan")
+        if spec.device != "cpu":
+            pipeline.to(spec.device)
+        return (), None
+    applied = apply_plan(pipeline, spec.plan, spec.device)
+    if spec.plan.text_encoder == "stay" or stays_in_files(spec.plan):
+        return applied, keep_embeddings(pipeline)
+    source = next(component for component in spec.components if component.name == "text_encoder")
+
+    def load() -> torch.nn.Module:
+        encoder: torch.nn.Module = _load_component(source, folder, cancellation)
+        return encoder.to(spec.device)
+
+    embeddings = keep_embeddings(pipeline, Residence(components["text_encoder"], load))
+    if embeddings is None:
+        raise ModelNotCompatible(f"the text encoder of a {spec.pipeline_class} cannot leave memory")
+    return (*applied, "text_encoder:leaves"), embeddings
+
+
+def _load_planned(component: ComponentSpec, spec: PipelineSpec, folder: str, cancellation: Cancellation) -> Any:
+    """Load a component, or lay it out over its files where the plan says so and they are in its library's layout."""
+    if not stays_in_files(spec.plan) or component.name not in IN_FILES:
+        return _load_component(component, folder, cancellation)
+    if component.source is not None or component.quantization is not None or component.code is not None:
+        raise ModelNotCompatible(
+            f"{component.name} cannot stay in its files, because it is made from them by another rule than copying",
+            hint="convert the model first (wan-compat convert), or use another plan",
+        )
+    if any(lora.component == component.name for lora in spec.loras):
+        raise ModelNotCompatible(
+            f"{component.name} cannot stay in its files and have a LoRA laid over it", hint="use another plan"
+        )
+    from wan_compat.workers.file_weights import lay_out
+
+    known = _DIFFUSERS_MODELS if component.library == "diffusers" else _TRANSFORMERS_MODELS
+    path = os.path.join(folder, component.subfolder)
+    model, info = lay_out(_class(component.class_name, known), path, _dtype(component), spec.device)
+    _check_tensors(component, info)
+    return model
 
 
 def _load_component(component: ComponentSpec, folder: str, cancellation: Cancellation) -> Any:

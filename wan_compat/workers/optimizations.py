@@ -34,6 +34,7 @@ from wan_compat.protocol.plan import CacheSpec, GroupOffload, PlanSpec
 
 _NEEDS_ACCELERATOR = ("model", "sequential")
 _EXPERTS = ("transformer", "transformer_2")
+IN_FILES = (*_EXPERTS, "text_encoder")  # the heavy parts, which a plan may leave in their files
 _STORAGE = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 # Tile sides must divide into latents, and every tile must begin before the last one ends.
 _TILE_MULTIPLE = 16
@@ -140,13 +141,14 @@ def _place(pipeline: Any, plan: PlanSpec, device: str) -> tuple[str, ...]:
     modules = _modules(pipeline)
     if stays_in_files(plan):
         # Laid out by the loader, on the device already; the rest is small.
-        for name in modules.keys() - {*_EXPERTS, "text_encoder"}:
+        for name in modules.keys() - set(IN_FILES):
             modules[name].to(device)
         return ("offload:group", "weights:in_files")
     if plan.offload == "group":
         group = plan.group or GroupOffload()
         for name, module in modules.items():
-            if name == "vae":  # its seam for streaming runs below the hooks; half a gigabyte
+            # The VAE's seam for streaming runs below the hooks, and it is half a gigabyte.
+            if name == "vae" or (name == "text_encoder" and plan.text_encoder == "leave"):
                 module.to(device)
             else:
                 _offload_groups(name, module, group, device)
@@ -154,6 +156,10 @@ def _place(pipeline: Any, plan: PlanSpec, device: str) -> tuple[str, ...]:
         return (f"offload:group:{group.level}{stream}",)
     if device == "cpu":
         return () if plan.offload == "none" else (f"offload:{plan.offload}",)
+    if plan.text_encoder == "leave" and plan.offload != "none":
+        # It comes and goes by itself (residence.py), which accelerate's hooks must not move about in between.
+        pipeline.model_cpu_offload_seq = "image_encoder->transformer->transformer_2->vae"
+        pipeline._exclude_from_cpu_offload = [*pipeline._exclude_from_cpu_offload, "text_encoder"]
     if plan.offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
     elif plan.offload == "sequential":

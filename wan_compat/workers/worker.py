@@ -180,6 +180,7 @@ def _load(
         parameters=model.parameters,
         streaming=model.frame_exit is not None and model.frame_exit.streaming,
         streaming_reason=OWN_PIPELINE if model.frame_exit is None else model.frame_exit.reason,
+        applied=model.applied,
         load_s=model.load_s,
     )
 

@@ -1,0 +1,73 @@
+"""Peaks of memory by phase of a generation: on a GPU what its allocator counts, on a CPU what memory_count.py counts.
+
+    text_encode -> denoise, or denoise_high and denoise_low where there are two experts -> decode
+
+The GPU's counter costs nothing and always runs; the CPU's runs when the order asks for it.
+"""
+
+# mypy: allow-untyped-calls
+# The libraries declare themselves typed, and are so in part.
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from wan_compat.workers.memory_count import MemoryCount
+
+
+class PhaseMemory:
+    """`peaks` has the most bytes of each phase when the generation is over; empty where nothing counted."""
+
+    def __init__(self, pipeline: Any, device: str, *, count: bool) -> None:
+        parts = getattr(pipeline, "components", {}).values()
+        self._pipeline = pipeline
+        self._count: MemoryCount | None = None
+        if count and device == "cpu":
+            self._count = MemoryCount([part for part in parts if isinstance(part, torch.nn.Module)])
+        self._gpu = device == "cuda"
+        self._phase: str | None = None
+        self.peaks: dict[str, int] = {}
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count during one generation, and see which expert is at work."""
+        experts = [getattr(self._pipeline, name, None) for name in ("transformer", "transformer_2")]
+        both = all(part is not None for part in experts)
+        hooks = []
+        for part, noise in zip(experts, ("high", "low"), strict=True):
+            if part is not None:
+                phase = f"denoise_{noise}" if both else "denoise"
+                hooks.append(part.register_forward_pre_hook(lambda *_, phase=phase: self.begin(phase), prepend=True))
+        with self._count or contextlib.nullcontext():
+            self.begin("text_encode")
+            try:
+                yield
+            finally:
+                self._end()
+                for hook in hooks:
+                    hook.remove()
+        if self._count is not None:
+            self.peaks = dict(self._count.peaks)
+
+    def begin(self, phase: str) -> None:
+        """A phase begins; again and again the same one is no news."""
+        if phase == self._phase:
+            return
+        self._end()
+        self._phase = phase
+        if self._count is not None:
+            self._count.phase(phase)
+        elif self._gpu:
+            torch.cuda.reset_peak_memory_stats()
+
+    def _end(self) -> None:
+        if self._count is not None:
+            self._count.end_phase()
+        elif self._gpu and self._phase is not None:
+            peak = torch.cuda.max_memory_allocated()
+            self.peaks[self._phase] = max(self.peaks.get(self._phase, 0), peak)
+        self._phase = None
