@@ -57,6 +57,7 @@ ALLOWED: Mapping[str, AllowedPackage] = {
         AllowedPackage("sentencepiece", ">=0.2", "tokenizer of the text encoder"),
         AllowedPackage("ftfy", ">=6.3", "cleans prompts as Wan was trained on them"),
         AllowedPackage("pillow", ">=11", "reads images"),
+        AllowedPackage("av", ">=14", "reads videos"),
         # transformers.integrations.peft.MIN_PEFT_VERSION of transformers 5.23; diffusers asks for less.
         AllowedPackage("peft", ">=0.20.0", "applies LoRAs", Feature.LORA),
         # The floors of diffusers 0.42's quantizers.

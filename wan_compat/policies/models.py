@@ -15,11 +15,9 @@ from typing import Any, Literal
 from wan_compat.policies.admission import admit_component
 from wan_compat.policies.architecture import ArchitectureSignature
 from wan_compat.policies.detection.classes import OTHER_FAMILIES, WAN_PIPELINES
-from wan_compat.policies.detection.decide import detect
 from wan_compat.policies.facts import FileFact, ModelFacts
 from wan_compat.policies.findings import Finding, Severity
 from wan_compat.policies.judgement.code import judge_documents
-from wan_compat.policies.judgement.identity import alternatives
 from wan_compat.policies.judgement.shards import judge_shards
 from wan_compat.policies.model_fit import channels_of, check_fit, main_expert, weights_of
 from wan_compat.policies.pipeline_choice import choose_pipeline
@@ -178,6 +176,10 @@ def _pipeline_of(
     )
     if choice.pipeline_class is not None and choice.pipeline_class in PIPELINES:
         return choice.pipeline_class, choice.reason
+    # Only a refusal needs them, and a supervisor that runs models should not carry them about.
+    from wan_compat.policies.detection.decide import detect
+    from wan_compat.policies.judgement.identity import alternatives
+
     architecture = detect(facts)
     others = alternatives(architecture.capabilities, architecture)
     runs = f"it needs {choice.pipeline_class}, which does not run here yet" if choice.pipeline_class else choice.reason

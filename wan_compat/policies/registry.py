@@ -23,7 +23,7 @@ SECURITY_FLOORS: Mapping[str, str] = {"diffusers": "0.38.0", "transformers": "5.
 ALLOWED_PACKAGES = frozenset(
     {
         *SECURITY_FLOORS,
-        *("accelerate", "safetensors", "sentencepiece", "ftfy", "pillow", "peft", "imageio", "imageio-ffmpeg"),
+        *("accelerate", "safetensors", "sentencepiece", "ftfy", "pillow", "av", "peft", "imageio", "imageio-ffmpeg"),
         *("gguf", "bitsandbytes", "torchao", "optimum-quanto", "opencv-python-headless"),
     }
 )

@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import get_args
 
-from wan_compat.policies.judgement.identity import TASKS, alternatives
 from wan_compat.policies.pipelines import Inputs, Option, Way
 from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.protocol.media import MediaRole
@@ -131,6 +130,8 @@ def _task_of(wish: Wish) -> str | None:
 
 
 def _use_instead(task: str | None) -> str:
+    from wan_compat.policies.judgement.identity import TASKS, alternatives  # only a refusal needs it
+
     others = alternatives(TASKS[task], None) if task is not None and task in TASKS else ()
     return f"for {task} use {' or '.join(others)}" if others else "`wan-compat check MODEL` says what a model does"
 
