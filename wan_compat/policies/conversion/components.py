@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Literal
 
 from wan_compat.policies.conversion import renames, vae
@@ -45,7 +45,7 @@ class Part:
     dropped: tuple[str, ...] = ()  # beginnings of names that have no place, and need none
 
 
-def role_of(tensors: Tensors) -> Role | None:
+def role_of(tensors: Container[str]) -> Role | None:
     """Return the part that these tensors are in the original's spelling (`without_prefix` first), None if no part."""
     return next((role for role, marks in _MARKS.items() if all(mark in tensors for mark in marks)), None)
 

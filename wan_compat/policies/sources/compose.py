@@ -15,7 +15,7 @@ from wan_compat.policies.detection.decide import detect
 from wan_compat.policies.facts import FileFact, ModelFacts, WeightFile
 from wan_compat.policies.findings import Severity
 from wan_compat.policies.judgement.parts import SHARD
-from wan_compat.policies.sources.single import Single, read_single
+from wan_compat.policies.sources.single import Single, read_single, role_in
 from wan_compat.policies.variants import VARIANTS
 from wan_compat.protocol.errors import InvalidRequest, ModelCorrupt, ModelInvalid, ModelNotCompatible, PickleRefused
 from wan_compat.protocol.sources import SourceSpec
@@ -59,24 +59,26 @@ def compose(base: ModelFacts | None, given: Iterable[Given]) -> Composed:
     """
     found: dict[str, tuple[Given, Single, Mapping[str, WeightFile]]] = {}
     for item in given:
+        _refuse_lora(item)
         weights = weights_of(item)
-        config = None if base is None else base.configs.get(item.component or _likely(item, weights))
-        single = _read(item, weights, config)
-        name = item.component or single.role
-        if ROLES.get(name) != single.role:
+        role = role_in(weights)
+        name = item.component or role or "part"
+        if role is not None and ROLES.get(name) != role:
             raise InvalidRequest(
-                f"{item.flag} {item.facts.root} is a {_words(single.role)}, no {_words(name)}",
-                hint=f"give it with --{single.role.replace('_', '-')}",
+                f"{item.flag} {item.facts.root} is a {_words(role)}, no {_words(name)}",
+                hint=f"give it with --{role.replace('_', '-')}",
             )
+        if base is None:
+            raise InvalidRequest(
+                f"{item.facts.root} is the {_words(name)} alone; the other parts were not given",
+                hint="give a folder in diffusers layout that has them: --components FOLDER",
+            )
+        single = _read(item, weights, base.configs.get(name))
+        name = item.component or single.role
         if name in found:
             raise InvalidRequest(f"two files were given for the {_words(name)}", hint="leave one of them out")
         found[name] = (item, single, weights)
-    if base is None:
-        names = " and ".join(_words(name) for name in found)
-        raise InvalidRequest(
-            f"{next(iter(found.values()))[0].facts.root} is the {names} alone; the other parts were not given",
-            hint="give a folder in diffusers layout that has them: --components FOLDER",
-        )
+    assert base is not None, "nothing was given"
     return _put_together(base, found)
 
 
@@ -107,21 +109,15 @@ def weights_of(item: Given) -> dict[str, WeightFile]:
     return dict(sorted(top.items()))
 
 
-def _likely(item: Given, weights: Mapping[str, WeightFile]) -> str:
-    """Return the part that a file most likely is, to know which of the folder's configurations to compare it with."""
-    names = {name for file in weights.values() for name in file.tensors}
-    for mark, part in (("patch_embedding", "transformer"), ("decoder.conv", "vae"), ("SelfAttention", "text_encoder")):
-        if any(mark in name for name in names) and not any("visual" in name or "vision" in name for name in names):
-            return part
-    return "image_encoder" if any("visual" in name or "vision" in name for name in names) else "text_encoder"
+def _refuse_lora(item: Given) -> None:
+    if detect(item.facts).layout == "lora":
+        raise InvalidRequest(
+            f"{item.flag} {item.facts.root} is a LoRA: it changes a model and is none", hint="give it with --lora"
+        )
 
 
 def _read(item: Given, weights: Mapping[str, WeightFile], config: Mapping[str, Any] | None) -> Single:
     architecture = detect(item.facts)
-    if architecture.layout == "lora":
-        raise InvalidRequest(
-            f"{item.flag} {item.facts.root} is a LoRA: it changes a model and is none", hint="give it with --lora"
-        )
     known = VARIANTS.get(architecture.variant or "")
     try:
         return read_single(item.facts.root, weights, config)

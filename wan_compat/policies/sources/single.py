@@ -96,6 +96,18 @@ class Single:
         )
 
 
+def role_in(files: Mapping[str, WeightFile]) -> Role | None:
+    """Return which part of a model the files hold, by names alone; None for no part of Wan's."""
+    merged = {name: tensor for file in files.values() for name, tensor in file.tensors.items()}
+    prefix = _prefix_of(merged)
+    plain = {name.removeprefix(prefix): tensor for name, tensor in merged.items()}
+    return role_of(original_names(plain) or plain)
+
+
+def _prefix_of(tensors: Tensors) -> str:
+    return next((item for item in PREFIXES if any(name.startswith(item) for name in tensors)), "")
+
+
 def read_single(where: str, files: Mapping[str, WeightFile], folder_config: Config | None) -> Single:
     """Return the part that the files hold.
 
@@ -116,7 +128,7 @@ def read_single(where: str, files: Mapping[str, WeightFile], folder_config: Conf
         for name in merged.keys() & file.tensors.keys():
             raise ModelInvalid(f"{path!r} of {where} has the tensor {name!r} that another of its files has too")
         merged |= file.tensors
-    prefix = next((item for item in PREFIXES if any(name.startswith(item) for name in merged)), "")
+    prefix = _prefix_of(merged)
     if prefix and any(not name.startswith(prefix) and name not in _IGNORED for name in merged):
         other = next(name for name in merged if not name.startswith(prefix) and name not in _IGNORED)
         raise ModelNotCompatible(
@@ -278,7 +290,8 @@ def _compare(
             splits[rename.old] = (*splits.get(rename.old, ()), rename.new)
         else:
             renames[rename.old] = rename.new
-        if (tensor.shape if rename.parts == 1 else rename.new_shape) != rename.new_shape:
+        # Of a GGUF the header may say what its converter squeezed; the package that reads it does not.
+        if (rename.parts == 1 and tensor.shape != rename.new_shape) or (squeezed and len(rename.new_shape) > 2):
             shapes[rename.new] = rename.new_shape
         tensors[rename.new] = TensorFact(tensor.dtype, rename.new_shape, tensor.bytes // rename.parts)
     return renames, splits, shapes, tensors
