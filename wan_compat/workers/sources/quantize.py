@@ -14,7 +14,7 @@ import torch
 from wan_compat.protocol.errors import ModelNotCompatible, WorkerExtraMissing
 from wan_compat.protocol.sources import Quantization
 
-_TORCHAO = {"int8": "Int8WeightOnlyConfig", "int4": "Int4WeightOnlyConfig", "fp8": "Float8WeightOnlyConfig"}
+_TORCHAO = {"int8": "Int8WeightOnlyConfig", "fp8": "Float8WeightOnlyConfig"}
 _QUANTO = {"int8": "int8", "int4": "int4", "fp8": "float8"}
 
 

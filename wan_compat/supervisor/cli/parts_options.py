@@ -1,0 +1,96 @@
+"""The options that name other files for parts of a model, and what is laid over it; shared by verbs that load one.
+
+--lora FILE[:weight][@high|@low]        --quantize PART=KIND, KIND with a backend before it or not: quanto:int8
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from wan_compat.protocol.errors import InvalidRequest
+
+_LORA = re.compile(r"(?P<path>.+?)(:(?P<weight>[-+]?(\d+\.?\d*|\.\d+)))?(@(?P<expert>high|low))?", re.DOTALL)
+_QUANTIZE = re.compile(r"(?P<part>[a-z_0-9]+)=(?P<kind>((bitsandbytes|torchao|quanto):)?(int8|int4|nf4|fp8))")
+
+Components = Annotated[
+    str | None,
+    typer.Option(
+        "--components", metavar="FOLDER", help="Where the other parts come from, if MODEL is a single file (diffusers)."
+    ),
+]
+Transformer = Annotated[
+    str | None, typer.Option("--transformer", metavar="FILE", help="Take the transformer from this file instead.")
+]
+Transformer2 = Annotated[
+    str | None, typer.Option("--transformer-2", metavar="FILE", help="The same for the low-noise transformer.")
+]
+Vae = Annotated[str | None, typer.Option("--vae", metavar="FILE", help="The same for the VAE.")]
+TextEncoder = Annotated[
+    str | None, typer.Option("--text-encoder", metavar="FILE", help="The same for the text encoder.")
+]
+ImageEncoder = Annotated[
+    str | None, typer.Option("--image-encoder", metavar="FILE", help="The same for the image encoder.")
+]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE[:WEIGHT][@high|@low]",
+        help="Apply a LoRA, fully or by WEIGHT, to both experts or one. May be repeated.",
+    ),
+]
+Quantize = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--quantize", metavar="PART=KIND", help="Load a part in fewer bits: transformer=int8, text_encoder=quanto:fp8."
+    ),
+]
+
+
+def parse_loras(texts: Iterable[str] | None) -> list[dict[str, Any]]:
+    """Return the fields of LoraRequest for every --lora.
+
+    A colon or an at-sign that is no weight or expert is part of the file's name.
+    """
+    found = []
+    for text in texts or ():
+        match = _LORA.fullmatch(text)
+        if match is None:
+            raise InvalidRequest("--lora is empty", hint="--lora FILE[:WEIGHT][@high|@low]")
+        weight = float(match["weight"]) if match["weight"] is not None else 1.0
+        if not -10 <= weight <= 10:
+            raise InvalidRequest(f"--lora {text}: the weight is {weight:g}, outside -10..10")
+        found.append({"path": match["path"], "weight": weight, "expert": match["expert"]})
+    return found
+
+
+def parse_quantize(texts: Iterable[str] | None) -> dict[str, str]:
+    """Return part -> kind for every --quantize."""
+    found: dict[str, str] = {}
+    for text in texts or ():
+        match = _QUANTIZE.fullmatch(text)
+        if match is None:
+            raise InvalidRequest(
+                f"--quantize {text} is not understood",
+                hint="PART=KIND, such as transformer=int8 or text_encoder=quanto:fp8; kinds: int8, int4, nf4, fp8",
+            )
+        if match["part"] in found:
+            raise InvalidRequest(f"--quantize names {match['part']} twice", hint="leave one of them out")
+        found[match["part"]] = match["kind"]
+    return found
+
+
+def parts_fields(
+    files: Mapping[str, str | None], lora: Iterable[str] | None, quantize: Iterable[str] | None
+) -> dict[str, Any]:
+    """Return the fields of a GenerationRequest that these options amount to, without those that were left out."""
+    fields: dict[str, Any] = {name: path for name, path in files.items() if path is not None}
+    if lora:
+        fields["loras"] = parse_loras(lora)
+    if quantize:
+        fields["quantize"] = parse_quantize(quantize)
+    return fields
