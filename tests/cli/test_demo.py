@@ -117,14 +117,6 @@ def test_demo_says_which_words_it_understood() -> None:
     assert describe_understood(understand("cats")).startswith("No word of it is known to the demo model.")
 
 
-@pytest.mark.parametrize("variant", ["i2v", "vace"])
-def test_variants_that_need_an_image_say_so(variant: str, cli: RunCli) -> None:
-    ended = cli("demo", "--variant", variant, "--json")
-    assert ended.code == 2
-    error = ended.document["error"]
-    assert error["code"] == "invalid_request" and "image" in error["message"]
-
-
 def test_the_demo_model_is_the_one_its_card_describes(repository: Path) -> None:
     folder = Path(demo_models.demo_model())
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.suffix == ".safetensors")

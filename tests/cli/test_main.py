@@ -16,10 +16,10 @@ import typer.main
 from tests.cli.conftest import Ended, RunCli, command
 from wan_compat._version import __version__
 from wan_compat.protocol import errors
-from wan_compat.protocol.values import Isolation, Mode
+from wan_compat.protocol.values import Isolation, Mode, Task
 from wan_compat.sandbox.spec import Tier
 from wan_compat.supervisor.cli import main as main_module
-from wan_compat.supervisor.cli import options
+from wan_compat.supervisor.cli import options, task_options
 from wan_compat.supervisor.cli.main import app, main
 from wan_compat.supervisor.cli.session import Session, describe_error
 
@@ -219,7 +219,8 @@ def run_in_terminal(environment: dict[str, str], folder: Path, *arguments: str) 
 
 
 def test_the_light_copies_of_enumerations_are_in_step() -> None:
-    for light, real in ((options.Mode, Mode), (options.Isolation, Isolation), (options.MinTier, Tier)):
+    pairs = ((options.Mode, Mode), (options.Isolation, Isolation), (options.MinTier, Tier), (task_options.Task, Task))
+    for light, real in pairs:
         assert [item.value for item in light] == [item.value for item in real]
 
 

@@ -13,14 +13,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from wan_compat._version import __version__
 from wan_compat.protocol.errors import EnvironmentLacks, WorkerExtraMissing, clean_text
 
 BUILD_TIMEOUT_S = 300.0
-TINY_KINDS = ("t2v", "ti2v", "a14b")
+TINY_KINDS = ("t2v", "i2v", "ti2v", "a14b", "vace")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +105,32 @@ def tiny_model(kind: str, *, announce: Callable[[str], None]) -> str:
             hint="set XDG_CACHE_HOME to a folder that can",
         ) from error
     return str(folder)
+
+
+@contextlib.contextmanager
+def demo_media(kind: str | None) -> Iterator[dict[str, Any]]:
+    """Give what a tiny model of `kind`, or the trained one (None), works from: a picture, drawn for the job's time."""
+    role = {"i2v": "image", "vace": "references"}.get(kind or "")
+    if role is None:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(prefix="wan-compat-demo-") as folder:
+        path = Path(folder) / "picture.png"
+        path.write_bytes(_picture(TINY_CLIP.width, TINY_CLIP.height))
+        yield {role: (str(path),) if role == "references" else str(path)}
+
+
+def _picture(width: int, height: int) -> bytes:
+    """Return a PNG: a red ball on a blue ground."""
+    from wan_compat.supervisor.frame_files import png_bytes
+
+    radius = height // 4
+    pixels = bytearray()
+    for row in range(height):
+        for column in range(width):
+            inside = (row - height // 2) ** 2 + (column - width // 2) ** 2 < radius**2
+            pixels += bytes((200, 30, 30) if inside else (30, 40, 120))
+    return png_bytes(memoryview(pixels), width, height)
 
 
 def _build(kind: str, folder: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from wan_compat.policies.demo_grammar import Understood
-from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.supervisor.cli.options import Json, Quiet, Verbose
 from wan_compat.supervisor.cli.session import Session
 
@@ -19,9 +18,6 @@ class Variant(enum.StrEnum):
     TI2V = "ti2v"
     A14B = "a14b"
     VACE = "vace"
-
-
-NEED_AN_IMAGE = (Variant.I2V, Variant.VACE)
 
 
 def demo(
@@ -50,38 +46,34 @@ def demo(
     should name a colour, a shape, a motion and a background.
     """
     session: Session = context.obj.louder(json=json, quiet=quiet, verbose=verbose)
-    if variant in NEED_AN_IMAGE:
-        raise InvalidRequest(
-            f"the {variant} variant needs an image, and generation from images is not part of this version",
-            hint="try --variant t2v, a14b or ti2v",
-        )
-
     from wan_compat.policies.demo_grammar import understand
     from wan_compat.supervisor.cli.runner import build_request, describe_result, free_name, run_request
-    from wan_compat.supervisor.demo import DEMO_CLIP, TINY_CLIP, demo_model, tiny_model
+    from wan_compat.supervisor.demo import DEMO_CLIP, TINY_CLIP, demo_media, demo_model, tiny_model
 
     if variant is None:
         model, clip = demo_model(), DEMO_CLIP
     else:
         model, clip = tiny_model(variant.value, announce=session.note), TINY_CLIP
     session.model = model
-    request = build_request(
-        model=model,
-        prompt=prompt if prompt is not None else clip.prompt,
-        output=output if output is not None else free_name("wan-compat-demo"),
-        overwrite=overwrite,
-        seed=seed,
-        width=clip.width,
-        height=clip.height,
-        num_frames=clip.num_frames,
-        num_inference_steps=clip.num_inference_steps,
-        guidance_scale=clip.guidance_scale,
-        fps=clip.fps,
-    )
-    session.note(f'Prompt: "{request.prompt}"')
-    if variant is None:
-        session.note(describe_understood(understand(request.prompt)))
-    result = run_request(session, request)
+    with demo_media(variant.value if variant is not None else None) as media:
+        request = build_request(
+            model=model,
+            prompt=prompt if prompt is not None else clip.prompt,
+            output=output if output is not None else free_name("wan-compat-demo"),
+            overwrite=overwrite,
+            seed=seed,
+            width=clip.width,
+            height=clip.height,
+            num_frames=clip.num_frames,
+            num_inference_steps=clip.num_inference_steps,
+            guidance_scale=clip.guidance_scale,
+            fps=clip.fps,
+            **media,
+        )
+        session.note(f'Prompt: "{request.prompt}"')
+        if variant is None:
+            session.note(describe_understood(understand(request.prompt)))
+        result = run_request(session, request)
     if session.json:
         session.document(result.to_json())
     else:
