@@ -26,6 +26,8 @@ NOT_REPEATED = frozenset((
     "gpu_memory_limit_bytes", "isolation", "mode", "restricted",
 ))  # fmt: skip
 
+_TEXTS = frozenset(("prompt", "negative_prompt", "format", "codec", "quality", "metadata", "task"))
+
 
 def label(request: GenerationRequest, model: ModelDecision, resolved: ResolvedRequest) -> str:
     """Return the text that goes into the file, at the level that the request asks for."""
@@ -56,6 +58,7 @@ def document(
     if params.guidance_scale_2 is not None and request.guidance_scale_2 is not None:
         made_so["guidance_scale_2"] = params.guidance_scale_2
     asked = request.model_dump(mode="json", exclude_none=True, exclude=set(NOT_REPEATED), exclude_defaults=True)
+    asked = {name: value if name in _TEXTS else absolute(value) for name, value in asked.items()}
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "generator": f"wan-compat {__version__}",
@@ -63,13 +66,18 @@ def document(
         "mode": request.mode.value,
         "restricted": request.restricted,
         "model": {
-            "path": request.model,
+            "path": absolute(request.model),
             "repository": model.repository,
             "revision": model.revision,
             "sha256": model_hash(model.admitted),
         },
         "result": result.to_json(),
     }
+
+
+def absolute(value: Any) -> Any:
+    """Return the absolute path where a text names something that is there, so that it is found from elsewhere too."""
+    return os.path.abspath(value) if isinstance(value, str) and os.path.exists(value) else value
 
 
 def model_hash(files: tuple[FileFact, ...]) -> str | None:

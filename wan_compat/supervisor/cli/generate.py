@@ -8,16 +8,56 @@ from typing import Annotated
 import typer
 
 from wan_compat.protocol.errors import InvalidRequest
+from wan_compat.supervisor.cli.again import Again
 from wan_compat.supervisor.cli.downloads import Download, obtain
 from wan_compat.supervisor.cli.options import Isolation, Json, MinTier, Mode, Quiet, Verbose
+from wan_compat.supervisor.cli.parts_options import (
+    Components,
+    ImageEncoder,
+    Lora,
+    Quantize,
+    TextEncoder,
+    Transformer,
+    Transformer2,
+    Vae,
+    parts_fields,
+)
 from wan_compat.supervisor.cli.quantities import parse_bytes, parse_seconds
 from wan_compat.supervisor.cli.session import Session
+from wan_compat.supervisor.cli.task_options import (
+    ConditioningScale,
+    Image,
+    LastImage,
+    Mask,
+    References,
+    Strength,
+    TaskOption,
+    Video,
+)
+from wan_compat.supervisor.cli.video_options import (
+    Audio,
+    Codec,
+    ContactSheet,
+    CropOdd,
+    FormatName,
+    Fragmented,
+    MetadataOption,
+    Poster,
+    QualityOption,
+    default_suffix,
+    given,
+)
 
 
 def generate(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a Wan model in diffusers layout.")],
-    prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="What to show; - reads it from stdin.")],
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="Folder of a Wan model, or a single file of one (see --components)."),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", metavar="TEXT", help="What to show; - reads it from stdin.")
+    ] = None,
     negative_prompt: Annotated[
         str | None, typer.Option("--negative-prompt", metavar="TEXT", help="What to keep away from.")
     ] = None,
@@ -26,6 +66,14 @@ def generate(
         typer.Option("--output", metavar="FILE", help="Video to write. Default: named after the prompt, here."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output if it exists.")] = False,
+    task: TaskOption = None,
+    image: Image = None,
+    last_image: LastImage = None,
+    video: Video = None,
+    mask: Mask = None,
+    reference: References = None,
+    strength: Strength = None,
+    conditioning_scale: ConditioningScale = None,
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", help="Same seed, same video. Default: drawn, and told.")
     ] = None,
@@ -47,6 +95,31 @@ def generate(
     fps: Annotated[
         float | None, typer.Option("--fps", metavar="X", help="Frames per second of the file. Default: the family's.")
     ] = None,
+    format: FormatName = None,
+    codec: Codec = None,
+    quality: QualityOption = None,
+    metadata: MetadataOption = None,
+    crop_odd: CropOdd = False,
+    fragmented: Fragmented = False,
+    audio: Audio = None,
+    preview: Annotated[
+        str | None,
+        typer.Option("--preview", metavar="DIR", help="Folder in which pictures of the frames so far appear."),
+    ] = None,
+    poster: Poster = False,
+    contact_sheet: ContactSheet = False,
+    from_sidecar: Annotated[
+        str | None,
+        typer.Option("--from", metavar="SIDECAR", help="Make a sidecar's video again; other options change it."),
+    ] = None,
+    components: Components = None,
+    transformer: Transformer = None,
+    transformer_2: Transformer2 = None,
+    vae: Vae = None,
+    text_encoder: TextEncoder = None,
+    image_encoder: ImageEncoder = None,
+    lora: Lora = None,
+    quantize: Quantize = None,
     timeout: Annotated[
         float | None,
         typer.Option("--timeout", metavar="TIME", parser=parse_seconds, help="For the whole job: 90s, 10m, 1.5h."),
@@ -87,19 +160,23 @@ def generate(
     Options that are left out take the model family's defaults. Sizes are never changed in silence.
     """
     session: Session = context.obj.louder(json=json, quiet=quiet, verbose=verbose)
-    session.model = model
     chosen = settle_mode(mode, trust_remote_code=trust_remote_code, safe_mode=safe_mode)
 
     from wan_compat.supervisor.cli.confirm import confirm_first_use
     from wan_compat.supervisor.cli.runner import build_request, describe_result, free_name, name_for_prompt, run_request
 
-    text = read_prompt() if prompt == "-" else prompt
-    request = build_request(
+    said = given(
         model=model,
-        prompt=text,
+        prompt=read_prompt() if prompt == "-" else prompt,
         negative_prompt=negative_prompt,
-        output=output if output is not None else free_name(name_for_prompt(text)),
-        overwrite=overwrite,
+        task=task.value if task is not None else None,
+        image=image,
+        last_image=last_image,
+        video=video,
+        mask=mask,
+        references=tuple(reference) if reference else None,
+        strength=strength,
+        conditioning_scale=conditioning_scale,
         seed=seed,
         width=width,
         height=height,
@@ -107,16 +184,51 @@ def generate(
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         fps=fps,
+        format=format,
+        codec=codec,
+        quality=quality,
+        metadata=metadata,
+        crop_odd=crop_odd,
+        fragmented=fragmented,
+        audio=audio,
+        preview=preview,
+        poster=poster,
+        contact_sheet=contact_sheet,
+    )
+    files = {
+        "components": components,
+        "transformer": transformer,
+        "transformer_2": transformer_2,
+        "vae": vae,
+        "text_encoder": text_encoder,
+        "image_encoder": image_encoder,
+    }
+    said |= parts_fields(files, lora, quantize)
+    again = Again(from_sidecar, chosen, restricted=restricted) if from_sidecar is not None else None
+    fields = (again.fields if again else {}) | said
+    for name, option in (("model", "MODEL"), ("prompt", "--prompt")):
+        if name not in fields:
+            raise InvalidRequest(f"{option} is missing", hint="see `wan-compat generate --help`")
+    model = session.model = fields["model"]
+    if output is None:
+        suffix = default_suffix(fields.get("format"), again.video_name if again else None)
+        output = free_name(name_for_prompt(str(fields["prompt"])), suffix)
+    request = build_request(
+        output=output,
+        overwrite=overwrite,
         timeout_s=timeout,
         memory_limit_bytes=memory_limit,
         worker_log=worker_log,
         isolation=isolation.value,
         mode=chosen.value,
         restricted=restricted,
+        **fields,
     )
     obtain(session, model, download=download, code=chosen is Mode.TRUST)
     confirm_first_use(session, model, chosen, yes=yes)
     result = run_request(session, request, min_tier=min_tier.value if min_tier else None)
+    if again is not None:
+        again.compare(session, result)
     if session.json:
         session.document(result.to_json())
     else:

@@ -73,7 +73,7 @@ def run_conversion(session: Session, *, min_tier: str | None = None, **fields: A
     """Run one conversion as `run_request` runs a request. `fields` are those of a ConversionRequest."""
     from wan_compat.protocol.conversion import ConversionRequest
 
-    request = _built(ConversionRequest, fields)
+    request = built(ConversionRequest, fields)
     with _supervisor(request.mode, min_tier) as supervisor:
         return _follow(session, supervisor.submit_conversion(request))
 
@@ -82,10 +82,11 @@ def build_request(**fields: Any) -> GenerationRequest:
     """Return the request, or say which option is out of bounds in the words of the command line."""
     from wan_compat.protocol.values import GenerationRequest
 
-    return _built(GenerationRequest, fields)
+    return built(GenerationRequest, fields)
 
 
-def _built(kind: type[M], fields: Mapping[str, Any]) -> M:
+def built(kind: type[M], fields: Mapping[str, Any]) -> M:
+    """Build a value from options, or raise InvalidRequest that names the first wrong one."""
     from pydantic import ValidationError
 
     try:
