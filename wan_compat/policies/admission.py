@@ -20,6 +20,8 @@ _WEIGHTS = {
     "diffusers": re.compile(r"diffusion_pytorch_model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"),
     "transformers": re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"),
 }
+# What diffusers opens only when it is told `variant="fp16"`.
+_VARIANT = re.compile(r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?\.\w+(-\d{5}-of-\d{5})?\.safetensors")
 _TOKENIZER_FILES = re.compile(
     r"(tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|spiece\.model)"
 )
@@ -73,6 +75,13 @@ def admit_component(facts: ModelFacts, name: str, kind: Kind) -> list[FileFact]:
                 f"the weights of {name!r} in {facts.root} are a pickle ({name}/{pickles[0]}), "
                 "which can run code when it is loaded",
                 hint="use a repository with .safetensors weights",
+            )
+        variants = sorted(path for path in inside if _VARIANT.fullmatch(path))
+        if variants:
+            flag = name.replace("_", "-")
+            raise ModelCorrupt(
+                f"{facts.root} has the weights of {name!r} in a variant only: {', '.join(variants[:3])}",
+                hint=f"name the file: --{flag} {facts.root}/{name}/{variants[0]}",
             )
         raise ModelCorrupt(
             f"{facts.root} has no safetensors weights for {name!r}",

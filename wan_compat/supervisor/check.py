@@ -30,6 +30,7 @@ from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.inspection import read_facts
 from wan_compat.supervisor.installed import find_package, find_version
+from wan_compat.supervisor.model_parts import Parts, read_parts
 from wan_compat.supervisor.registry import CompatibilityRegistry
 
 REPORT_SCHEMA_VERSION = 1
@@ -108,24 +109,36 @@ class ModelReport:
         }
 
 
-def check_model(path: str | os.PathLike[str], task: str | None = None, *, host: HostFacts | None = None) -> ModelReport:
+def check_model(
+    path: str | os.PathLike[str],
+    task: str | None = None,
+    *,
+    host: HostFacts | None = None,
+    parts: Parts | None = None,
+) -> ModelReport:
     """Say what the model at `path` is and whether it will run here.
 
-    Everything that is wrong with it is a finding, never an exception.
+    Everything that is wrong with it is a finding, never an exception; what is wrong with `parts` is one.
 
     Args:
         path: A folder in any layout, a single weight file, or a Hugging Face cache snapshot.
         task: One of TASKS: whether the model does it is judged too.
         host: The machine to judge for; None is this one.
+        parts: Files and a folder to which the model is put together, as `generate` would.
 
     Raises:
         ModelNotFound: There is nothing at `path`.
+        ModelInvalid, ModelNotCompatible, PickleRefused: As `read_parts`, for what was given as parts.
         InvalidRequest: An unknown task.
     """
     started = time.perf_counter()
     if task is not None and task not in TASKS:
         raise InvalidRequest(f"task is {task!r}; known are {', '.join(TASKS)}")
     facts = read_facts(path)
+    layout = None
+    if parts is not None and parts.is_composed:
+        layout = detect(facts).layout
+        facts, _ = read_parts(os.fspath(path), parts)
     traits = traits_of(facts)
     architecture = detect(facts, traits)
     host = host or read_host()
@@ -135,6 +148,8 @@ def check_model(path: str | os.PathLike[str], task: str | None = None, *, host: 
     answer = None if task is None else answer_task(task, architecture)
     if answer is not None:
         findings = in_order((*findings, *judge_task(answer)))
+    if layout is not None:
+        architecture = dataclasses.replace(architecture, layout=layout)
     return ModelReport(
         model=os.fspath(path),
         facts=facts,

@@ -56,6 +56,7 @@ def read_parts(model: str, parts: Parts) -> tuple[ModelFacts, tuple[str, ...]]:
     if not parts.is_composed and not os.path.isfile(model):
         return read_model(model), ()
     # Here and not above: most jobs are of a folder, and compare no tables of names.
+    # Here and not above: most jobs are of a folder, and compare no tables of names.
     from wan_compat.policies.sources.compose import Given, compose
 
     itself = read_facts(model)
@@ -68,7 +69,8 @@ def read_parts(model: str, parts: Parts) -> tuple[ModelFacts, tuple[str, ...]]:
     given = [] if is_folder else [Given(itself, "the file" if itself.is_file else "the folder")]
     given += [Given(read_facts(path), f"--{name.replace('_', '-')}", name) for name, path in parts.files.items()]
     folder = model if is_folder else parts.components
-    composed = compose(None if folder is None else read_model(folder), given)
+    base = None if folder is None else read_model(folder)
+    composed = compose(base, given)
     return composed.facts, composed.reasons
 
 

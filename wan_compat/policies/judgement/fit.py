@@ -45,7 +45,7 @@ def judge_fit(facts: ModelFacts, architecture: Architecture, traits: Mapping[str
         return  # what other families' parts need of each other is not ours to know
     for part in traits.values():
         yield from _header_against_config(part)
-        yield from _form(part, architecture)
+        yield from _form(part, architecture, facts)
     if not architecture.is_wan:
         return
     denoisers = [traits[name] for name in ("transformer", "transformer_2") if name in traits]
@@ -99,7 +99,7 @@ def _header_against_config(part: Traits) -> Iterator[Finding]:
             yield finding("header_against_config", f"{path} {words}", component=part.name, path=path)
 
 
-def _form(part: Traits, architecture: Architecture) -> Iterator[Finding]:
+def _form(part: Traits, architecture: Architecture, facts: ModelFacts) -> Iterator[Finding]:
     """Judge how the tensors are stored: names, precision, quantisation."""
     header, path = part.header, _place(part)
     if header is None or header.role == "other":
@@ -127,7 +127,7 @@ def _form(part: Traits, architecture: Architecture) -> Iterator[Finding]:
     elif header.quantization:
         names = ", ".join(sorted(header.quantization))
         yield finding("quantized", f"the weights are stored as {names}", component=part.name, path=path)
-        if inside and header.quantization - _CAST_ON_LOAD:
+        if inside and part.name not in facts.sources and header.quantization - _CAST_ON_LOAD:
             yield finding(
                 "not_runnable_yet",
                 f"the weights are stored as {names}, which cannot be run here",

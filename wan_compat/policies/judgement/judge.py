@@ -93,6 +93,13 @@ def _runnable(facts: ModelFacts, architecture: Architecture, host: HostFacts) ->
         message = f"a LoRA for {architecture.variant or 'a Wan model'}: it changes a model and is none"
         yield finding("not_runnable_yet", message, fix="give the model that it is for")
         return
+    if architecture.layout in ("single_file", "gguf", "component"):
+        yield finding(
+            "not_runnable_yet",
+            f"a part of a model, in the layout {architecture.layout}; the other parts were not given",
+            fix="give a folder in diffusers layout that has them: --components FOLDER",
+        )
+        return
     if architecture.layout != "diffusers":
         yield finding(
             "not_runnable_yet",

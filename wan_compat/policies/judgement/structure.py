@@ -39,7 +39,8 @@ def judge_structure(facts: ModelFacts, architecture: Architecture) -> Iterator[F
     yield from judge_index(facts, architecture)
     if architecture.layout in ("diffusers", "modular"):
         for part in parts_of(facts, architecture).values():
-            yield from _part(facts, part)
+            if part.name not in facts.sources:
+                yield from _part(facts, part)
             config = facts.documents.get(f"{part.name}/{part.settings_file}")
             if config is not None and architecture.is_wan is not False:
                 yield from judge_numbers(part, config)
