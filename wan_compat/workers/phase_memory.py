@@ -1,6 +1,6 @@
 """Peaks of memory by phase of a generation: on a GPU what its allocator counts, on a CPU what memory_count.py counts.
 
-    text_encode -> denoise, or denoise_high and denoise_low where there are two experts -> decode
+    text_encode -> denoise_high -> denoise_low, where there is a second expert -> decode
 
 The GPU's counter costs nothing and always runs; the CPU's runs when the order asks for it.
 """
@@ -36,11 +36,10 @@ class PhaseMemory:
     def counting(self) -> Iterator[None]:
         """Count during one generation, and see which expert is at work."""
         experts = [getattr(self._pipeline, name, None) for name in ("transformer", "transformer_2")]
-        both = all(part is not None for part in experts)
         hooks = []
         for part, noise in zip(experts, ("high", "low"), strict=True):
             if part is not None:
-                phase = f"denoise_{noise}" if both else "denoise"
+                phase = f"denoise_{noise}"
                 hooks.append(part.register_forward_pre_hook(lambda *_, phase=phase: self.begin(phase), prepend=True))
         with self._count or contextlib.nullcontext():
             self.begin("text_encode")

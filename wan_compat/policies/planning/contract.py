@@ -12,6 +12,7 @@ from typing import Any
 from wan_compat.policies.planning.choice import Choice
 from wan_compat.policies.planning.estimate import Phase, PhaseMemory
 from wan_compat.policies.planning.machine import GpuFacts, MachineFacts
+from wan_compat.protocol.memory import MemoryEstimate as MemoryEstimate
 from wan_compat.protocol.plan import PIXEL_CHANGING, PlanSpec
 
 _MB = 1_000_000
@@ -70,17 +71,6 @@ class OptimizationPlan:
         """Return the plan as plain data; the spec's fields stand beside the others."""
         document = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "spec"}
         return document | self.spec.model_dump(mode="json")
-
-
-@dataclasses.dataclass
-class MemoryEstimate:
-    """Megabytes per phase, in main memory and on the GPU."""
-
-    vram_mb: dict[str, int]
-    ram_mb: dict[str, int]
-    peak_vram_mb: int
-    fits: bool
-    peak_ram_mb: int = 0
 
 
 def plan_of(choice: Choice) -> OptimizationPlan:
