@@ -37,6 +37,7 @@ from wan_compat.protocol.errors import (
     ProtocolViolation,
     WanCompatError,
 )
+from wan_compat.protocol.plan import DecodeSpec
 from wan_compat.protocol.ring import RING_BYTES, pack_doorbell
 from wan_compat.protocol.values import ComponentSpec, FrameSpec, GenerationParams, PipelineSpec
 from wan_compat.protocol.zmtp import GREETING, READY, PairReader, pack_frame
@@ -93,6 +94,7 @@ FROM_WORKER_SAMPLES = (
     m.Failed(job=1, code="unusable_frames", message="NaN", fixes=("try another seed",)),
     m.Failed(job=0, code="model_corrupt", message="läuft nicht"),
     m.Pong(nonce=7),
+    m.PartLoaded(component="vae", parameters=5, tensor_bytes=20, load_s=0.1),
 )
 _PIPELINE = PipelineSpec(
     pipeline_class="WanPipeline",
@@ -113,6 +115,8 @@ TO_WORKER_SAMPLES = (
     m.Cancel(job=1),
     m.Ping(nonce=7),
     m.Shutdown(),
+    m.DecodeAgain(job=2, frames=_PARAMS.frames, decoding=DecodeSpec(streaming="never")),
+    m.LoadPart(pipeline=_PIPELINE, component="vae"),
 )
 
 

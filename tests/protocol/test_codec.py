@@ -9,6 +9,7 @@ from wan_compat.protocol import codec
 from wan_compat.protocol import messages as m
 from wan_compat.protocol.conversion import ListedTensor, TensorPiece, WeightSource
 from wan_compat.protocol.errors import ProtocolViolation
+from wan_compat.protocol.plan import DecodeSpec, Tiling
 from wan_compat.protocol.values import CodeSpec, ComponentSpec, FrameSpec, GenerationParams, PipelineSpec
 
 FROM_WORKER = codec.from_worker_codec()
@@ -43,6 +44,7 @@ SAMPLES_FROM_WORKER = [
     m.ModelLoaded(
         pipeline_class="WanPipeline", parameters={"vae": 5}, streaming=True, streaming_reason="equal", load_s=0.2
     ),
+    m.PartLoaded(component="vae", parameters=5, tensor_bytes=20, not_finite=("vae: conv_in.bias",), load_s=0.1),
     m.Generated(job=1, text_encode_s=0.1, denoise_s=1.0, decode_s=0.5),
     m.TensorsListed(file=0, tensors=(ListedTensor(name="blocks.0.norm1.weight", dtype="BF16", shape=(4, 2)),)),
     m.WeightsOpened(),
@@ -56,6 +58,10 @@ SAMPLES_TO_WORKER = [
     m.LoadModel(pipeline=PIPELINE),
     m.LoadModel(pipeline=OWN_CODE),
     m.Generate(job=1, params=PARAMS),
+    m.DecodeAgain(
+        job=2, frames=PARAMS.frames, decoding=DecodeSpec(dtype="float32", tiling=Tiling(size=128, stride=96))
+    ),
+    m.LoadPart(pipeline=PIPELINE, component="vae"),
     m.OpenWeights(files=(WeightSource(path="Wan2.1_VAE.pth", is_pickle=True),)),
     m.SendTensors(job=1, pieces=(TensorPiece(file=0, name="conv1.weight", offset=8, size=16),)),
     m.Cancel(job=1),

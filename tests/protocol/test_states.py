@@ -19,7 +19,7 @@ from wan_compat.protocol.states import (
     WorkerState,
 )
 
-HELLO, READY, PROGRESS, LOADED, GENERATED, LISTED, OPENED, SENT, CANCELLED, FAILED, PONG = SAMPLES_FROM_WORKER
+HELLO, READY, PROGRESS, LOADED, PART, GENERATED, LISTED, OPENED, SENT, CANCELLED, FAILED, PONG = SAMPLES_FROM_WORKER
 OF_A_CONVERSION = (WorkerState.OPENING, WorkerState.OPENED, WorkerState.SENDING)
 
 
@@ -66,6 +66,9 @@ def test_only_messages_in_the_table_are_received(state, message):
         message = m.Progress(job=1, phase="denoise", step=1, total=4)
     if isinstance(message, m.Failed) and state in (WorkerState.LOADING, WorkerState.OPENING):
         message = m.Failed(job=0, code="x", message="y")
+    if isinstance(message, m.PartLoaded) and state is WorkerState.LOADING:
+        talk, seq = conversation_in(WorkerState.READY)
+        talk.sending(m.LoadPart(pipeline=PIPELINE, component="vae"))
     if isinstance(message, m.Pong) and state not in (WorkerState.CONNECTING, WorkerState.GREETED):
         talk.sending(m.Ping(nonce=message.nonce))
     if type(message) in RECEIVE[state]:
@@ -93,6 +96,16 @@ def test_tables_name_every_message_at_least_once():
 
     assert {kind for row in RECEIVE.values() for kind in row} == types(m.FromWorker)
     assert {kind for row in SEND.values() for kind in row} == types(m.ToWorker)
+
+
+def test_a_part_is_no_answer_to_a_model_nor_a_model_to_a_part():
+    talk, seq = conversation_in(WorkerState.LOADING)
+    with pytest.raises(ProtocolViolation):
+        talk.received(seq, PART)
+    talk, seq = conversation_in(WorkerState.READY)
+    talk.sending(m.LoadPart(pipeline=PIPELINE, component="vae"))
+    with pytest.raises(ProtocolViolation):
+        talk.received(seq, LOADED)
 
 
 @pytest.mark.parametrize("seq", [0, 1, 3, 10])

@@ -8,6 +8,10 @@
         |  <- Progress*, ModelLoaded | Failed
         |     Generate ->  frames go through the ring and the doorbell (protocol/ring.py)
         |  <- Progress*, Generated | Failed | Cancelled
+        |     DecodeAgain ->   after a Failed or Generated: the same latents, decoded in another way
+        |  <- Progress*, Generated | Failed | Cancelled
+        |     LoadPart ->      instead of LoadModel: one component, tried and given up again
+        |  <- PartLoaded | Failed
         |     OpenWeights ->   instead of LoadModel: a conversion (protocol/conversion.py)
         |  <- TensorsListed*, WeightsOpened | Failed
         |     SendTensors ->   bytes go through the ring as frames do
@@ -29,9 +33,10 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from wan_compat.protocol.conversion import MAX_FILES, MAX_LISTED, FileNumber, ListedTensor, TensorPiece, WeightSource
 from wan_compat.protocol.errors import clean_text
-from wan_compat.protocol.values import Count, GenerationParams, Name, PipelineSpec, Seconds, Value
+from wan_compat.protocol.plan import DecodeSpec
+from wan_compat.protocol.values import Count, FrameSpec, GenerationParams, Name, PipelineSpec, Seconds, Value
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 # Text is cleaned where it enters, so that no later sink has to remember that a worker wrote it.
 ShortText = Annotated[str, StringConstraints(max_length=200), AfterValidator(lambda text: clean_text(text, 200))]
@@ -84,6 +89,17 @@ class ModelLoaded(Value):
     load_s: Seconds
 
 
+class PartLoaded(Value):
+    """One component was loaded by itself and given up again. `not_finite` names tensors with NaN or infinite values."""
+
+    type: Literal["part_loaded"] = "part_loaded"
+    component: Name
+    parameters: Count
+    tensor_bytes: Count
+    not_finite: tuple[ShortText, ...] = Field(default=(), max_length=8)
+    load_s: Seconds
+
+
 class Generated(Value):
     """All frames were published. Timings are the worker's own; the supervisor counts frames itself."""
 
@@ -95,7 +111,7 @@ class Generated(Value):
     notes: tuple[ShortText, ...] = Field(default=(), max_length=16)  # what was done to fit pictures and videos
     applied: tuple[ShortText, ...] = Field(default=(), max_length=16)  # to this generation, in words
     peak_vram_bytes: Count | None = None
-    # Of tensors, by phase: text_encode, denoise (or denoise_high and denoise_low), decode. Always on a GPU.
+    # Of tensors, by phase: text_encode, denoise_high, denoise_low (a second expert), decode. Always on a GPU.
     peak_allocated_bytes: dict[Name, Count] = Field(default_factory=dict, max_length=8)
 
 
@@ -156,6 +172,21 @@ class Generate(Value):
     count_memory: bool = False  # on a CPU, where counting costs some microseconds an operation
 
 
+class DecodeAgain(Value):
+    """Decode the latents that the job before left, in another way. A worker keeps them until its next Generate."""
+
+    type: Literal["decode_again"] = "decode_again"
+    job: JobSerial
+    frames: FrameSpec
+    decoding: DecodeSpec
+
+
+class LoadPart(Value):
+    type: Literal["load_part"] = "load_part"
+    pipeline: PipelineSpec
+    component: Name
+
+
 class OpenWeights(Value):
     type: Literal["open_weights"] = "open_weights"
     files: tuple[WeightSource, ...] = Field(min_length=1, max_length=MAX_FILES)
@@ -186,6 +217,7 @@ FromWorker = Annotated[
     | Ready
     | Progress
     | ModelLoaded
+    | PartLoaded
     | Generated
     | TensorsListed
     | WeightsOpened
@@ -196,6 +228,6 @@ FromWorker = Annotated[
     Field(discriminator="type"),
 ]
 ToWorker = Annotated[
-    Welcome | LoadModel | Generate | OpenWeights | SendTensors | Cancel | Ping | Shutdown,
+    Welcome | LoadModel | LoadPart | Generate | DecodeAgain | OpenWeights | SendTensors | Cancel | Ping | Shutdown,
     Field(discriminator="type"),
 ]

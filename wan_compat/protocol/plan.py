@@ -42,6 +42,19 @@ class CacheSpec(Value):
     ratios: Annotated[tuple[float, ...], Field(max_length=1000)] = ()
 
 
+class DecodeSpec(Value):
+    """How kept latents are decoded once more; None leaves what the plan said. `dtype` changes pixels.
+
+    streaming: "never" runs diffusers' own decode of the whole clip.
+    conv3d: "default" takes PyTorch's convolutions instead of oneDNN's.
+    """
+
+    dtype: Literal["float32"] | None = None
+    tiling: Tiling | None = None
+    streaming: Literal["auto", "never"] | None = None
+    conv3d: Literal["default"] | None = None
+
+
 class PlanSpec(Value):
     """What is done to a loaded pipeline so that it fits. The default does nothing.
 

@@ -6,6 +6,8 @@
                                                     GENERATING <-----------------------------------'  |
                                                         '------Generated | Failed | Cancelled---------'
 
+    DecodeAgain goes the way of Generate, LoadPart that of LoadModel, and PartLoaded leads back to READY.
+
     READY --(OpenWeights sent)--> OPENING --WeightsOpened--> OPENED --(SendTensors sent)--> SENDING
       ^------------Failed-----------'                          ^---TensorsSent | Failed | Cancelled---'
 
@@ -41,7 +43,13 @@ RECEIVE: dict[WorkerState, dict[type[Value], WorkerState]] = {
     S.CONNECTING: {m.Hello: S.GREETED},
     S.GREETED: {m.Ready: S.READY},
     S.READY: {m.Pong: S.READY},
-    S.LOADING: {m.Progress: S.LOADING, m.ModelLoaded: S.LOADED, m.Failed: S.READY, m.Pong: S.LOADING},
+    S.LOADING: {
+        m.Progress: S.LOADING,
+        m.ModelLoaded: S.LOADED,
+        m.PartLoaded: S.READY,
+        m.Failed: S.READY,
+        m.Pong: S.LOADING,
+    },
     S.LOADED: {m.Pong: S.LOADED},
     S.GENERATING: {
         m.Progress: S.GENERATING,
@@ -58,9 +66,21 @@ RECEIVE: dict[WorkerState, dict[type[Value], WorkerState]] = {
 SEND: dict[WorkerState, dict[type[Value], WorkerState]] = {
     S.CONNECTING: {},
     S.GREETED: {m.Welcome: S.GREETED},
-    S.READY: {m.LoadModel: S.LOADING, m.OpenWeights: S.OPENING, m.Ping: S.READY, m.Shutdown: S.READY},
+    S.READY: {
+        m.LoadModel: S.LOADING,
+        m.LoadPart: S.LOADING,
+        m.OpenWeights: S.OPENING,
+        m.Ping: S.READY,
+        m.Shutdown: S.READY,
+    },
     S.LOADING: {m.Ping: S.LOADING, m.Cancel: S.LOADING, m.Shutdown: S.LOADING},
-    S.LOADED: {m.Generate: S.GENERATING, m.Ping: S.LOADED, m.Cancel: S.LOADED, m.Shutdown: S.LOADED},
+    S.LOADED: {
+        m.Generate: S.GENERATING,
+        m.DecodeAgain: S.GENERATING,
+        m.Ping: S.LOADED,
+        m.Cancel: S.LOADED,
+        m.Shutdown: S.LOADED,
+    },
     S.GENERATING: {m.Ping: S.GENERATING, m.Cancel: S.GENERATING, m.Shutdown: S.GENERATING},
     S.OPENING: {m.Ping: S.OPENING, m.Cancel: S.OPENING, m.Shutdown: S.OPENING},
     S.OPENED: {m.SendTensors: S.SENDING, m.Ping: S.OPENED, m.Cancel: S.OPENED, m.Shutdown: S.OPENED},
@@ -91,6 +111,7 @@ class Conversation:
         self._pings: set[int] = set()
         self._progress: tuple[str, int] = ("", 0)
         self._listed = 0
+        self._part = False  # a part was asked for, and not the model
 
     def sending(self, message: Value) -> int:
         """Check that `message` may be sent now, move on, and return its sequence number."""
@@ -98,15 +119,16 @@ class Conversation:
         if type(message) not in permitted:
             raise ProtocolViolation(f"{type(message).__name__} may not be sent while {self.state.value}")
         self.state = permitted[type(message)]
-        if isinstance(message, m.Generate | m.SendTensors):
+        if isinstance(message, m.Generate | m.DecodeAgain | m.SendTensors):
             self.job = message.job
-        elif isinstance(message, m.LoadModel | m.OpenWeights):
+        elif isinstance(message, m.LoadModel | m.LoadPart | m.OpenWeights):
             self.job = 0
+            self._part = isinstance(message, m.LoadPart)
         elif isinstance(message, m.Ping):
             if len(self._pings) >= MAX_UNANSWERED_PINGS:
                 raise ProtocolViolation(f"the worker has not answered {len(self._pings)} pings")
             self._pings.add(message.nonce)
-        if isinstance(message, m.Generate | m.LoadModel):
+        if isinstance(message, m.Generate | m.DecodeAgain | m.LoadModel | m.LoadPart):
             self._progress = ("", 0)
         self._sent += 1
         return self._sent
@@ -121,6 +143,8 @@ class Conversation:
         about_a_job = m.Progress | m.Failed | m.Generated | m.TensorsSent | m.Cancelled
         if isinstance(message, about_a_job) and message.job != self.job:
             raise ProtocolViolation(f"{type(message).__name__} for job {message.job}, but job {self.job} is running")
+        if isinstance(message, m.ModelLoaded | m.PartLoaded) and isinstance(message, m.PartLoaded) != self._part:
+            raise ProtocolViolation(f"{type(message).__name__} is no answer to what was asked for")
         if isinstance(message, m.TensorsListed):
             # An empty list counts too, or it could be repeated for ever.
             self._listed += max(1, len(message.tensors))
