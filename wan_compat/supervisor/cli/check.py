@@ -10,8 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.supervisor.cli.downloads import Download, obtain
 from wan_compat.supervisor.cli.options import Json, Quiet, Verbose
+from wan_compat.supervisor.cli.parts_options import (
+    Components,
+    ImageEncoder,
+    TextEncoder,
+    Transformer,
+    Transformer2,
+    Vae,
+    flags_of,
+)
 from wan_compat.supervisor.cli.quantities import show_bytes
 from wan_compat.supervisor.cli.session import Session, can_redraw
 from wan_compat.supervisor.cli.verification import PublicKey, Verify, describe
@@ -41,6 +51,12 @@ def check(
     repair: Annotated[
         str | None, typer.Option(metavar="DIR", help="Write a copy with a mended model_index.json there.")
     ] = None,
+    components: Components = None,
+    transformer: Transformer = None,
+    transformer_2: Transformer2 = None,
+    vae: Vae = None,
+    text_encoder: TextEncoder = None,
+    image_encoder: ImageEncoder = None,
     download: Download = False,
     verify: Verify = False,
     public_key: PublicKey = None,
@@ -60,8 +76,19 @@ def check(
 
     from wan_compat.policies.judgement.judge import in_order
     from wan_compat.supervisor.check import check_model
+    from wan_compat.supervisor.model_parts import Parts
 
-    report = check_model(model, task.value if task else None)
+    files = {
+        "transformer": transformer,
+        "transformer_2": transformer_2,
+        "vae": vae,
+        "text_encoder": text_encoder,
+        "image_encoder": image_encoder,
+    }
+    parts = Parts(components, {name: path for name, path in files.items() if path is not None})
+    if parts and repair is not None:
+        raise InvalidRequest("--repair mends a folder as it is, without other parts", hint="leave the parts out")
+    report = check_model(model, task.value if task else None, parts=parts)
     changes: tuple[str, ...] | None = None
     if repair is not None and report.repair is not None:
         session.note(report.repair_diff or "")
@@ -88,7 +115,7 @@ def check(
         session.say(f"\nWrote {repair}: {'; '.join(changes)}. Checked again: the report above.")
     elif report.repair_diff is not None:
         session.say(f"\nWhat --repair DIR would write into a copy:\n{report.repair_diff}")
-    session.say(f"\n{_next_step(report)}")
+    session.say(f"\n{_next_step(report, flags_of({'components': components, **files}))}")
     return report.exit_code
 
 
@@ -110,8 +137,8 @@ def _write(session: Session, report: ModelReport, target: str) -> None:
             sys.stderr.write("\r\x1b[K")
 
 
-def _next_step(report: ModelReport) -> str:
-    model = shlex.quote(report.model)
+def _next_step(report: ModelReport, flags: str) -> str:
+    model = shlex.quote(report.model) + flags
     if report.compatible_here:
         return f"It can run here. Next: wan-compat generate {model} --prompt '...' --output video.mp4"
     if report.repair is not None:

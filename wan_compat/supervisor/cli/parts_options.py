@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
@@ -94,3 +95,9 @@ def parts_fields(
     if quantize:
         fields["quantize"] = parse_quantize(quantize)
     return fields
+
+
+def flags_of(files: Mapping[str, str | None]) -> str:
+    """Return the options that name these files, each after a space, for a command that a user may copy."""
+    named = {name.replace("_", "-"): path for name, path in files.items() if path is not None}
+    return "".join(f" --{name} {shlex.quote(path)}" for name, path in named.items())
