@@ -1,0 +1,291 @@
+"""What happens to frames when their encoder fails: injected faults, and the rate at which the frames survive them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.supervisor.test_formats import decode, gradient, spec_of
+from wan_compat.protocol.errors import (
+    DiskExceeded,
+    EncodingFailed,
+    EnvironmentLacks,
+    SandboxEntryFailed,
+    WanCompatError,
+)
+from wan_compat.protocol.video import VideoOptions
+from wan_compat.supervisor import FormatConverter, delivery, encoder, read_back, sidecar
+from wan_compat.supervisor.delivery import encode_file, prepare_delivery
+from wan_compat.supervisor.ffmpeg import Ffmpeg, find_ffmpeg
+
+PROGRAMS = Path(__file__).parents[1] / "programs"
+FRAMES = gradient(64, 48, 6)
+FRAME_BYTES = 64 * 48 * 3
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def views() -> Iterator[memoryview]:
+    return (memoryview(frame) for frame in FRAMES)
+
+
+def program(name: str, *arguments: object) -> Callable[..., list[str]]:
+    return lambda *_, **__: [sys.executable, str(PROGRAMS / name), *map(str, arguments)]
+
+
+class Faults:
+    """Each makes the encoder fail in its way; `times` bounds how often, None is always."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.patch = patch
+
+    def argv(self, replacement: Callable[..., list[str]], times: int | None = None) -> None:
+        original, left = encoder.confined_argv, [times]
+
+        def confined(*args, **kwargs):
+            if left[0] is not None and left[0] <= 0:
+                return original(*args, **kwargs)
+            left[0] = None if left[0] is None else left[0] - 1
+            return replacement(*args, **kwargs)
+
+        self.patch.setattr(encoder, "confined_argv", confined)
+
+    def quits(self, after_frames: float, words: str, status: int, times: int | None = None) -> None:
+        self.argv(program("encoder_quits.py", int(after_frames * FRAME_BYTES), words, status), times)
+
+    def hangs(self) -> None:
+        self.patch.setattr(delivery, "STALL_S", 0.2)
+        self.patch.setattr(delivery, "RETRY_TIMEOUT_S", 0.3)
+        self.argv(program("encoder_hung.py"))
+
+    def missing(self) -> None:
+        ready = find_ffmpeg()
+        self.patch.setattr(encoder, "find_ffmpeg", lambda: Ffmpeg(f"{ready.path}-gone", "1", ready.encoders))
+        self.patch.setattr(encoder, "confined_argv", lambda argv, **_: argv)
+
+    def lacks_codec(self) -> None:
+        self.patch.setattr(delivery, "require_encoder", lambda *_: None)
+        self.patch.setattr(encoder, "find_ffmpeg", lambda: Ffmpeg(find_ffmpeg().path, "1", frozenset({"mpeg4"})))
+
+    def unreadable(self, times: int | None = None) -> None:
+        original, left = read_back.video_mismatches, [times]
+
+        def mismatches(*args):
+            if left[0] is None or left[0] > 0:
+                left[0] = None if left[0] is None else left[0] - 1
+                return ("the index is lost",)
+            return original(*args)
+
+        self.patch.setattr(read_back, "video_mismatches", mismatches)
+
+    def small_files(self, size: int) -> None:
+        original = encoder.encoder_limits
+
+        def limits(*args):
+            found = original(*args)
+            return type(found)(found.memory_bytes, found.cpu_seconds, size)
+
+        self.patch.setattr(encoder, "encoder_limits", limits)
+
+    def slow_end(self) -> None:
+        self.patch.setattr(delivery, "RETRY_TIMEOUT_S", 0.3)
+        self.patch.setattr(encoder.EncoderProcess, "_wait", lambda self, timeout_s: False)
+
+
+FAULTS: dict[str, Callable[[Faults], None]] = {
+    "missing": lambda f: f.missing(),
+    "codec not built in": lambda f: f.lacks_codec(),
+    "not confined": lambda f: f.quits(0, "wan-compat: no Landlock (try doctor)", 126),
+    "dies at once": lambda f: f.quits(0, "broken", 1),
+    "dies in the first frame": lambda f: f.quits(0.5, "broken", 1),
+    "dies mid-way": lambda f: f.quits(3, "broken", 1),
+    "dies in the last frame": lambda f: f.quits(5.5, "broken", 1),
+    "dies after the last frame": lambda f: f.quits(6, "broken", 1),
+    "dies once, mid-way": lambda f: f.quits(3, "broken", 1, times=1),
+    "dies once, at the end": lambda f: f.quits(6, "broken", 1, times=1),
+    "killed for memory": lambda f: f.quits(2, "Cannot allocate memory", 1),
+    "disk full mid-way": lambda f: f.quits(2, "No space left on device", 228),
+    "disk full at the end": lambda f: f.quits(6, "Error writing trailer: No space left on device", 228),
+    "quota": lambda f: f.quits(6, "Disk quota exceeded", 228),
+    "file size limit": lambda f: f.small_files(200),
+    "hangs": lambda f: f.hangs(),
+    "never ends": lambda f: f.slow_end(),
+    "writes nonsense": lambda f: f.unreadable(),
+    "writes nonsense once": lambda f: f.unreadable(times=1),
+    "ends well but writes nothing": lambda f: f.quits(6, "", 0),
+}
+SURVIVED = {"dies once, mid-way", "dies once, at the end", "writes nonsense once"}
+
+
+@contextlib.contextmanager
+def injected(name: str) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        FAULTS[name](Faults(patch))
+        yield
+
+
+def outcome(name: str, folder: Path, suffix: str) -> tuple[str, Path | None]:
+    """Return "video", "kept" or "lost", and where; under an injected fault."""
+    try:
+        with injected(name):
+            timeout_s = 0.5 if name == "hangs" else 60.0
+            report = encode_file(views(), spec_of(FRAMES), 16, folder / f"fox{suffix}", timeout_s=timeout_s)
+    except WanCompatError as error:
+        kept = error.details.get("kept")
+        return ("kept", Path(kept)) if kept else ("lost", None)
+    return "video", Path(report.path)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_no_fault_of_the_encoder_costs_a_frame(name, tmp_path):
+    kind, path = outcome(name, tmp_path, ".mkv")
+    assert kind == ("video" if name in SURVIVED else "kept")
+    assert (decode(path, FRAMES.shape) == FRAMES).all()
+    assert not [left for left in os.listdir(tmp_path) if left.endswith(".part") or left.startswith(".")]
+
+
+def test_success_with_fallback_over_injected_faults_is_at_least_95_percent(tmp_path, capsys):
+    """Frames that can be had again, byte for byte, whatever the encoder does. The rate is printed."""
+    cases = list(zip(FAULTS, itertools.cycle((".mp4", ".gif", ".webm", ".mp4"))))
+    good = 0
+    for index, (name, suffix) in enumerate(cases):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        kind, path = outcome(name, folder, suffix)
+        good += kind == "video" or (kind == "kept" and (decode(path, FRAMES.shape) == FRAMES).all())
+    with capsys.disabled():
+        print(f"\nencoding success with fallback: {good} of {len(cases)} injected faults ({good / len(cases):.0%})")
+    assert good / len(cases) >= 0.95
+
+
+def test_the_error_says_where_the_frames_are_and_its_command_finishes_the_video(tmp_path):
+    with injected("dies mid-way"), pytest.raises(EncodingFailed, match="all 6 frames are kept") as caught:
+        encode_file(views(), spec_of(FRAMES), 29.97, tmp_path / "fox.mkv")
+    assert caught.value.exit_code == 8
+    command = caught.value.details["finish"]
+    assert command == f"wan-compat encode {tmp_path}/fox.mkv.frames --output {tmp_path}/fox.mkv"
+    assert command in caught.value.fixes[0]
+    assert [step["action"] for step in caught.value.details["recovery"]] == [
+        "encoded again from the kept frames",
+        "kept the frames",
+    ]
+    result = FormatConverter().convert(tmp_path / "fox.mkv.frames", tmp_path / "fox.mkv")
+    assert result.report.fps == pytest.approx(30000 / 1001)
+    assert (decode(tmp_path / "fox.mkv", FRAMES.shape) == FRAMES).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("disk full mid-way", DiskExceeded),
+        ("not confined", SandboxEntryFailed),
+        ("codec not built in", EnvironmentLacks),
+    ],
+)
+def test_the_error_keeps_its_kind(name, error, tmp_path):
+    with injected(name), pytest.raises(error):
+        encode_file(views(), spec_of(FRAMES), 16, tmp_path / "fox.mp4")
+
+
+def test_where_pictures_have_no_room_the_copy_itself_stays(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise DiskExceeded("no room")
+
+    with injected("dies mid-way"), pytest.raises(EncodingFailed) as caught:
+        with prepare_delivery(tmp_path / "fox.mkv", spec_of(FRAMES), 16) as output:
+            monkeypatch.setattr(delivery, "prepare_folder", full)
+            delivery.deliver(output, views(), timeout_s=60)
+    assert caught.value.details["kept"] == str(tmp_path / "fox.mkv.frames.npy")
+    assert (np.load(tmp_path / "fox.mkv.frames.npy") == FRAMES).all()
+    assert FormatConverter().convert(tmp_path / "fox.mkv.frames.npy", tmp_path / "fox.mkv").report.fps == 16
+
+
+def test_a_survived_failure_is_told(tmp_path):
+    with injected("dies once, mid-way"), prepare_delivery(tmp_path / "fox.mp4", spec_of(FRAMES), 16) as output:
+        delivery.deliver(output, views(), timeout_s=60)
+        output.commit()
+    assert [(step["action"], step["outcome"]) for step in output.recovery] == [
+        ("encoded again from the kept frames", "succeeded")
+    ]
+
+
+def test_without_room_for_a_copy_the_risk_is_told_and_the_encoders_error_is_the_jobs(tmp_path, monkeypatch):
+    monkeypatch.setattr(delivery, "reserve_spill", lambda *_: None)
+    with injected("dies mid-way"), prepare_delivery(tmp_path / "fox.mp4", spec_of(FRAMES), 16) as output:
+        with pytest.raises(EncodingFailed, match="broken"):
+            delivery.deliver(output, views(), timeout_s=60)
+        assert any("no room for a copy" in warning for warning in output.warnings)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_copy_is_not_claimed_where_the_disk_has_no_room(tmp_path, monkeypatch):
+    from wan_compat.supervisor import spill
+
+    monkeypatch.setattr(spill, "SPARE_BYTES", 1 << 62)
+    assert spill.reserve_spill(str(tmp_path / "fox.mp4"), spec_of(FRAMES)) is None
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_sidecar_that_cannot_be_written_is_a_warning(tmp_path):
+    with prepare_delivery(tmp_path / "fox.mp4", spec_of(FRAMES), 16) as output:
+        delivery.deliver(output, views(), timeout_s=60)
+        report = output.commit()
+        (tmp_path / "fox.mp4.json").mkdir()
+        output.write_sidecar({}, report)
+    assert any("sidecar" in warning for warning in output.warnings)
+    assert (tmp_path / "fox.mp4").is_file()
+
+
+def test_a_document_of_somebody_else_is_not_replaced_and_an_old_sidecar_is(tmp_path):
+    from wan_compat.protocol.errors import OutputExists
+
+    (tmp_path / "fox.mp4.json").write_text('{"mine": true}')
+    with pytest.raises(OutputExists, match="no sidecar"):
+        prepare_delivery(tmp_path / "fox.mp4", spec_of(FRAMES), 16)
+    assert os.listdir(tmp_path) == ["fox.mp4.json"]
+    (tmp_path / "fox.mp4.json").write_text(json.dumps({"schema_version": 1, "kind": sidecar.KIND}))
+    encode_file(views(), spec_of(FRAMES), 16, tmp_path / "fox.mp4", document={})
+    assert json.loads((tmp_path / "fox.mp4.json").read_text())["video"]["num_frames"] == 6
+
+
+@pytest.mark.parametrize("preview", ["file", "file/below", "\0"])
+def test_a_preview_folder_that_cannot_be_is_refused_before_anything_starts(preview, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises((WanCompatError, ValueError)):
+        prepare_delivery(tmp_path / "f.mp4", spec_of(FRAMES), 16, VideoOptions(preview=str(tmp_path / preview)))
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_memory_stays_flat_over_a_thousand_frames(tmp_path):
+    """Through the whole delivery, in a process of its own: what 1000 frames take over what 50 take."""
+    import subprocess
+
+    code = (
+        "import re, sys\n"
+        "from wan_compat.protocol.values import FrameSpec\n"
+        "from wan_compat.supervisor.delivery import encode_file\n"
+        "def peak(count):\n"
+        "    open('/proc/self/clear_refs', 'w').write('5')\n"
+        "    spec = FrameSpec(width=320, height=192, num_frames=count)\n"
+        "    frame = bytearray(range(256)) * (spec.frame_bytes // 256)\n"
+        "    encode_file((memoryview(frame) for _ in range(count)), spec, 16, f'{sys.argv[1]}/{count}.mp4')\n"
+        "    return int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
+        "few = peak(50)\n"
+        "print(peak(1000) - few)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    grown_kib = int(re.findall(r"-?\d+", done.stdout)[-1])
+    assert grown_kib < 4096  # all 1000 frames are 184 MB
