@@ -6,6 +6,7 @@ them as models that build in a second, and the demo uses them to show every vari
     t2v      Wan 2.1 text to video            a14b   Wan 2.2 text to video, two experts
     ti2v     Wan 2.2 5B layout                vace   Wan 2.1 VACE
     i2v      Wan 2.1 image to video, CLIP     i2v22  Wan 2.2 image to video, two experts, no CLIP
+    flf2v    Wan 2.1 first and last frame     vace22 Wan 2.2 VACE, two experts
     t2v_mid  t2v, large enough (102 MB) for timings to mean something
 
 The same kind always gives the same bytes: weights from a fixed seed, and a vocabulary that is listed, not trained
@@ -71,7 +72,7 @@ _VAE_5B: dict[str, Any] = {
 }
 _TEXT_ENCODER: dict[str, Any] = {"d_model": 32, "num_layers": 2, "num_heads": 4, "d_ff": 64}
 
-KINDS = ("t2v", "a14b", "ti2v", "i2v", "i2v22", "vace", "t2v_mid")
+KINDS = ("t2v", "a14b", "ti2v", "i2v", "i2v22", "flf2v", "vace", "vace22", "t2v_mid")
 
 
 def build(kind: str, folder: str) -> None:
@@ -106,12 +107,20 @@ def _pipeline(kind: str) -> Any:
     if kind == "i2v":
         transformer = _transformer(in_channels=36, image_dim=32, added_kv_proj_dim=24)
         return diffusers.WanImageToVideoPipeline(**_common(), **_image_encoder(), transformer=transformer)
+    if kind == "flf2v":
+        # Positions of two pictures' tokens: 4 patches and a class each.
+        transformer = _transformer(in_channels=36, image_dim=32, added_kv_proj_dim=24, pos_embed_seq_len=10)
+        return diffusers.WanImageToVideoPipeline(**_common(), **_image_encoder(), transformer=transformer)
     if kind == "i2v22":
         experts = {"transformer": _transformer(in_channels=36), "transformer_2": _transformer(in_channels=36)}
         no_clip = {"image_encoder": None, "image_processor": None}
         return diffusers.WanImageToVideoPipeline(**_common(), **no_clip, **experts, boundary_ratio=0.9)
     vace: dict[str, Any] = {**_TRANSFORMER, "num_layers": 3, "vace_layers": [0, 2], "vace_in_channels": 96}
-    return diffusers.WanVACEPipeline(**_common(), transformer=diffusers.WanVACETransformer3DModel(**vace))
+    experts = {"transformer": diffusers.WanVACETransformer3DModel(**vace)}
+    if kind == "vace22":
+        experts["transformer_2"] = diffusers.WanVACETransformer3DModel(**vace)
+        return diffusers.WanVACEPipeline(**_common(), **experts, boundary_ratio=0.875)
+    return diffusers.WanVACEPipeline(**_common(), **experts)
 
 
 def _common(vae: dict[str, Any] = _VAE, text_encoder: dict[str, Any] = _TEXT_ENCODER) -> dict[str, Any]:
