@@ -54,7 +54,7 @@ from wan_compat.supervisor.integrity import require_verified
 from wan_compat.supervisor.media import copied_media
 from wan_compat.supervisor.model_choice import choose_model, code_report
 from wan_compat.supervisor.model_environment import environment_of
-from wan_compat.supervisor.model_parts import parts_of
+from wan_compat.supervisor.model_parts import changes_of, parts_of
 from wan_compat.supervisor.worker import Heard, Worker, WorkerOrder
 from wan_compat.supervisor.worker_log import open_log_file
 from wan_compat.supervisor.worker_pool import WorkerPool
@@ -379,6 +379,7 @@ class JobRun:
                     f"decode:{decoding}",
                     *loaded.applied,
                     *self._generated[0].applied,
+                    *changes_of(model),
                 ],
                 generation_params=params.model_dump(exclude={"frames"})
                 | params.frames.model_dump()

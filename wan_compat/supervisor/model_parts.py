@@ -93,3 +93,14 @@ def lay_over(decision: ModelDecision, facts: ModelFacts, model: str, parts: Part
         require_formats(facts, model, installed)
         decision = with_quantization(decision, model, parts.quantize, installed)
     return with_loras(decision, facts, [(wanted, read_facts(wanted.path)) for wanted in parts.loras])
+
+
+def changes_of(model: ModelDecision) -> list[str]:
+    """Return what of this a result must name: parts that are not their folder's own, and what changes pixels."""
+    named = []
+    for component in model.pipeline.components:
+        if component.source is not None:
+            named.append(f"{component.name}:{component.source.format}")
+        if component.quantization is not None:
+            named.append(f"{component.name}:{component.quantization.backend}-{component.quantization.kind}")
+    return [*named, *(f"{lora.component}:lora" for lora in model.pipeline.loras)]
