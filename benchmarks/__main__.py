@@ -29,6 +29,8 @@ MODULES = (
     "decode_memory",
     "decode_encode",
     "encode_tail",
+    "encode_speed",
+    "encode_memory",
     "isolation_tax",
     "supervisor_cpu",
     "wait_policy",
