@@ -28,7 +28,7 @@ Scalar = bool | Annotated[int, Field(ge=-(2**53), le=2**53)] | float | Annotated
 ConfigValue = Scalar | Annotated[tuple[Scalar, ...], Field(max_length=256)]
 Side = Annotated[int, Field(ge=0, le=2**40)]
 
-_NUMBER = re.compile(r"(?<=[._])\d{1,4}(?=[._])")
+_NUMBER = re.compile(r"(?<!transformer_)(?<=[._])\d{1,4}(?=[._])")  # the 2 of transformer_2 counts no blocks
 
 
 class SourceSpec(Value):

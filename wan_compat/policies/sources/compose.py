@@ -123,8 +123,10 @@ def _read(item: Given, weights: Mapping[str, WeightFile], config: Mapping[str, A
         return read_single(item.facts.root, weights, config)
     except ModelInvalid as error:
         if architecture.is_wan is False:
+            why = next((item.fact for item in reversed(architecture.evidence) if item.source != "files"), "")
             raise ModelInvalid(
-                f"{item.flag} {item.facts.root} is not Wan's: {architecture.architecture_type.replace('_', ' ')}"
+                f"{item.flag} {item.facts.root} is no part of Wan: {why or error.message}",
+                hint="use a file of a Wan model",
             ) from error
         if known is not None and known.pipeline_class not in _WITH_TABLES:
             instead = f"use {known.repository}" if known.repository and known.pipeline_class else "use another model"

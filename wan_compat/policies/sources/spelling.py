@@ -6,6 +6,7 @@ a file in the other spelling is translated first.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,10 @@ Tensors = Mapping[str, TensorFact]
 
 CLIP_PREFIX = "vision_model."
 _SHARED, _EMBEDDED = "shared.weight", "encoder.embed_tokens.weight"
+
+
+# Dimensions of one that the original has before what the libraries keep.
+_LEADING_ONES = {"visual.cls_embedding": 2, "visual.pos_embedding": 1}
 
 
 class AnySize(dict[str, int]):
@@ -45,6 +50,8 @@ def _translated(tensors: Tensors, table: Mapping[str, str]) -> dict[str, tuple[s
     found: dict[str, tuple[str, TensorFact]] = {}
     for name, tensor in tensors.items():
         old = looked_up(name, table) or name
+        if old in _LEADING_ONES:
+            tensor = dataclasses.replace(tensor, shape=(*[1] * _LEADING_ONES[old], *tensor.shape))
         if old in found and old.endswith((".to_qkv.weight", ".to_qkv.bias")):
             before = found[old][1]
             rows = (before.shape[0] + tensor.shape[0], *tensor.shape[1:])
