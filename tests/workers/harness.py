@@ -231,11 +231,15 @@ class WorkerProcess:
         on_progress: Callable[[m.Progress], None] = lambda _: None,
         on_frame: Callable[[int], None] = lambda _: None,
         credit: bool = True,
+        order: Value | None = None,
     ) -> Result:
-        """Run one job to its end, whatever that is, collecting frames and giving credit at once."""
+        """Run one job to its end, whatever that is, collecting frames and giving credit at once.
+
+        `order` is what is sent in the place of a Generate.
+        """
         layout = RingLayout(params.frames)
         result = Result()
-        self.send(m.Generate(job=job, params=params, count_memory=self.count_memory))
+        self.send(order or m.Generate(job=job, params=params, count_memory=self.count_memory))
         deadline = time.monotonic() + REPLY_S
         poll = select.poll()
         poll.register(self.channel.fileno(), select.POLLIN)

@@ -379,7 +379,8 @@ def error_class(code: str) -> type[WanCompatError] | None:
     return _by_code.get(code)
 
 
-def from_worker(code: str, message: str, fixes: Sequence[str] = ()) -> WanCompatError:
+def from_worker(code: str, message: str, fixes: Sequence[str] = (), component: str | None = None) -> WanCompatError:
     """Rebuild an error that a worker reported; unknown or presumptuous codes become `GenerationFailed`."""
     cls = _by_code.get(code) if code in WORKER_MAY_REPORT else None
-    return (cls or GenerationFailed)(message, fixes=list(fixes)[:MAX_FIXES])
+    details = {"component": component} if component is not None else {}
+    return (cls or GenerationFailed)(message, fixes=list(fixes)[:MAX_FIXES], details=details)

@@ -149,6 +149,7 @@ class Failed(Value):
     code: Name
     message: LongText
     fixes: tuple[FixText, ...] = Field(default=(), max_length=8)
+    component: Name | None = None  # whose weights are no numbers, where that is the cause
 
 
 class Pong(Value):

@@ -441,7 +441,7 @@ class JobRun:
                 self._enter(message.phase)
             self._context.emit(ev.Progress(message.phase, message.step, message.total))
         elif isinstance(message, m.Failed):
-            raise from_worker(message.code, message.message, message.fixes)
+            raise from_worker(message.code, message.message, message.fixes, message.component)
         elif isinstance(message, m.Generated):
             self._generated.append(message)
         elif isinstance(message, m.Cancelled):

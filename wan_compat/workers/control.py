@@ -119,10 +119,11 @@ class Control:
         if isinstance(message, m.Ping):
             self._send(channel, m.Pong(nonce=message.nonce))
             return True
-        orders = m.LoadModel | m.LoadPart | m.Generate | m.DecodeAgain | m.OpenWeights | m.SendTensors
-        if isinstance(message, orders):
-            numbered = isinstance(message, m.Generate | m.DecodeAgain | m.SendTensors)
-            self._running_job = message.job if numbered else 0
+        if isinstance(message, m.Generate | m.DecodeAgain | m.SendTensors):
+            self._running_job = message.job
+        elif isinstance(message, m.LoadModel | m.LoadPart | m.OpenWeights):
+            self._running_job = 0
+        if not isinstance(message, m.Welcome):
             self._cancellation.clear()  # the main thread is idle: no check can fall between
         self._inbox.put(message)
         return True
@@ -132,7 +133,15 @@ class Control:
         with contextlib.suppress(queue.Empty):
             while True:
                 message: Any = self._outbox.get_nowait()
-                ends = m.ModelLoaded | m.PartLoaded | m.Generated | m.WeightsOpened | m.TensorsSent | m.Failed | m.Cancelled
+                ends = (
+                    m.ModelLoaded
+                    | m.PartLoaded
+                    | m.Generated
+                    | m.WeightsOpened
+                    | m.TensorsSent
+                    | m.Failed
+                    | m.Cancelled
+                )
                 if isinstance(message, ends):
                     self._running_job = None
                 self._send(channel, message)

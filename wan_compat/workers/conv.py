@@ -13,7 +13,9 @@ replaced on instances, not on the class: nothing else in the process changes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -52,3 +54,18 @@ def _convolve(
         value, weight, bias, list(padding), list(layer.stride), list(layer.dilation), layer.groups
     )
     return result
+
+
+@contextlib.contextmanager
+def default_conv3d(module: torch.nn.Module) -> Iterator[None]:
+    """Let PyTorch choose its own convolutions below `module` for a while."""
+    replaced = {
+        layer: layer.__dict__.pop("_conv_forward")
+        for layer in module.modules()
+        if isinstance(layer, torch.nn.Conv3d) and "_conv_forward" in layer.__dict__
+    }
+    try:
+        yield
+    finally:
+        for layer, convolve in replaced.items():
+            layer._conv_forward = convolve  # type: ignore[method-assign]

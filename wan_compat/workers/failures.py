@@ -45,6 +45,7 @@ def to_message(error: BaseException, job: int) -> Failed:
         code=known.code if known.code in WORKER_MAY_REPORT else GenerationFailed.code,
         message=clean_text(known.message),
         fixes=tuple(clean_text(fix, MAX_FIX_CHARS) for fix in known.fixes[:MAX_FIXES]),
+        component=known.details.get("component"),
     )
 
 

@@ -138,6 +138,7 @@ class FrameWriter:
         self._ring, self._job, self._layout = ring, job, layout
         self.published = 0
         self._consumed = 0
+        self._darkest, self._brightest = 255.0, 0.0  # of all values so far, as they are published
 
     def publish(self, pixels: torch.Tensor) -> None:
         """Convert and publish a run of frames.
@@ -160,6 +161,7 @@ class FrameWriter:
         if self.published + count > frame.num_frames:
             raise GenerationFailed(f"the model decoded more than the agreed {frame.num_frames} frames")
         lowest, highest = check_finite(pixels)
+        self._note_range((lowest + 1.0) * 127.5, (highest + 1.0) * 127.5)
         for index in range(count):
             image = pixels[:, index]
             if lowest < -1.0 or highest > 1.0:
@@ -186,6 +188,7 @@ class FrameWriter:
         if self.published + 1 > frame.num_frames:
             raise GenerationFailed(f"the pipeline returned more than the agreed {frame.num_frames} frames")
         if picture.dtype == torch.uint8:
+            self._note_range(*(float(bound) for bound in torch.aminmax(picture)))
             self._publish_frame(picture)
             return
         lowest, highest = check_finite(picture)
@@ -193,14 +196,26 @@ class FrameWriter:
             raise UnusableFrames(
                 f"the pipeline returned pictures with values from {lowest:.3g} to {highest:.3g}, instead of 0 to 1"
             )
+        self._note_range(lowest * 255.0, highest * 255.0)
         self._publish_frame(picture.float().clamp(0.0, 1.0).mul(255.0))
 
     def finish(self) -> None:
-        """Check that every agreed frame was published. Raises UnusableFrames."""
+        """Check that every agreed frame was published, and that there is something in them. Raises UnusableFrames."""
         if self.published != self._layout.frame.num_frames:
             raise UnusableFrames(
                 f"the model decoded {self.published} frames instead of {self._layout.frame.num_frames}"
             )
+
+        if int(self._darkest) == int(self._brightest):
+            # No prompt makes a video without a single differing value: it is what overflow and broken kernels make.
+            raise UnusableFrames(
+                f"all {self.published} frames are one and the same value ({int(self._darkest)} of 255)",
+                fixes=("try another seed", "check the model's files: broken or wrongly converted weights do this"),
+            )
+
+    def _note_range(self, lowest: float, highest: float) -> None:
+        self._darkest = min(self._darkest, max(0.0, min(255.0, lowest)))
+        self._brightest = max(self._brightest, max(0.0, min(255.0, highest)))
 
     def _publish_frame(self, scaled: torch.Tensor) -> None:
         while self.published - self._consumed >= SLOTS:

@@ -63,13 +63,19 @@ class FrameExit:
             self._tiles_proved = self.streaming
 
     @contextlib.contextmanager
-    def publishing(self, publish: Publish) -> Iterator[None]:
-        """Send every decoded piece, (3, frames, height, width) in [-1, 1], to `publish` instead of to the pipeline."""
+    def publishing(
+        self, publish: Publish, keep: Callable[[torch.Tensor], None] = lambda _latents: None
+    ) -> Iterator[None]:
+        """Send every decoded piece, (3, frames, height, width) in [-1, 1], to `publish` instead of to the pipeline.
+
+        `keep` is shown what the VAE is given, before anything is decoded (second_decode.py).
+        """
         vae = self._vae
         name = "_decode" if self.streaming else "decode"
         original = getattr(vae, name)
 
         def decode(z: torch.Tensor, return_dict: bool = True) -> Any:
+            keep(z)
             tiled = would_tile(vae, z)
             if self.streaming and (self._tiles_proved or not tiled):
                 # Not clamped: the clamp would turn an infinite value into white, and nobody would know.

@@ -1,0 +1,82 @@
+"""Latents outlive a failed decode: the same frames come of them without denoising again, and other ways are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.assets.tiny_wan import tiny_model
+from tests.workers import broken
+from tests.workers.harness import WorkerProcess, ZygoteProcess, parameters, pipeline_spec
+from wan_compat.protocol import messages as m
+from wan_compat.protocol.plan import DecodeSpec, Tiling
+
+
+def again(worker: WorkerProcess, job: int, **decoding: object) -> object:
+    order = m.DecodeAgain(job=job, frames=parameters().frames, decoding=DecodeSpec(**decoding))
+    return worker.generate(parameters(), job, order=order)
+
+
+def test_kept_latents_give_the_same_frames_again_in_every_lossless_way(t2v_worker: WorkerProcess) -> None:
+    first = t2v_worker.generate(parameters(), 1)
+    for job, decoding in enumerate(({}, {"streaming": "never"}, {"dtype": "float32"}), start=2):
+        result = again(t2v_worker, job, **decoding)
+        assert isinstance(result.end, m.Generated), result.end
+        assert np.array_equal(result.pixels, first.pixels), decoding
+        assert result.end.denoise_s == 0 and {step.phase for step in result.progress} == {"decode"}
+    tiled = again(t2v_worker, 5, tiling=Tiling(size=64, stride=48), conv3d="default")
+    assert tiled.end.applied[1:] == ("vae_tiling:64/48", "conv3d:default")
+    assert np.abs(tiled.pixels.astype(int) - first.pixels).mean() < 8  # tiles of a random VAE do not blend well
+    assert np.array_equal(again(t2v_worker, 6).pixels, first.pixels)  # the model is as it was
+    assert np.array_equal(t2v_worker.generate(parameters(), 7).pixels, first.pixels)
+
+
+def test_nothing_kept_is_said_so(t2v_worker: WorkerProcess) -> None:
+    failed = again(t2v_worker, 1).end
+    assert isinstance(failed, m.Failed) and "no latents" in failed.message
+
+
+@pytest.mark.parametrize("kind", ["transformer", "vae"])
+def test_weights_that_are_no_numbers_are_blamed_by_name(
+    zygote: ZygoteProcess, confined: bool, tmp_path: Path, kind: str
+) -> None:
+    model = broken.copy("t2v", tmp_path)
+    name = {"transformer": "condition_embedder.time_proj.bias", "vae": "decoder.conv_out.bias"}[kind]
+    broken.fill(model, kind, name, float("nan"))
+    with zygote.spawn(model, confined=confined) as worker:
+        worker.start(model)
+        failed = worker.generate(parameters()).end
+        assert isinstance(failed, m.Failed) and failed.code == "unusable_frames"
+        assert failed.component == kind and kind in failed.message and name in failed.message
+        worker.kill()
+
+
+def test_a_video_of_one_value_is_unusable(zygote: ZygoteProcess, confined: bool, tmp_path: Path) -> None:
+    model = broken.copy("t2v", tmp_path)
+    broken.fill(model, "vae", "decoder.conv_out.weight", 0.0)
+    broken.fill(model, "vae", "decoder.conv_out.bias", -9.0)
+    with zygote.spawn(model, confined=confined) as worker:
+        worker.start(model)
+        failed = worker.generate(parameters()).end
+        assert isinstance(failed, m.Failed) and failed.code == "unusable_frames"
+        assert "all 9 frames are one and the same value (0 of 255)" in failed.message
+        worker.kill()
+
+
+def test_each_part_loads_alone_and_a_broken_one_is_named(zygote: ZygoteProcess, confined: bool, tmp_path: Path) -> None:
+    model = broken.copy("t2v", tmp_path)
+    broken.fill(model, "vae", "decoder.conv_out.bias", float("inf"))
+    (model / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x00" * 100)
+    spec, answers = pipeline_spec(model), {}
+    with zygote.spawn(model, confined=confined) as worker:
+        worker.handshake()
+        for component in spec.components:
+            worker.send(m.LoadPart(pipeline=spec, component=component.name))
+            answers[component.name] = worker.receive()
+        worker.kill()
+    assert answers["vae"].not_finite == ("decoder.conv_out.bias",)
+    assert isinstance(answers["transformer"], m.Failed) and answers["transformer"].code == "model_corrupt"
+    assert answers["text_encoder"].parameters > 1000 and answers["text_encoder"].not_finite == ()
+    assert answers["tokenizer"].parameters == 0
