@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.workers.inside import in_torch_process
 from wan_compat.protocol.errors import GenerationFailed, ProtocolViolation, UnusableFrames, WanCompatError
-from wan_compat.protocol.ring import SLOTS, RingLayout, pack_doorbell, unpack_doorbell
+from wan_compat.protocol.ring import SLOTS, RingLayout, pack_doorbell, pack_media, unpack_doorbell
 from wan_compat.protocol.values import FrameSpec
 
 SPEC = FrameSpec(height=32, width=48, num_frames=4)
@@ -188,3 +188,27 @@ def test_a_ring_that_is_too_small_is_refused() -> None:
     big = FrameSpec(height=64, width=64, num_frames=1)
     writer = reader.ring.writer(2, big)
     raises(GenerationFailed, lambda: writer.publish(torch.zeros(3, 1, 64, 64)))
+
+
+@in_torch_process
+def test_files_of_a_job_are_taken_exactly_and_others_are_closed() -> None:
+    reader = Reader()
+    files = [os.memfd_create("file") for _ in range(3)]
+    before = len(os.listdir("/proc/self/fd"))
+    socket.send_fds(reader.doorbell, [pack_media(1, 2)], files[:2])  # of a job that was never begun
+    reader.doorbell.send(pack_doorbell(1, 4))  # a credit that nobody waited for
+    socket.send_fds(reader.doorbell, [pack_media(2, 3)], files)
+    taken = reader.ring.receive_media(2, 3)
+    assert len(taken) == 3 and len(os.listdir("/proc/self/fd")) == before + 3
+    for descriptor in taken:
+        os.close(descriptor)
+    for packet, sent, expected in (
+        (pack_media(3, 2), 1, 2),
+        (pack_media(3, 1), 2, 1),
+        (pack_media(9, 1), 1, 1),
+        (b"nonsense", 1, 1),
+    ):
+        socket.send_fds(reader.doorbell, [packet], files[:sent])
+        raises(ProtocolViolation, lambda expected=expected: reader.ring.receive_media(3, expected))
+        assert len(os.listdir("/proc/self/fd")) == before
+    assert reader.ring.receive_media(4, 0) == ()
