@@ -1,7 +1,9 @@
 """What the supervisor's memory does while a long video is written: flat in the number of frames.
 
-ours        peak of a process that delivers 1000 frames of 320x192 to an mp4, over its peak for 50
-reference   none: the bar is absolute. All 1000 frames are 184 MB
+    ours        peak of a process that delivers 1000 frames of 320x192 to an mp4, over its peak for 50
+    reference   none: the bar is absolute. All 1000 frames are 184 MB
+
+The copy of the frames that is kept while the encoder works lies on disk.
 """
 
 from __future__ import annotations

@@ -101,8 +101,10 @@ def encoder_limits(config: EncodingConfig, num_frames: int, threads: int) -> Enc
     frames_bytes = codec.bytes_per_pixel + 30 * threads * max(1, codec.bytes_per_pixel // 240)
     if config.additional_params["pixel_format"] == "yuv444p":
         frames_bytes *= 2
+    # libwebp puts an animation together in memory: all of it, compressed.
+    whole_bytes = num_frames * pixels * 2 if codec.merges else 0
     return EncoderLimits(
-        memory_bytes=(512 << 20) + (64 << 20) * threads + pixels * frames_bytes,
+        memory_bytes=(512 << 20) + (64 << 20) * threads + pixels * frames_bytes + whole_bytes,
         cpu_seconds=60 + num_frames * pixels // 50_000,  # prores_ks needs three seconds for a frame of noise
         # White noise at crf 18 needs a quarter of its raw bytes; lossless and ProRes need up to twice as many.
         file_size_bytes=(16 << 20) + num_frames * pixels * (3 if codec.bitrate else 8),
