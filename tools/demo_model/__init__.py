@@ -10,7 +10,8 @@
     mover.py      trains the transformer and the text encoder (words and noise to latents)
     export.py     WanPipeline.save_pretrained, and how the parts are put together
     judge.py      what a program sees in the pixels of a clip
+    prompts.py    the prompts that measurements use
     measure.py    the tables of docs/demo_model.md, and the pictures of the README
 
-Only numpy is needed up to `judge`; the rest needs the `worker` extra.
+Data, judge and prompts need numpy only; the rest needs the `worker` extra.
 """

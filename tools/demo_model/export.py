@@ -54,7 +54,7 @@ def export(work: Path, folder: Path) -> None:
 
 
 def _fill(parameters: dict[str, torch.nn.Parameter], checkpoint: Path) -> None:
-    averages = torch.load(checkpoint)["average"]
+    averages = torch.load(checkpoint, map_location="cpu")["average"]
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(averages[name])

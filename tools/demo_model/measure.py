@@ -18,19 +18,13 @@ import torch
 from diffusers import WanPipeline
 from PIL import Image
 
-from tools.demo_model.captions import Attributes, Split, caption, sample_attributes
+from tools.demo_model.captions import Attributes, Split
 from tools.demo_model.judge import Seen, agrees, look
+from tools.demo_model.prompts import prompts
 from tools.demo_model.scenes import FPS, HEIGHT, NUM_FRAMES, WIDTH, render, sample_scene
 from wan_compat.supervisor.demo import DEMO_CLIP
 
 ATTRIBUTES = ("colour", "background", "shape", "motion")
-
-
-def prompts(split: Split, count: int) -> list[tuple[Attributes, str]]:
-    """The first `count` prompts of a split, always the same."""
-    rng = random.Random(f"prompts of {split}")
-    drawn = [sample_attributes(rng, split) for _ in range(count)]
-    return [(attributes, caption(rng, attributes)) for attributes in drawn]
 
 
 class Generator:

@@ -41,7 +41,7 @@ def train(
     means = {key: parameter.detach().clone() for key, parameter in parameters.items()}
     start = 0
     if path.exists():
-        saved = torch.load(path)
+        saved = torch.load(path, map_location="cpu")
         start = saved["step"]
         with torch.no_grad():
             for key, parameter in parameters.items():
