@@ -19,11 +19,11 @@ from wan_compat.protocol.errors import ModelNotCompatible, WorkerExtraMissing, c
 
 try:
     import gguf
+    import gguf.quants
     from diffusers.quantizers.gguf.utils import (
         SUPPORTED_GGUF_QUANT_TYPES,
         GGUFLinear,
         GGUFParameter,
-        dequantize_gguf_tensor,
     )
 except ImportError as error:
     raise WorkerExtraMissing(
@@ -54,7 +54,7 @@ def read_gguf(path: str, check: Callable[[], None]) -> Tensors:
         if kind in _PLAIN:
             found[tensor.name] = values
         elif kind == gguf.GGMLQuantizationType.BF16:
-            found[tensor.name] = dequantize_gguf_tensor(GGUFParameter(values, quant_type=kind))
+            found[tensor.name] = dequantized(GGUFParameter(values, quant_type=kind))
         else:
             found[tensor.name] = GGUFParameter(values, quant_type=kind)
     return found
@@ -83,6 +83,9 @@ def replace_linears(model: torch.nn.Module, tensors: Tensors, dtype: torch.dtype
 
 
 def dequantized(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor in blocks as plain numbers, for layers that compute with nothing else."""
-    plain: torch.Tensor = dequantize_gguf_tensor(tensor)
-    return plain
+    """Return a tensor in blocks as float32, for layers that compute with nothing else.
+
+    By gguf's own functions: diffusers' go through half precision, which a norm that is kept in float32 would lose to.
+    """
+    values = gguf.quants.dequantize(tensor.as_tensor().numpy(), tensor.quant_type)  # type: ignore[attr-defined]
+    return torch.from_numpy(values)
