@@ -1,4 +1,4 @@
-"""How much memory a generation takes: an answer that planning computes from headers, and a loaded pipeline from itself."""
+"""How much memory a generation takes: planning computes it from headers, a loaded pipeline asks itself."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What a generation will take, asked of the models themselves: they run without numbers, and their tensors are counted.
 
-Each model is copied with weights on torch's `meta` device, which have shapes and types and nothing else; then its forward
-runs as it would, on shapes, in milliseconds to seconds, and `memory_count` counts what it holds. So this knows what
-the installed diffusers does, where the planner (policies/planning) knows from files alone, before anything is loaded;
+Each model is copied with weights on torch's `meta` device, which have shapes and types and nothing else; then its
+forward runs as it would, on shapes, in milliseconds to seconds, and `memory_count` counts what it holds. So this knows
+what the installed diffusers does, where the planner (policies/planning) knows from files alone, before anything is loaded;
 the two are compared in tests.
 
 Not seen, as in `memory_count`: what a kernel takes for itself.
@@ -102,8 +102,8 @@ def without_numbers(module: torch.nn.Module) -> Any:
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention as it is on every device that computes: a fused kernel, without queries x keys. The `meta` device has no
-    such kernel, and would count the matrix."""
+    """Attention as it is on every device that computes: a fused kernel, without queries x keys. The `meta` device has
+    no such kernel, and would count the matrix."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.scaled_dot_product_attention:
@@ -115,13 +115,13 @@ class _FusedAttention(TorchFunctionMode):
 
 
 def _text_work(encoder: torch.nn.Module, length: int) -> int:
-    twin = without_numbers(encoder)
+    twin: Any = without_numbers(encoder)
     with MemoryCount() as count:
         count.phase("text")
         # Without a mask: transformers looks at its numbers, and there are none.
         twin(torch.zeros(1, length, dtype=torch.long, device="meta"))
         count.end_phase()
-    return count.peaks["text"]
+    return int(count.peaks["text"])
 
 
 def _inputs(pipeline: Any, expert: Any, latent: tuple[int, int, int], length: int, encoder: Any) -> dict[str, Any]:
@@ -147,17 +147,17 @@ def _inputs(pipeline: Any, expert: Any, latent: tuple[int, int, int], length: in
 
 
 def _denoise_work(expert: torch.nn.Module, given: dict[str, Any], channels: int, latent: tuple[int, int, int]) -> int:
-    twin = without_numbers(expert)
+    twin: Any = without_numbers(expert)
     with MemoryCount() as count, _FusedAttention():
         count.phase("denoise")
         twin(**given)
         count.end_phase()
     held = sum(item.numel() * item.element_size() for item in given.values() if isinstance(item, torch.Tensor))
-    return count.peaks["denoise"] + held + _LATENT_COPIES * 4 * channels * math.prod(latent)
+    return int(count.peaks["denoise"]) + held + _LATENT_COPIES * 4 * channels * math.prod(latent)
 
 
 def _decode_work(vae: Any, latent: tuple[int, int, int], *, streaming: bool) -> int:
-    twin = without_numbers(vae)
+    twin: Any = without_numbers(vae)
     z = torch.empty((1, vae.config.z_dim, *latent), dtype=vae.dtype, device="meta")
     with MemoryCount() as count:
         count.phase("decode")
@@ -167,7 +167,7 @@ def _decode_work(vae: Any, latent: tuple[int, int, int], *, streaming: bool) -> 
         else:
             twin._decode(z)
         count.end_phase()
-    return count.peaks["decode"] + _LATENT_COPIES * z.numel() * 4
+    return int(count.peaks["decode"]) + _LATENT_COPIES * z.numel() * 4
 
 
 def _weights(modules: Mapping[str, Any], plan: PlanSpec, phase: str, device: str) -> tuple[int, int]:
@@ -178,10 +178,9 @@ def _weights(modules: Mapping[str, Any], plan: PlanSpec, phase: str, device: str
     away = plan.text_encoder == "leave" and phase != "text_encode" and not stays_in_files(plan)
     total = sum(size for name, size in sizes.items() if not (away and name == "text_encoder"))
     if stays_in_files(plan):
-        # What is in memory is measured: blocks come one at a time.
-        held = resident_bytes(modules.values())
-        largest = max((_size(block) for block in _blocks(modules[at_work])), default=0)
-        return held + largest, 0
+        # What is in memory is measured: blocks of another type than their files' come one at a time.
+        largest = max((_size(block, mapped=False) for block in _blocks(modules[at_work])), default=0)
+        return resident_bytes(modules.values()) + largest, 0
     if device == "cpu" or plan.offload in ("none", "full"):
         return total, 0
     if plan.offload == "model":
@@ -201,6 +200,7 @@ def _blocks(module: torch.nn.Module) -> list[torch.nn.Module]:
     return found
 
 
-def _size(module: torch.nn.Module) -> int:
-    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+def _size(module: torch.nn.Module, *, mapped: bool = True) -> int:
+    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}.values()
+    counted = (tensor for tensor in tensors if mapped or not getattr(tensor, "wan_compat_mapped", False))
+    return sum(tensor.numel() * tensor.element_size() for tensor in counted)
