@@ -129,6 +129,13 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/security/test_scan_opens_no_door.py::test_what_decides_and_loads_imports_no_scanner",
         "tests/security/test_scan_opens_no_door.py::test_a_pickle_that_a_scan_calls_safe_is_refused_all_the_same",
     ),
+    "T19": (
+        "tests/security/test_hostile_media.py::test_hostile_files_end_in_a_refusal_and_the_worker_stays",
+        "tests/security/test_hostile_media.py::test_an_error_text_of_a_decoder_is_cleaned",
+        "tests/supervisor/test_media.py::test_what_is_no_regular_file_is_refused_at_once",
+        "tests/supervisor/test_media.py::test_the_copy_has_the_bytes_and_nobody_can_change_it",
+        "tests/workers/test_frames.py::test_files_of_a_job_are_taken_exactly_and_others_are_closed",
+    ),
 }
 
 
