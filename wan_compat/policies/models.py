@@ -15,7 +15,7 @@ from typing import Any, Literal
 from wan_compat.policies.admission import admit_component
 from wan_compat.policies.architecture import ArchitectureSignature
 from wan_compat.policies.detection.classes import OTHER_FAMILIES, WAN_PIPELINES
-from wan_compat.policies.facts import FileFact, ModelFacts
+from wan_compat.policies.facts import FileFact, ModelFacts, TensorFact
 from wan_compat.policies.findings import Finding, Severity
 from wan_compat.policies.judgement.code import judge_documents
 from wan_compat.policies.judgement.shards import judge_shards
@@ -56,12 +56,14 @@ class ModelDecision:
     repository: str | None = None  # on a hub, with the commit as revision, where it came from a Hugging Face cache
     revision: str | None = None
     loras: tuple[LoraReport, ...] = ()
+    tensors: Mapping[str, Mapping[str, TensorFact]] = dataclasses.field(default_factory=dict)  # of each component
 
     @property
     def size_multiple(self) -> int:
-        """Pixels by which height and width must divide: VAE factor times patch, and 16 as WanPipeline itself asks."""
+        """Pixels by which height and width must divide: VAE factor times patch, and what the pipeline itself asks."""
         patch = self.transformer_config.get("patch_size") or (1, 2, 2)
-        return math.lcm(16, int(self.vae_config.get("scale_factor_spatial") or 8) * int(patch[1]))
+        own = PIPELINES[self.way.pipeline].size_multiple if self.way is not None else 16
+        return math.lcm(own, int(self.vae_config.get("scale_factor_spatial") or 8) * int(patch[1]))
 
     @property
     def frame_multiple(self) -> int:
@@ -107,6 +109,12 @@ def decide_model(
     pipeline = PIPELINES[way.pipeline]
     classes = {name: _admitted_class(facts, name, entry, way.pipeline) for name, entry in entries.items()}
     components = {name: class_name for name, class_name in classes.items() if class_name is not None}
+    lacking = [name for name, slot in pipeline.slots.items() if not slot.optional and name not in components]
+    if lacking:
+        raise ModelCorrupt(
+            f"model_index.json of {facts.root} names no {', '.join(lacking)}, which {way.pipeline} needs",
+            hint="download the repository again, all of it",
+        )
     boundary = check_fit(facts, components, transformer, vae, weights)
     weighty = [name for name in components if pipeline.slots[name].has_weights]
     dtype, weight_bytes, reasons = choose_dtype(facts, weighty, memory_limit_bytes)
@@ -117,7 +125,7 @@ def decide_model(
                 ComponentSpec(
                     name=name,
                     library=pipeline.slots[name].library,
-                    class_name=class_name,
+                    class_name=pipeline.slots[name].instead.get(class_name, class_name),
                     subfolder=name,
                     dtype=dtype if name in weighty else None,
                     source=facts.sources.get(name),
@@ -126,8 +134,12 @@ def decide_model(
             ),
             boundary_ratio=boundary if "boundary_ratio" in pipeline.settings else None,
             expand_timesteps="expand_timesteps" in pipeline.settings and facts.index.get("expand_timesteps") is True,
+            settings={
+                name: facts.index.get(name) is True
+                for name in sorted(pipeline.settings - {"boundary_ratio", "expand_timesteps"})
+            },
             threads=threads,
-            streaming="auto" if pipeline.streams else "never",
+            frames="vae" if pipeline.streams else "pipeline",
         ),
         admitted=_admit(facts, components, pipeline),
         transformer_config=transformer,
@@ -137,6 +149,7 @@ def decide_model(
         way=way,
         repository=facts.repository,
         revision=facts.revision,
+        tensors={name: facts.tensors.get(name, {}) for name in weighty},
     )
 
 

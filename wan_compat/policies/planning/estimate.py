@@ -43,7 +43,10 @@ _COLOURS = 3
 # at the end, their denormalised copies too.
 _LATENT_COPIES = 5
 _LATENT_COPIES_AT_END = 8
-_MASK_CHANNELS = 4
+# Of what pictures become, in float32: made, masked, joined with the noise at each step (counted on tiny models).
+_CONDITION_COPIES = 4
+_CONTROL_COPIES = 2
+_MASK_PIXELS = 64  # WanVACEPipeline makes a channel of each pixel of a latent's square
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Job:
     """What is to be made, as far as memory depends on it.
 
     pictures: Frames that are encoded as latents before denoising; 0 for text alone.
-    controls: How many videos of that length there are at once (VACE encodes two).
+    controls: How many videos of that length there are while they are encoded (VACE divides its own by a mask).
+    held: Frames of pixels that the pipeline keeps until its end.
     steps: Denoising steps; they cost time only.
     """
 
@@ -62,6 +66,7 @@ class Job:
     text_tokens: int = TEXT_TOKENS
     pictures: int = 0
     controls: int = 1
+    held: int = 0
     steps: int = 50
 
 
@@ -127,13 +132,12 @@ def _work(shape: ModelShape, job: Job, setting: Setting) -> dict[Phase, Peak]:
     copy = math.prod(latent) * shape.vae.z_dim * _FLOAT32
     prompts = 2 if job.guidance else 1
     embedded = prompts * job.text_tokens * shape.denoiser.text_dim * itemsize
-    conditions = math.prod(latent) * max(0, shape.denoiser.in_channels - shape.vae.z_dim) * _FLOAT32
-    if shape.denoiser.vace_blocks:
-        conditions = math.prod(latent) * (2 * shape.vae.z_dim + 64) * _FLOAT32
+    held = job.held * job.height * job.width * _COLOURS * _FLOAT32 if job.pictures else 0
+    conditions = held + _conditions(shape, job, math.prod(latent))
     encoder = text_work(shape.text, job.text_tokens, itemsize) if shape.text is not None else 0
     text = Peak(encoder, encoder) + embedded
     if job.pictures:
-        text = higher(text, _picture_work(shape, job, setting) + embedded + conditions)
+        text = higher(text, _picture_work(shape, job, setting) + (embedded + conditions - held))
     forward = denoise_work(
         shape.denoiser, latent, itemsize, text_tokens=job.text_tokens, threads=setting.threads, gpu=gpu
     )
@@ -144,6 +148,16 @@ def _work(shape: ModelShape, job: Job, setting: Setting) -> dict[Phase, Peak]:
         found["denoise_low"] = denoise
     found["decode"] = _decode(shape, job, setting) + (embedded + conditions + _LATENT_COPIES_AT_END * copy)
     return found
+
+
+def _conditions(shape: ModelShape, job: Job, latent: int) -> int:
+    """What pictures become and stay as: latents beside the noise."""
+    if not job.pictures:
+        return 0
+    if shape.denoiser.vace_blocks:
+        return _CONTROL_COPIES * latent * (2 * shape.vae.z_dim + _MASK_PIXELS) * _FLOAT32
+    added = shape.denoiser.in_channels - shape.vae.z_dim
+    return _CONDITION_COPIES * latent * (added if added > 0 else shape.vae.z_dim) * _FLOAT32
 
 
 def _picture_work(shape: ModelShape, job: Job, setting: Setting) -> Peak:
@@ -194,7 +208,7 @@ def _resident(shape: ModelShape, setting: Setting, phase: Phase, work: Peak) -> 
     if not gpu:
         resident = total - left
         if plan.offload == "group":
-            resident = _grouped(shape, setting, used, dtypes, whole) if _on_disk(plan) else total - left
+            resident = sum(part.mapped_rest(dtypes[name]) for name, part in shape.weights.items())
         return PhaseMemory(resident, work.allocated, work.tensors, overhead=WORKER_BYTES)
     if plan.offload == "none":
         on_device, host = total - left, 0

@@ -14,6 +14,7 @@ from wan_compat.policies.planning.weights import ComponentWeights
 
 _MAX = 1 << 20
 EXPERTS = ("transformer", "transformer_2")
+_BITS = {"int8": 8, "fp8": 8, "int4": 4, "nf4": 4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,7 @@ def model_shape(
     vae: Mapping[str, Any],
     *,
     expand_timesteps: bool = False,
+    quantized: Mapping[str, str] | None = None,
 ) -> ModelShape:
     """Return the shape of a model.
 

@@ -26,7 +26,6 @@ _KEPT_AT_FLOAT16 = {"UMT5EncoderModel": frozenset({"wo"}), "T5EncoderModel": fro
 _BLOCK = re.compile(r"(?:^|.*?\.)(?:blocks|vace_blocks|block|layers)\.\d+\.")
 # transformers ties them: two names, one tensor.
 _TIED = ("shared.weight", "encoder.embed_tokens.weight")
-_NEARLY_ALL = 0.99
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +34,8 @@ class _Bytes:
     largest_block: int
     outside_blocks: int
     largest_tensor: int
+    converted_outside: int
+    converted_block: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,7 @@ class ComponentWeights:
     name: str
     class_name: str
     tensors: Mapping[str, TensorFact]
+    bits: int | None = None  # of each number of a matrix that is quantised while it is loaded
 
     @functools.cached_property
     def parameters(self) -> int:
@@ -70,11 +72,10 @@ class ComponentWeights:
     def largest_tensor(self, dtype: Dtype) -> int:
         return self._bytes[dtype].largest_tensor
 
-    def stored_in(self, dtype: Dtype) -> bool:
-        """Whether nearly all bytes lie in the files as they are loaded: such tensors are mapped, not copied."""
-        total = sum(tensor.bytes for tensor in self._once.values())
-        same = sum(tensor.bytes for tensor in self._once.values() if tensor.dtype == _NAMES_IN_HEADERS[dtype])
-        return total > 0 and same >= _NEARLY_ALL * total
+    def mapped_rest(self, dtype: Dtype) -> int:
+        """Return what is resident while the weights stay in their files (workers/file_weights.py): what belongs to no
+        block and is wanted in another type than the file's, but for tables of words, and the largest block's share."""
+        return self._bytes[dtype].converted_outside + self._bytes[dtype].converted_block
 
     @functools.cached_property
     def _bytes(self) -> Mapping[Dtype, _Bytes]:
@@ -82,18 +83,33 @@ class ComponentWeights:
 
     def _count(self, dtype: Dtype) -> _Bytes:
         blocks: dict[str, int] = {}
-        total = largest = 0
+        converted: dict[str, int] = {}
+        total = largest = outside = 0
         for name, tensor in self._once.items():
             size = self._one(name, tensor, dtype)
             total, largest = total + size, max(largest, size)
+            wanted = "F32" if self._is_kept(name, dtype) else _NAMES_IN_HEADERS[dtype]
+            made = 0 if tensor.dtype == wanted or name in _TIED else size
             found = _BLOCK.match(name)
             if found is not None:
                 blocks[found[0]] = blocks.get(found[0], 0) + size
-        return _Bytes(total, max(blocks.values(), default=0), total - sum(blocks.values()), largest)
+                converted[found[0]] = converted.get(found[0], 0) + made
+            else:
+                outside += made
+        return _Bytes(
+            total=total,
+            largest_block=max(blocks.values(), default=0),
+            outside_blocks=total - sum(blocks.values()),
+            largest_tensor=largest,
+            converted_outside=outside,
+            converted_block=max(converted.values(), default=0),
+        )
 
     def _one(self, name: str, tensor: TensorFact, dtype: Dtype) -> int:
         if tensor.dtype not in _FLOATS:
             return tensor.bytes
+        if self.bits is not None and len(tensor.shape) == 2:
+            return math.ceil(math.prod(tensor.shape) * self.bits / 8)
         return math.prod(tensor.shape) * (4 if self._is_kept(name, dtype) else ITEMSIZE[dtype])
 
     def _is_kept(self, name: str, dtype: Dtype) -> bool:

@@ -1,0 +1,138 @@
+"""Between a job and planning: shape of the model that was decided on, what is asked for, what the plan changes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from wan_compat.policies.models import ModelDecision
+from wan_compat.policies.planning.candidates import Wishes
+from wan_compat.policies.planning.choice import Choice
+from wan_compat.policies.planning.estimate import Job
+from wan_compat.policies.planning.shapes import ModelShape, model_shape
+from wan_compat.protocol.values import GenerationParams, GenerationRequest
+
+# Pictures of a job, for each way of being led by them: frames encoded (None: all), videos held meanwhile, and frames of
+# pixels held to the end. Counted on tiny models of each; segments of Animate are 77 frames.
+_ONE_PICTURE = (None, 1, 1)
+_BY_PIPELINE: Mapping[str, tuple[int | None, int, int | None]] = {
+    "WanImageToVideoPipeline": _ONE_PICTURE,
+    "SkyReelsV2ImageToVideoPipeline": _ONE_PICTURE,
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": (1, 1, 1),
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": (None, 1, None),
+    "ChronoEditPipeline": _ONE_PICTURE,
+    "LucyEditPipeline": (None, 1, None),
+    "WanVideoToVideoPipeline": (None, 1, None),
+    "WanVACEPipeline": (None, 5, None),
+    "WanAnimatePipeline": (77, 4, None),
+}
+
+_CONTROLS_WITH_MASK = 3
+
+
+def shape_of(model: ModelDecision) -> ModelShape | None:
+    """Return the shape of a model; None where the headers of its parts are not known (a repository's own classes)."""
+    pipeline = model.pipeline
+    classes = {part.name: part.class_name for part in pipeline.components if part.dtype is not None}
+    if pipeline.code is not None or any(not model.tensors.get(name) for name in classes):
+        return None
+    bits = {part.name: part.quantization.kind for part in pipeline.components if part.quantization is not None}
+    return model_shape(
+        pipeline.pipeline_class,
+        classes,
+        model.tensors,
+        model.transformer_config,
+        model.vae_config,
+        expand_timesteps=pipeline.expand_timesteps,
+        quantized=bits,
+    )
+
+
+def job_of(model: ModelDecision, params: GenerationParams) -> Job:
+    """Return what is to be made, as far as memory depends on it."""
+    frames = params.frames
+    pictures, controls, held = 0, 1, 0
+    name = model.pipeline.pipeline_class
+    if name in _BY_PIPELINE:
+        encoded, controls, kept = _BY_PIPELINE[name]
+        if model.pipeline.expand_timesteps:
+            encoded = 1  # the picture takes the place of the first latent frame
+        pictures = min(frames.num_frames, encoded or frames.num_frames)
+        held = frames.num_frames if kept is None else kept
+        if name == "WanVACEPipeline" and any(item.role == "mask" for item in params.media):
+            controls = _CONTROLS_WITH_MASK  # else the pipeline makes one as large as the video
+    return Job(
+        height=frames.height,
+        width=frames.width,
+        num_frames=frames.num_frames,
+        guidance=params.guidance_scale > 1,
+        text_tokens=params.max_sequence_length,
+        pictures=pictures,
+        controls=controls,
+        held=held,
+        steps=params.num_inference_steps,
+    )
+
+
+def wishes_of(request: GenerationRequest) -> Wishes:
+    """Return what a request asks for by name."""
+    return Wishes(
+        precision=request.precision,
+        offload=request.offload,
+        vae_tiling=request.vae_tiling,
+        cache=request.cache,
+        attention_backend=request.attention_backend,
+    )
+
+
+def with_plan(model: ModelDecision, choice: Choice) -> ModelDecision:
+    """Return the model as the plan has it loaded: precision of each part, device, and what is done to it."""
+    setting = choice.chosen.candidate.setting
+    pipeline = model.pipeline
+    components = tuple(
+        part
+        if part.dtype is None
+        else part.model_copy(update={"dtype": setting.vae_dtype if part.name == "vae" else setting.dtype})
+        for part in pipeline.components
+    )
+    streaming = pipeline.streaming if setting.streaming else "never"
+    shape = shape_of(model)
+    weight_bytes = model.weight_bytes
+    if shape is not None:
+        weight_bytes = sum(
+            part.bytes_in(setting.vae_dtype if name == "vae" else setting.dtype) for name, part in shape.weights.items()
+        )
+    return dataclasses.replace(
+        model,
+        pipeline=pipeline.model_copy(
+            update={
+                "components": components,
+                "device": setting.device,
+                "plan": setting.plan,
+                "streaming": streaming,
+            }
+        ),
+        weight_bytes=weight_bytes,
+        reasons=(*model.reasons, *choice.reasons),
+    )
+
+
+def applied(model: ModelDecision) -> list[str]:
+    """Return what was done to the pipeline, in the words that a video's metadata has."""
+    plan, found = model.pipeline.plan, []
+    if plan.offload not in ("none", "full"):
+        level = "" if plan.group is None else f":{plan.group.level}{':disk' if plan.group.disk else ''}"
+        found.append(f"offload:{plan.offload}{level}")
+    if plan.text_encoder == "leave":
+        found.append("text_encoder:leaves")
+    if plan.tiling is not None:
+        found.append(f"vae_tiling:{plan.tiling.size}/{plan.tiling.stride}")
+    if plan.vae_slicing:
+        found.append("vae_slicing")
+    if plan.layerwise_casting is not None:
+        found.append(f"layerwise_casting:{plan.layerwise_casting}")
+    if plan.attention_backend is not None:
+        found.append(f"attention:{plan.attention_backend}")
+    if plan.cache is not None:
+        found.append(f"cache:{plan.cache.name}")
+    return found
