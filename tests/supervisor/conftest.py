@@ -43,6 +43,7 @@ def request_for(tmp_path: Path) -> Callable[..., GenerationRequest]:
             "num_inference_steps": 2,
             "seed": 1,
             "output": str(tmp_path / "video.mp4"),
+            "recover": False,  # a failure is what most of these tests look at, once
         }
         return GenerationRequest(**(defaults | fields))
 

@@ -110,6 +110,7 @@ class GenerationRequest(VideoOptions):
         vae_tiling: Decode in tiles; None follows the plan.
         cache: One of diffusers' caches; changes pixels, and is named in the result.
         attention_backend: One of diffusers' names.
+        recover: Try other ways when an attempt fails (docs/recovery.md); off, the first error ends the job.
         timeout_s: Whole job, from submit to finished file.
         memory_limit_bytes: Cap for the worker; None takes the policy's.
         gpu_memory_limit_bytes: Soft cap for the worker on all GPUs together; None takes the policy's.
@@ -158,6 +159,7 @@ class GenerationRequest(VideoOptions):
     vae_tiling: bool | None = None
     cache: Cache | None = None
     attention_backend: Name | None = None
+    recover: bool = True
     overwrite: bool = False
     mode: Mode = Mode.SAFE
     restricted: bool = False
@@ -248,7 +250,7 @@ class PipelineSpec(Value):
     """How to build the pipeline: explicit classes for every part, decided by the supervisor from the files.
 
     With `code`, what runs is the repository's own: the class of a pipeline, or that of modular blocks; `settings` are
-    then arguments for it, of which it gets those that it takes.
+    then arguments for it, of which it gets those that it takes. A pipeline of diffusers gets all of them.
 
     With `restricted`, the pipeline is the library's and what calls it is the repository's, in the audited subset.
     """
@@ -267,6 +269,8 @@ class PipelineSpec(Value):
     # "onednn" sends fp32 Conv3d on CPU to oneDNN: 3x faster decode, differs from the default path by about 3e-6.
     conv3d: Literal["onednn", "default"] = "onednn"
     streaming: Literal["auto", "never"] = "auto"
+    # Where frames are taken: as they leave the VAE, or as the pipeline returns them, for those that decode in segments.
+    frames: Literal["vae", "pipeline"] = "vae"
     plan: PlanSpec = PlanSpec()
     threads: int = Field(ge=1, le=1024)
 

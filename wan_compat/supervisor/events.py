@@ -63,6 +63,23 @@ class Incident:
 
 
 @dataclasses.dataclass(frozen=True)
+class Recovering:
+    """An attempt failed, and something else is tried."""
+
+    error: str
+    action: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Recovered:
+    """How a step of recovery went: "succeeded", or "failed: " with the next error."""
+
+    error: str
+    action: str
+    outcome: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Encoded:
     """The file stands, whole and verified."""
 
@@ -81,4 +98,17 @@ class Ended:
     error: WanCompatError
 
 
-Event = PhaseStarted | Started | Progress | FirstFrame | Preview | Warned | Incident | Encoded | Finished | Ended
+Event = (
+    PhaseStarted
+    | Started
+    | Progress
+    | FirstFrame
+    | Preview
+    | Warned
+    | Recovering
+    | Recovered
+    | Incident
+    | Encoded
+    | Finished
+    | Ended
+)

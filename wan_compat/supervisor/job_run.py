@@ -1,9 +1,10 @@
 """The life of one job, from a request to a verified file. Runs in the supervisor's runner thread.
 
-    inspect -> decide -> prepare output -> worker -> load -> generate | encode -> verify -> commit
+    inspect -> decide -> ( prepare output -> worker -> load -> generate | encode -> verify -> commit )
 
 Everything that can refuse comes before the worker, everything that costs comes after. Whatever happens, the output is
-whole or absent, and the worker is either fit for the next job or gone.
+whole or absent, and the worker is either fit for the next job or gone. What stands in parentheses is an attempt; when
+one fails, `attempts.py` says whether there is another one, and in what it differs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from wan_compat.policies.facts import FileFact
 from wan_compat.policies.limits import Deadlines, deadlines, memory_limit
 from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.policy import Policy
+from wan_compat.policies.recovery.advice import Subject
+from wan_compat.policies.recovery.steps import Step
 from wan_compat.policies.requests import ResolvedRequest, resolve_request
 from wan_compat.policies.tasks import media_of, wish_of
 from wan_compat.protocol import messages as m
@@ -35,6 +38,7 @@ from wan_compat.protocol.errors import (
     WanCompatError,
     from_worker,
 )
+from wan_compat.protocol.plan import DecodeSpec
 from wan_compat.protocol.results import (
     GenerationMetadata,
     OutputReport,
@@ -49,6 +53,7 @@ from wan_compat.sandbox.spec import Tier
 from wan_compat.supervisor import audit_log, first_use, provenance
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.admitted_files import check_unchanged
+from wan_compat.supervisor.attempts import Attempts, add_advice, wait
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.integrity import require_verified
 from wan_compat.supervisor.media import copied_media
@@ -136,8 +141,21 @@ class JobRun:
         self._generated: list[m.Generated] = []
         self._admitted: tuple[FileFact, ...] = ()
         self._media: tuple[int, ...] = ()  # descriptors of the pictures and videos, open for the time of the job
+        self._worker: Worker | None = None  # of this attempt; of the one before, while its latents are decoded again
+        self._fit = False  # the worker can serve another job
+        self._denoised = False
 
     def execute(self) -> VideoGenerationResult:
+        """Run the job. Errors tell what was tried, and what a person can do."""
+        model: list[ModelDecision] = []
+        try:
+            return self._execute(model)
+        except WanCompatError as error:
+            repository = model[0].repository if model else None
+            add_advice(error, Subject(self._request.model, repository, self._request.output is not None))
+            raise
+
+    def _execute(self, decided: list[ModelDecision]) -> VideoGenerationResult:
         request, context = self._request, self._context
         host = read_host()
         requested = _narrower(request.memory_limit_bytes, context.policy.memory_limit_bytes)
@@ -151,6 +169,7 @@ class JobRun:
             wish=wish_of(request),
             parts=parts_of(request),
         )
+        decided.append(model)
         if request.restricted and model.pipeline.restricted is None:
             self._warn("the repository names no code of its own: --restricted changes nothing")
         if context.policy.require_manifest:
@@ -162,37 +181,82 @@ class JobRun:
             media = stack.enter_context(copied_media(media_of(request)))
             self._media = media.descriptors
             resolved = resolve_request(request, model, seed=secrets.randbelow(1 << 31), media=media.specs)
-            delivery = self._prepare_output(stack, resolved)
-            log_file = None
-            if request.worker_log is not None:
-                log_file = stack.enter_context(open_log_file(request.worker_log))
             gpu_limit = _narrower(request.gpu_memory_limit_bytes, context.policy.gpu_memory_limit_bytes)
             site = environment.site if environment is not None else None
-            order = context.pool.order(context.policy, request.mode, model, requested, limit, gpu_limit, site)
-            worker = self._acquire(order, limits)
-            keep = False
+            attempts = Attempts(request, resolved.params.frames, context.emit, self._recovery)
+            step: Step | None = None
             try:
-                worker.log.tee(log_file)
-                with worker.noting_violations():
-                    self._load(worker, model, limits)
-                    frames, output = self._generate(worker, model, resolved, limits, delivery)
-                keep = True
-                result = self._result(worker, model, resolved, frames, output, environment)
-                if delivery is not None and output is not None:
-                    delivery.write_sidecar(provenance.document(request, model, resolved, result), output)
-            except (JobCancelled, EncodingFailed, DeadlineExceeded, OSError):
-                keep = self._quiet(worker, limits)
-                raise
-            except WanCompatError as error:
-                # A failure that the worker reported itself leaves it fit for the next job.
-                keep = worker.alive and worker.state is WorkerState.LOADED and not isinstance(error, ProtocolViolation)
-                raise
+                while True:
+                    order = context.pool.order(context.policy, request.mode, model, requested, limit, gpu_limit, site)
+                    try:
+                        return self._attempt(order, model, resolved, limits, environment, step, attempts)
+                    except (WanCompatError, OSError) as error:
+                        self._fit = self._worker is not None and self._is_fit(self._worker, error, limits)
+                        if isinstance(error, OSError):
+                            raise
+                        step = attempts.after(
+                            error, self._failed_in(), model.pipeline, latents=self._fit and self._has_latents(model)
+                        )
+                    if step.kind != "decode":
+                        self._fit = False
+                        self._release()
+                        model = dataclasses.replace(model, pipeline=step.pipeline)
+                    if wait(step.delay_s, self._interrupted):
+                        raise JobCancelled("cancelled before another attempt")
             finally:
-                keep = keep and request.isolation is Isolation.MODEL
-                if keep:
-                    worker.log.tee(None)
-                context.pool.release(worker, keep=keep)
+                self._release()
+
+    def _attempt(
+        self,
+        order: WorkerOrder,
+        model: ModelDecision,
+        resolved: ResolvedRequest,
+        limits: Deadlines,
+        environment: Environment | None,
+        step: Step | None,
+        attempts: Attempts,
+    ) -> VideoGenerationResult:
+        """One attempt, with an output of its own. The worker stays in `self._worker`, however this ends."""
+        self._fit = False
+        with contextlib.ExitStack() as stack:
+            delivery = self._prepare_output(stack, resolved)
+            worker = self._worker = self._worker or self._acquire_with_log(order, limits)
+            with worker.noting_violations():
+                self._load(worker, model, limits)
+                decoding = step.decoding if step is not None else None
+                frames, output = self._generate(worker, model, resolved, limits, delivery, decoding)
+            self._fit = True
+            attempts.succeeded()
+            result = self._result(worker, model, resolved, frames, output, environment)
+            if delivery is not None and output is not None:
+                delivery.write_sidecar(provenance.document(self._request, model, resolved, result), output)
             return result
+
+    def _is_fit(self, worker: Worker, error: WanCompatError | OSError, limits: Deadlines) -> bool:
+        """Whether the worker could do something else now."""
+        if isinstance(error, JobCancelled | EncodingFailed | DeadlineExceeded | OSError):
+            return self._quiet(worker, limits)
+        # A failure that the worker reported itself leaves it fit for the next job.
+        return worker.alive and worker.state is WorkerState.LOADED and not isinstance(error, ProtocolViolation)
+
+    def _has_latents(self, model: ModelDecision) -> bool:
+        """Whether a worker that failed now has what it denoised: it does not for pipelines that decode in segments,
+        and for code of the repository, which decodes as it likes."""
+        own = model.pipeline.code is not None or model.pipeline.restricted is not None
+        return self._failed_in() in ("decode", "encode") and not own and model.pipeline.frames == "vae"
+
+    def _failed_in(self) -> str:
+        """The phase of a failure. Nothing tells that decoding began before its first frame is there."""
+        return "decode" if self._phase == "denoise" and self._denoised else self._phase
+
+    def _release(self) -> None:
+        if self._worker is None:
+            return
+        worker, self._worker = self._worker, None
+        keep = self._fit and self._request.isolation is Isolation.MODEL
+        if keep:
+            worker.log.tee(None)
+        self._context.pool.release(worker, keep=keep)
 
     def _note_first_use(self) -> None:
         """Record it; that opens no door and closes none, so that a record which cannot be made stops nothing."""
@@ -220,6 +284,16 @@ class JobRun:
         stack.enter_context(self._context.pool.leftover(delivery.part_path))
         delivery.announce_preview = lambda path, index: self._context.emit(ev.Preview(path, index))
         return delivery
+
+    def _acquire_with_log(self, order: WorkerOrder, limits: Deadlines) -> Worker:
+        if self._request.worker_log is None:
+            return self._acquire(order, limits)
+        with contextlib.ExitStack() as stack:
+            log_file = stack.enter_context(open_log_file(self._request.worker_log))
+            worker = self._acquire(order, limits)
+            stack.pop_all()
+        worker.log.tee(log_file)
+        return worker
 
     def _acquire(self, order: WorkerOrder, limits: Deadlines) -> Worker:
         self._enter("start_worker")
@@ -268,18 +342,19 @@ class JobRun:
         resolved: ResolvedRequest,
         limits: Deadlines,
         delivery: Delivery | None,
+        decoding: DecodeSpec | None,
     ) -> tuple[ProcessedFrames | None, OutputReport | None]:
         spec = resolved.params.frames
         if delivery is None:
             sink = FramesInMemory(spec.frame_bytes * spec.num_frames)
-            self._stream(worker, resolved, limits, sink)
+            self._stream(worker, resolved, limits, sink, decoding)
             self._check_files()
             return sink.frames(resolved), None
         delivery.start(provenance.label(self._request, model, resolved))
         told = len(delivery.warnings)
         for warning in delivery.warnings:
             self._warn(warning)
-        first = self._stream(worker, resolved, limits, delivery)
+        first = self._stream(worker, resolved, limits, delivery, decoding)
         self._enter("encode")
         delivery.finish(limits.encode_tail_s)
         for warning in delivery.warnings[told:]:
@@ -296,8 +371,18 @@ class JobRun:
         for path in check_unchanged(self._admitted):
             self._warn(f"{path} was touched during the job: a hard link, a mode, or bytes with the time set back")
 
-    def _stream(self, worker: Worker, resolved: ResolvedRequest, limits: Deadlines, sink: FrameSink) -> float:
-        """Generate, and move each frame from the ring to the sink as it comes; return the first frame's moment."""
+    def _stream(
+        self,
+        worker: Worker,
+        resolved: ResolvedRequest,
+        limits: Deadlines,
+        sink: FrameSink,
+        decoding: DecodeSpec | None = None,
+    ) -> float:
+        """Generate, and move each frame from the ring to the sink as it comes; return the first frame's moment.
+
+        With `decoding`, the latents of the attempt before are decoded again, and nothing is denoised.
+        """
         spec = resolved.params.frames
         worker.jobs_started += 1
         job = worker.jobs_started
@@ -307,9 +392,14 @@ class JobRun:
         began = time.monotonic()
         first: float | None = None
         offset = 0
-        self._enter("text_encode")
-        ring.send_media(job, self._media)
-        worker.send(m.Generate(job=job, params=resolved.params))
+        if decoding is None:
+            self._denoised = False
+            self._enter("text_encode")
+            ring.send_media(job, self._media)
+            worker.send(m.Generate(job=job, params=resolved.params))
+        else:
+            self._enter("decode")
+            worker.send(m.DecodeAgain(job=job, frames=spec, decoding=decoding))
         while not (self._generated and ring.complete):
             waiting = ring.published > ring.consumed
             write = [sink.fileno()] if waiting and sink.fileno() >= 0 else []
@@ -437,6 +527,7 @@ class JobRun:
 
     def _hear(self, message: object) -> None:
         if isinstance(message, m.Progress):
+            self._denoised = self._denoised or (message.phase == "denoise" and message.step == message.total)
             if message.phase != self._phase:
                 self._enter(message.phase)
             self._context.emit(ev.Progress(message.phase, message.step, message.total))
@@ -448,6 +539,8 @@ class JobRun:
             raise GenerationFailed("the worker stopped by itself")
 
     def _warn(self, message: str) -> None:
+        if message in self._warnings:  # by an earlier attempt
+            return
         self._warnings.append(message)
         self._context.emit(ev.Warned(message))
 

@@ -452,15 +452,17 @@ class Worker:
         if self._cgroup is not None and self._cgroup.usage().oom_kills:
             return self._memory_exceeded(self._cgroup.usage().peak_bytes)
         tail = self.log.tail()[-2000:].strip()
+        details: dict[str, object] = {"log_tail": tail}
         if status is None:
             how = "ended without a status"
         else:
             code = os.waitstatus_to_exitcode(status)
+            details |= {"signal": -code} if code < 0 else {}
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
         return WorkerDied(
             f"the worker {how} while {self.state.value}" + (f"; its last words: {tail[-600:]}" if tail else ""),
             hint="see what it printed with --worker-log FILE",
-            details={"log_tail": tail},
+            details=details,
         )
 
     def _memory_exceeded(self, used: int) -> MemoryExceeded:

@@ -1,0 +1,130 @@
+"""The attempts of one job: what failed, what was tried, how that went. Decisions are policies/recovery's.
+
+    attempt -> error -> next_step -> Recovering event -> attempt -> Recovered event, entry in the result
+                            '-> Stop: the error rises, with everything that was tried and what a person can do
+
+A job starts with no step; `after` is called for each error and either names the next step or raises.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from wan_compat.policies.recovery.advice import Subject, advise
+from wan_compat.policies.recovery.decision import next_step
+from wan_compat.policies.recovery.steps import Category, Failure, Situation, Step, Stop
+from wan_compat.protocol.errors import MAX_FIXES, WanCompatError, clean_text
+from wan_compat.protocol.values import FrameSpec, GenerationRequest, PipelineSpec
+from wan_compat.supervisor import events as ev
+
+MAX_ERROR_CHARS = 500
+
+
+class Attempts:
+    """Remembers one job's failures and steps.
+
+    Args:
+        request: What the user asked for by name is not changed by recovery.
+        frames: Size and number of the frames to make.
+        emit: Receives Recovering and Recovered.
+        entries: Gets one `{"error", "action", "outcome"}` per step, when its outcome is known.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        frames: FrameSpec,
+        emit: Callable[[ev.Event], None],
+        entries: list[dict[str, str]],
+    ) -> None:
+        self._enabled = request.recover
+        self._fixed = fixed_by(request)
+        self._frames, self._emit, self._entries = frames, emit, entries
+        self._tried: list[tuple[Category, str]] = []
+        self._running: tuple[WanCompatError, Step] | None = None
+
+    def after(self, error: WanCompatError, phase: str, pipeline: PipelineSpec, *, latents: bool) -> Step:
+        """Return what to try after `error`.
+
+        Args:
+            phase: In which the job was.
+            pipeline: As it was loaded for the attempt that failed.
+            latents: The worker has them, and could decode them again.
+
+        Raises:
+            WanCompatError: `error` itself, if nothing is left; its details tell what was tried.
+        """
+        self._settle(f"failed: {_line(error)}")
+        failure = failure_of(error, phase)
+        situation = Situation(pipeline, self._frames, self._fixed, latents, tuple(self._tried))
+        chosen = next_step(failure, situation) if self._enabled else Stop("recovery is switched off")
+        if isinstance(chosen, Stop):
+            self._end(error, chosen)
+        self._tried.append((failure.category, chosen.name))
+        self._running = (error, chosen)
+        self._emit(ev.Recovering(_line(error), chosen.action))
+        return chosen
+
+    def succeeded(self) -> None:
+        """The last step led to a video."""
+        self._settle("succeeded")
+
+    def _settle(self, outcome: str) -> None:
+        if self._running is None:
+            return
+        error, step = self._running
+        self._running = None
+        entry = {"error": _line(error), "action": step.action, "outcome": clean_text(outcome, MAX_ERROR_CHARS)}
+        self._entries.append(entry)
+        self._emit(ev.Recovered(**entry))
+
+    def _end(self, error: WanCompatError, stop: Stop) -> NoReturn:
+        if self._tried:
+            error.details["recovery"] = [*self._entries, *error.details.get("recovery", ())]
+            error.details["recovery_ended"] = stop.reason
+        raise error
+
+
+def failure_of(error: WanCompatError, phase: str) -> Failure:
+    """Return what recovery decides by."""
+    found = error.details.get("signal")
+    component = error.details.get("component")
+    return Failure(
+        code=error.code,
+        message=error.message,
+        phase=phase,
+        signal=found if isinstance(found, int) else None,
+        component=component if isinstance(component, str) else None,
+        kept="kept" in error.details,
+    )
+
+
+def fixed_by(request: GenerationRequest) -> frozenset[str]:
+    """Return what a user named, and recovery therefore leaves alone."""
+    named = {
+        "precision": request.precision != "auto",
+        "offload": request.offload is not None,
+        "vae_tiling": request.vae_tiling is False,
+        "attention_backend": request.attention_backend is not None,
+    }
+    return frozenset(name for name, is_fixed in named.items() if is_fixed)
+
+
+def add_advice(error: WanCompatError, subject: Subject) -> None:
+    """Add to an error what a person can do by hand, behind what it says itself."""
+    fixes = [*error.fixes, *advise(error.code, error.message, subject)]
+    error.fixes = tuple(clean_text(fix, 500) for fix in dict.fromkeys(fixes))[:MAX_FIXES]
+
+
+def wait(seconds: float, interrupted: Callable[[], bool]) -> bool:
+    """Wait before a restart; return True as soon as the job is to stop."""
+    deadline = time.monotonic() + seconds
+    while not (stop := interrupted()) and (left := deadline - time.monotonic()) > 0:
+        time.sleep(min(left, 0.05))
+    return stop
+
+
+def _line(error: WanCompatError) -> str:
+    return clean_text(f"{error.code}: {error.message}", MAX_ERROR_CHARS)
