@@ -14,7 +14,7 @@ from tests.workers.inside import in_torch_process
 SMALL: dict[str, Any] = {
     "height": 64,
     "width": 96,
-    "num_frames": 9,
+    "num_frames": 5,
     "num_inference_steps": 2,
     "max_sequence_length": 16,
     "seed": 7,
@@ -44,7 +44,7 @@ def test_every_plan_gives_every_task_the_same_frames() -> None:
     for kind in ("t2v", "i2v", "i2v22", "ti2v"):
         given = {**SMALL, **({"image": picture()} if kind.startswith("i2v") else {})}
         expected = load(kind).generate("a red ball", **given).frames.frames
-        assert expected.shape == (9, 64, 96, 3) and expected.std() > 5
+        assert expected.shape == (5, 64, 96, 3) and expected.std() > 5
         for options in (
             {"text_encoder": "leave"},
             {"offload": "group", "group": GroupOffload(disk=True)},
@@ -76,7 +76,7 @@ def test_a_wrapper_of_somebody_elses_pipeline_makes_the_same_frames() -> None:
 def test_estimates_are_within_15_percent_of_what_is_counted() -> None:
     for kind, options in (("t2v", {}), ("ti2v", {}), ("a14b", {"text_encoder": "leave"}), ("t2v_mid", {})):
         wrapper = load(kind, **options)
-        size = {**SMALL, "height": 128, "width": 192, "num_frames": 17, "max_sequence_length": 64}
+        size = {**SMALL, "height": 128, "width": 128, "num_frames": 9, "max_sequence_length": 64}
         estimate = wrapper.estimate_memory_usage(**size)
         result = wrapper.generate("a red ball", **size, count_memory=True)
         for phase, counted in result.peak.items():

@@ -2,8 +2,8 @@
 
 Each model is copied with weights on torch's `meta` device, which have shapes and types and nothing else; then its
 forward runs as it would, on shapes, in milliseconds to seconds, and `memory_count` counts what it holds. So this knows
-what the installed diffusers does, where the planner (policies/planning) knows from files alone, before anything is loaded;
-the two are compared in tests.
+what the installed diffusers does, where the planner (policies/planning) knows from files alone, before anything is
+loaded; the two are compared in tests.
 
 Not seen, as in `memory_count`: what a kernel takes for itself.
 """
