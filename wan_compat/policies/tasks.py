@@ -69,8 +69,10 @@ def choose_way(ways: tuple[Way, ...], wish: Wish | None, what: str) -> Way:
         )
     fitting = [way for way in candidates if _objection(way.inputs, wish) is None]
     if not fitting:
-        if len(candidates) == 1:
-            way = candidates[0]
+        # What takes all that was given is what was meant, and lacks something.
+        meant = [way for way in candidates if wish.roles and set(wish.roles) <= way.inputs.known]
+        if len(candidates) == 1 or meant:
+            way = (*meant, *candidates)[0]
             objection = _objection(way.inputs, wish)
             raise InvalidRequest(f"{way.task} with {what} {objection}", hint=_hint(way.inputs, wish))
         given = " ".join(dict.fromkeys(FLAGS[role] for role in wish.roles)) or "nothing but the prompt"
