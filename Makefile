@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 PYTEST_ARGS ?=
 
-.PHONY: help demo test check suite bench soak containment accuracy clean
+.PHONY: help demo test check suite bench soak containment accuracy gpu-check clean
 
 help:
 	@echo 'make demo    install into $(VENV) and generate a clip with the demo model'
@@ -17,6 +17,7 @@ help:
 	@echo 'make soak    500 workers ended at random moments; nothing may be left'
 	@echo 'make containment   make the table of attacks in docs/containment.md anew'
 	@echo 'make accuracy   how often detection is right, over the corpus and 3000 mutants'
+	@echo 'make gpu-check   what only an NVIDIA GPU can show, with a report'
 	@echo 'make clean   remove $(VENV) and everything that was built'
 	@echo 'Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  PYTEST_ARGS='
 
@@ -51,6 +52,9 @@ containment: $(VENV)/.dev
 
 accuracy: $(VENV)/.dev
 	$(BIN)/python -m tests.accuracy --mutants 3000 --every-class
+
+gpu-check: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu -rA -p no:xdist -q tests/gpu
 
 # Stamps: an installation is repeated when what it was made from has changed, and not otherwise.
 $(VENV)/.base:

@@ -2,7 +2,7 @@
 
     /                    tmpfs, read-only once built; holds mount points and the spec's small files
     <bind.target>        read-only, nosuid, nodev (noexec unless asked for), of exactly the file that was admitted
-    /dev/{null,urandom}  the two devices that libraries open
+    /dev/{null,urandom}  the two devices that libraries open; with a GPU, its nodes too (gpu_devices.py)
     /ctl                 the control folder, when the spec has one
     /scratch             tmpfs with a size and an inode limit, noexec; /tmp is a link to it
 
@@ -27,6 +27,7 @@ from collections.abc import Iterator
 
 from wan_compat.sandbox import idmap, landlock, libc
 from wan_compat.sandbox.failure import entering, failed
+from wan_compat.sandbox.gpu_devices import gpu_devices
 from wan_compat.sandbox.namespaces import INNER_ID
 from wan_compat.sandbox.spec import (
     CONTROL_TARGET,
@@ -62,6 +63,11 @@ class PickedUp:
     def close(self) -> None:
         while self.mounts:
             os.close(self.mounts.popitem()[1])
+
+
+def devices_of(spec: ConfinementSpec) -> tuple[str, ...]:
+    """Return the device nodes of this worker's view."""
+    return (*DEVICES, *gpu_devices()) if spec.allow_gpu else DEVICES
 
 
 def worker_ids(spec: ConfinementSpec) -> tuple[int, int]:
@@ -139,7 +145,7 @@ def build(spec: ConfinementSpec, picked: PickedUp) -> None:
         with entering(Layer.VIEW, "making mounts private"):
             libc.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
         binds = sorted(_all_binds(spec), key=lambda bind: bind.target.count("/"))  # parents before what lies in them
-        devices = [Bind(source=path, target=path) for path in DEVICES]
+        devices = [Bind(source=path, target=path) for path in devices_of(spec)]
         for bind in (*binds, *devices):
             with entering(Layer.VIEW, f"picking up {bind.source}"):
                 if bind.target not in picked.mounts:
@@ -202,6 +208,9 @@ def access_rules(spec: ConfinementSpec) -> Iterator[tuple[str, int]]:
         yield (bind.target if inside else bind.source), landlock.READ
     yield "/dev/null", landlock.READ_FILE | landlock.WRITE_FILE
     yield "/dev/urandom", landlock.READ_FILE
+    if spec.allow_gpu:
+        for path in gpu_devices():
+            yield path, landlock.READ_FILE | landlock.WRITE_FILE | landlock.IOCTL_DEV
     if inside:
         for file in spec.view.files:
             yield file.target, landlock.READ_FILE

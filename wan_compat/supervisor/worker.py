@@ -164,6 +164,7 @@ class Worker:
                 identity=identity,
                 cgroup_dirs=self._cgroup.dirs if self._cgroup is not None else (),
                 outer=outer,
+                allow_gpu=order.pipeline is not None and order.pipeline.device != "cpu",
             )
             self._undo = undo.pop_all()
 
