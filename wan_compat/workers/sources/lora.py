@@ -2,7 +2,7 @@
 
 The supervisor has matched every tensor of the file with a layer, by names and shapes; a file that turns out to hold
 something else is an error. Weights that are plain numbers are changed once, at load, so that a step costs what it costs
-without (docs/adr/0022). Weights that a backend keeps folded cannot be changed; their layers add the product to what
+without (docs/adr/0015). Weights that a backend keeps folded cannot be changed; their layers add the product to what
 they compute. Either way nothing is taken back: another set of LoRAs is another load.
 """
 
