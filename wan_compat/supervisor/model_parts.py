@@ -9,13 +9,11 @@ import dataclasses
 import os
 from collections.abc import Mapping
 
-from wan_compat.policies.dependencies import ALLOWED
 from wan_compat.policies.facts import ModelFacts
 from wan_compat.policies.models import ModelDecision
 from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.protocol.values import GenerationRequest, LoraRequest
 from wan_compat.supervisor.inspection import read_facts, read_model
-from wan_compat.supervisor.installed import find_version
 from wan_compat.supervisor.model_environment import environment_of
 
 # The parts for which a file can be given, as the fields of a request are called.
@@ -86,6 +84,9 @@ def lay_over(decision: ModelDecision, facts: ModelFacts, model: str, parts: Part
     from wan_compat.policies.sources.additions import require_formats, with_loras, with_quantization
 
     if facts.sources or parts.quantize:
+        from wan_compat.policies.dependencies import ALLOWED
+        from wan_compat.supervisor.installed import find_version
+
         environment = environment_of(model)
         site = environment.site if environment is not None else None
         names = [item.name for item in ALLOWED.values() if item.feature is not None]

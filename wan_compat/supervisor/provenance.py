@@ -77,6 +77,10 @@ def document(
 
 def absolute(value: Any) -> Any:
     """Return the absolute path where a text names something that is there, so that it is found from elsewhere too."""
+    if isinstance(value, list):
+        return [absolute(item) for item in value]
+    if isinstance(value, dict):  # a LoRA
+        return {name: absolute(item) for name, item in value.items()}
     return os.path.abspath(value) if isinstance(value, str) and os.path.exists(value) else value
 
 
