@@ -289,3 +289,21 @@ def test_memory_stays_flat_over_a_thousand_frames(tmp_path):
     assert done.returncode == 0, done.stderr
     grown_kib = int(re.findall(r"-?\d+", done.stdout)[-1])
     assert grown_kib < 4096  # all 1000 frames are 184 MB
+
+
+def test_a_job_whose_encoder_dies_keeps_its_frames_and_its_worker(misbehaving, request_for, tmp_path):
+    supervisor = misbehaving("well")
+    with injected("dies mid-way"), pytest.raises(EncodingFailed, match="all 9 frames are kept") as caught:
+        supervisor.generate(request_for())
+    assert len(os.listdir(caught.value.details["kept"])) == 9
+    result = supervisor.generate(request_for(output=str(tmp_path / "again.webm"), quality="draft"))
+    assert result.output.codec == "vp9" and result.recovery == []
+    document = json.loads((tmp_path / "again.webm.json").read_text())
+    assert document["request"]["quality"] == "draft" and document["video"]["sha256"] == result.output.sha256
+
+
+def test_a_job_survives_an_encoder_that_dies_once(misbehaving, request_for, tmp_path):
+    with injected("dies once, at the end"):
+        result = misbehaving("well").generate(request_for())
+    assert [step["outcome"] for step in result.recovery] == ["succeeded"]
+    assert json.loads((tmp_path / "video.mp4.json").read_text())["result"]["recovery"] == result.recovery
