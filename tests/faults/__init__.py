@@ -1,0 +1,1 @@
+"""Real faults, and how many of them a job survives by itself: `python -m tests.faults`."""
