@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -168,14 +169,13 @@ def test_weights_that_do_not_fit_the_config_are_refused_not_filled_with_noise(su
     assert supervisor.generate(request("t2v")).success
 
 
-def test_memory_cap_stops_a_generation_that_needs_more(tmp_path):
+def test_what_fits_with_no_plan_is_refused_before_a_worker_starts_and_the_nearest_that_fits_is_named(tmp_path):
     output = tmp_path / "video.mp4"
     with Supervisor(memory_limit_bytes=800 << 20) as supervisor:
         with pytest.raises(errors.MemoryExceeded) as caught:
-            supervisor.generate(
-                request("t2v", height=1024, width=2048, num_frames=5, num_inference_steps=1, output=str(output))
-            )
+            supervisor.generate(request("t2v", height=2048, width=4096, num_frames=81, output=str(output)))
         assert caught.value.exit_code == 6
+        assert re.search(r"ask for .*--num-frames \d+", caught.value.fixes[0])
         assert list(tmp_path.iterdir()) == []
         assert supervisor.generate(request("t2v", output=str(output))).success
 

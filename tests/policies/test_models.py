@@ -106,9 +106,7 @@ def test_precision_is_lowered_only_to_fit_at_all():
 
     assert dtypes(1 << 30) == {"float32"}
     assert dtypes(10_000_000) == {"bfloat16"}
-    with pytest.raises(errors.MemoryExceeded, match="bfloat16") as caught:
-        dtypes(5_000_000)
-    assert caught.value.fixes
+    assert dtypes(5_000_000) == {"bfloat16"}  # whether any plan fits, policies/planning says
 
 
 def without(*paths):

@@ -81,7 +81,6 @@ def decide_model(
         InvalidRequest: It does another task than was asked for, or takes other media.
         ModelCorrupt, ModelInvalid: Parts are missing, malformed, or do not fit together.
         ModelNotCompatible: A sound model for which there is no way here.
-        MemoryExceeded: The weights alone exceed the limit in every precision.
     """
     refuse_code(facts)
     named = facts.index.get("_class_name")
@@ -117,7 +116,7 @@ def decide_model(
         )
     boundary = check_fit(facts, components, transformer, vae, weights)
     weighty = [name for name in components if pipeline.slots[name].has_weights]
-    dtype, weight_bytes, reasons = choose_dtype(facts, weighty, memory_limit_bytes)
+    dtype, weight_bytes, reasons = choose_dtype(facts, weighty, memory_limit_bytes, must_fit=False)
     return ModelDecision(
         pipeline=PipelineSpec(
             pipeline_class=way.pipeline,
@@ -258,9 +257,15 @@ def _config(facts: ModelFacts, name: str) -> Mapping[str, Any]:
 
 
 def choose_dtype(
-    facts: ModelFacts, components: Iterable[str], memory_limit_bytes: int
+    facts: ModelFacts, components: Iterable[str], memory_limit_bytes: int, *, must_fit: bool = True
 ) -> tuple[Dtype, int, tuple[str, ...]]:
-    """Return the precision, the bytes of the weights in it, and why; MemoryExceeded when none fits."""
+    """Return the precision, the bytes of the weights in it, and why.
+
+    Where a plan follows (policies/planning), that has the last word: `must_fit` false leaves it to say what fits.
+
+    Raises:
+        MemoryExceeded: Not even bfloat16 fits, and it must.
+    """
     parameters = 0
     for name in components:
         for tensor in facts.tensors.get(name, {}).values():
@@ -272,6 +277,8 @@ def choose_dtype(
         if size <= memory_limit_bytes * share:
             return chosen, size, (f"{chosen}: {size:,} bytes of weights fit the limit of {memory_limit_bytes:,}",)
     size = parameters * 2
+    if not must_fit:
+        return "bfloat16", size, ()
     raise MemoryExceeded(
         f"the weights of {facts.root} need {size / 1e9:.1f} GB in bfloat16, "
         f"the limit is {memory_limit_bytes / 1e9:.1f} GB",

@@ -24,7 +24,7 @@ class ProcessedFrames:
 @dataclasses.dataclass(frozen=True)
 class GenerationMetadata:
     """With what a video was made. `generation_params` has the resolved values, the seed included; `repository` and
-    `revision` are known where the model lies in a Hugging Face cache."""
+    `revision` are known where the model lies in a Hugging Face cache; `plan` is how the model was made to fit."""
 
     model_path: str
     pipeline_class: str
@@ -33,6 +33,7 @@ class GenerationMetadata:
     system_info: dict[str, Any]
     repository: str | None = None
     revision: str | None = None
+    plan: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,8 @@ from wan_compat._version import __version__
 from wan_compat.policies.facts import FileFact
 from wan_compat.policies.limits import Deadlines, deadlines, memory_limit
 from wan_compat.policies.models import ModelDecision
+from wan_compat.policies.planning.choice import Choice
+from wan_compat.policies.planning.contract import plan_of
 from wan_compat.policies.policy import Policy
 from wan_compat.policies.recovery.advice import Subject
 from wan_compat.policies.recovery.steps import Step
@@ -56,6 +58,8 @@ from wan_compat.supervisor.admitted_files import check_unchanged
 from wan_compat.supervisor.attempts import Attempts, add_advice, wait
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.integrity import require_verified
+from wan_compat.supervisor.job_plan import plan_job
+from wan_compat.supervisor.machine import worker_machine
 from wan_compat.supervisor.media import copied_media
 from wan_compat.supervisor.model_choice import choose_model, code_report
 from wan_compat.supervisor.model_environment import environment_of
@@ -144,6 +148,7 @@ class JobRun:
         self._worker: Worker | None = None  # of this attempt; of the one before, while its latents are decoded again
         self._fit = False  # the worker can serve another job
         self._denoised = False
+        self._choice: Choice | None = None  # how the model is made to fit; None where no plan is made
 
     def execute(self) -> VideoGenerationResult:
         """Run the job. Errors tell what was tried, and what a person can do."""
@@ -181,6 +186,8 @@ class JobRun:
             media = stack.enter_context(copied_media(media_of(request)))
             self._media = media.descriptors
             resolved = resolve_request(request, model, seed=secrets.randbelow(1 << 31), media=media.specs)
+            planned = plan_job(request, model, resolved, worker_machine(limit, host=host))
+            model, self._choice = planned.model, planned.choice
             gpu_limit = _narrower(request.gpu_memory_limit_bytes, context.policy.gpu_memory_limit_bytes)
             site = environment.site if environment is not None else None
             attempts = Attempts(request, resolved.params.frames, context.emit, self._recovery)
@@ -484,6 +491,7 @@ class JobRun:
                 },
                 repository=model.repository,
                 revision=model.revision,
+                plan=None if self._choice is None else plan_of(self._choice).to_json(),
             ),
             errors=[],
             warnings=list(self._warnings),

@@ -39,6 +39,7 @@ class Gpu:
     name: str
     memory_total_bytes: int
     memory_free_bytes: int
+    compute_capability: tuple[int, int] | None = None
 
 
 class Nvml:
@@ -111,7 +112,10 @@ class Nvml:
             or self._library.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)) != 0
         ):
             return None
-        return Gpu(index, name.value.decode("utf-8", "replace"), int(memory.total), int(memory.free))
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        failed = self._library.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor))
+        capability = None if failed else (major.value, minor.value)
+        return Gpu(index, name.value.decode("utf-8", "replace"), int(memory.total), int(memory.free), capability)
 
     def _used_on(self, device: ctypes.c_void_p, pid: int, call: str) -> int | None:
         try:

@@ -37,6 +37,7 @@ def generate(
     cancellation: Cancellation,
     report: Callable[[Progress], None],
     media: Media = NO_MEDIA,
+    keep: Callable[[torch.Tensor], None] = lambda _latents: None,
 ) -> Generated:
     """Run one generation and publish its frames.
 
@@ -47,6 +48,7 @@ def generate(
         cancellation: Checked at every block, step, decoded piece and wait.
         report: Receives the Progress of each step.
         media: The pictures and videos of the job, decoded.
+        keep: Is shown the latents before they are decoded.
 
     Raises:
         InvalidRequest: The model cannot make what was asked.
@@ -75,7 +77,7 @@ def generate(
         caching(pipeline, model.spec.plan.cache, params.num_inference_steps) as cached,
         memory.counting(),
         run.watching(transformers),
-        model.frame_exit.publishing(publish),
+        model.frame_exit.publishing(publish, keep),
     ):
         pipeline(**arguments(model, params, media), callback_on_step_end=run.on_step_end)
     writer.finish()

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from wan_compat.protocol.errors import ModelCorrupt, ModelNotCompatible
-from wan_compat.protocol.messages import Progress
+from wan_compat.protocol.messages import PartLoaded, Progress
 from wan_compat.protocol.plan import PlanSpec
 from wan_compat.protocol.values import ComponentSpec, PipelineSpec
 from wan_compat.sandbox.spec import MODEL_TARGET
@@ -30,6 +30,7 @@ from wan_compat.workers.cancellation import Cancellation
 from wan_compat.workers.conv import send_conv3d_to_onednn
 from wan_compat.workers.embeddings import Embeddings, keep_embeddings
 from wan_compat.workers.failures import translate
+from wan_compat.workers.finite import not_finite
 from wan_compat.workers.optimizations import IN_FILES, apply_plan, check_plan, stays_in_files
 from wan_compat.workers.repository_code import load_own_class
 from wan_compat.workers.residence import Residence
@@ -162,6 +163,31 @@ def load_model(
         restricted=restricted,
         applied=applied,
         embeddings=embeddings,
+    )
+
+
+def load_part(spec: PipelineSpec, name: str, cancellation: Cancellation, folder: str = MODEL_TARGET) -> PartLoaded:
+    """Load one component of `spec` by itself, look whether its weights are numbers, and give it up again.
+
+    Raises:
+        ModelCorrupt, ModelNotCompatible, MemoryExceeded, ...: As `load_model`, for this part.
+    """
+    started = time.perf_counter()
+    component = next((item for item in spec.components if item.name == name), None)
+    if component is None:
+        raise ModelNotCompatible(f"the pipeline has no part {name!r}")
+    cancellation.check()
+    try:
+        part = _load_component(component, folder, cancellation)
+    except Exception as error:
+        raise translate(error, loading=True, component=name) from error
+    tensors = [*part.parameters()] if isinstance(part, torch.nn.Module) else []
+    return PartLoaded(
+        component=name,
+        parameters=sum(tensor.numel() for tensor in tensors),
+        tensor_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        not_finite=not_finite(part) if isinstance(part, torch.nn.Module) else (),
+        load_s=time.perf_counter() - started,
     )
 
 

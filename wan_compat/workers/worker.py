@@ -1,6 +1,7 @@
 """What runs inside the sandbox: greet, close the door, then load and generate as told until the supervisor is gone.
 
     entered -> reseed -> Hello -> Welcome -> seal -> Ready -> ( LoadModel | Generate )* -> killed or Shutdown
+                                                           -> ( DecodeAgain | LoadPart )*      a way out of a failure
                                                            -> ( OpenWeights | SendTensors )*   for a conversion
 
 The main thread loads and generates; the control thread speaks (control.py). A failed or cancelled job is reported and
@@ -16,7 +17,7 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from wan_compat.protocol import messages as m
-from wan_compat.protocol.errors import JobCancelled, clean_text
+from wan_compat.protocol.errors import JobCancelled, UnusableFrames, clean_text
 from wan_compat.protocol.launch import SpawnWorker
 from wan_compat.protocol.values import PipelineSpec, Value
 from wan_compat.sandbox import seccomp, selftest, spec
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # torch is imported with them, which a light zygote must not 
     from wan_compat.workers.frames import FrameRing
     from wan_compat.workers.loader import LoadedModel
     from wan_compat.workers.media import Media
+    from wan_compat.workers.second_decode import LatentKeeper
 
 
 OWN_PIPELINE = "the repository's own pipeline returns its frames as a whole"
@@ -137,11 +139,14 @@ def _serve(control: Control, ring: FrameRing, cancellation: Cancellation, folder
     from wan_compat.workers.generation import free_memory
 
     model: LoadedModel | None = None
+    keeper: LatentKeeper | None = None
     opened: list[Opened] = []
     while True:
         message = control.receive()
         if isinstance(message, m.LoadModel):
             model, answer = _load(message.pipeline, control, cancellation, folder)
+        elif isinstance(message, m.LoadPart):
+            answer = _load_part(message, cancellation, folder)
         elif isinstance(message, m.OpenWeights):
             from wan_compat.workers.conversion import open_weights
 
@@ -150,9 +155,15 @@ def _serve(control: Control, ring: FrameRing, cancellation: Cancellation, folder
             from wan_compat.workers.conversion import send_tensors
 
             answer = send_tensors(opened, message, ring, cancellation)
+        elif isinstance(message, m.DecodeAgain):
+            assert model is not None  # the state machine saw to it
+            answer = _decode_again(model, keeper, message, control, ring, cancellation)
         else:
-            assert isinstance(message, m.Generate) and model is not None  # the state machine saw to it
-            answer = _generate(model, message, control, ring, cancellation)
+            from wan_compat.workers.second_decode import LatentKeeper
+
+            assert isinstance(message, m.Generate) and model is not None  # as above
+            keeper = LatentKeeper()
+            answer = _generate(model, message, control, ring, cancellation, keeper)
         # Here, and not where the error was caught: an exception keeps the tensors of all its frames alive.
         free_memory(model)
         control.post(answer)
@@ -186,12 +197,21 @@ def _load(
 
 
 def _generate(
-    model: LoadedModel, order: m.Generate, control: Control, ring: FrameRing, cancellation: Cancellation
+    model: LoadedModel,
+    order: m.Generate,
+    control: Control,
+    ring: FrameRing,
+    cancellation: Cancellation,
+    keeper: LatentKeeper,
 ) -> Value:
     if model.restricted is not None:
         from wan_compat.workers.restricted.generation import generate_restricted as generate
     elif model.frame_exit is not None:
-        from wan_compat.workers.generation import generate
+        from functools import partial
+
+        from wan_compat.workers.generation import generate as generate_keeping
+
+        generate = partial(generate_keeping, keep=keeper.keep)
     else:
         from wan_compat.workers.own_generation import generate_own as generate
 
@@ -202,8 +222,45 @@ def _generate(
         return ended.model_copy(update={"notes": media.notes})
     except JobCancelled:
         return m.Cancelled(job=order.job)
+    except UnusableFrames as error:
+        from wan_compat.workers.finite import blame_weights
+
+        return to_message(blame_weights(error, getattr(model.pipeline, "components", {})), order.job)
     except Exception as error:  # noqa: BLE001 - as above
         return to_message(error, order.job)
+
+
+def _decode_again(
+    model: LoadedModel,
+    keeper: LatentKeeper | None,
+    order: m.DecodeAgain,
+    control: Control,
+    ring: FrameRing,
+    cancellation: Cancellation,
+) -> Value:
+    from wan_compat.workers.second_decode import decode_again
+
+    try:
+        latents = keeper.latents if keeper is not None else None
+        return decode_again(model, latents, order, ring.writer(order.job, order.frames), cancellation, control.post)
+    except JobCancelled:
+        return m.Cancelled(job=order.job)
+    except Exception as error:  # noqa: BLE001 - as above
+        return to_message(error, order.job)
+
+
+def _load_part(order: m.LoadPart, cancellation: Cancellation, folder: str) -> Value:
+    import torch
+
+    from wan_compat.workers.loader import load_part
+
+    torch.set_num_threads(order.pipeline.threads)
+    try:
+        return load_part(order.pipeline, order.component, cancellation, folder)
+    except JobCancelled:
+        return m.Failed(job=0, code="generation_failed", message="loading was cancelled")
+    except Exception as error:  # noqa: BLE001 - as above
+        return to_message(error, 0)
 
 
 def _receive_media(model: LoadedModel, order: m.Generate, ring: FrameRing, cancellation: Cancellation) -> Media:

@@ -81,13 +81,13 @@ def candidates(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishe
     Raises:
         InvalidRequest: A wish that means nothing on this machine.
     """
-    _check(machine, wishes)
+    _check(shape, machine, wishes)
     found = list(_on_gpu(shape, job, machine, wishes)) if machine.gpu is not None else []
     found += _on_cpu(shape, job, machine, wishes)
     return tuple(sorted(found, key=lambda item: item.cost.factor))
 
 
-def _check(machine: MachineFacts, wishes: Wishes) -> None:
+def _check(shape: ModelShape, machine: MachineFacts, wishes: Wishes) -> None:
     if machine.gpu is not None:
         return
     if wishes.offload in ("model", "sequential"):
@@ -97,6 +97,11 @@ def _check(machine: MachineFacts, wishes: Wishes) -> None:
         )
     if wishes.precision == "float16":
         raise InvalidRequest("float16 is for GPUs; there is none here", hint="use --precision bfloat16")
+    if wishes.offload == "group" and not shape.copied:
+        raise InvalidRequest(
+            "weights that are renamed, quantised or have a LoRA cannot stay in their files",
+            hint="leave --offload out, or convert the model first (wan-compat convert)",
+        )
 
 
 # ---- on a GPU ------------------------------------------------------------------------------------------------------
@@ -118,7 +123,7 @@ def _on_gpu(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishes) 
         ("sequential", "sequential", None, _SEQUENTIAL, "one layer at a time on the GPU"),
     )
     for name, offload, group, cost, words in ways:
-        if wishes.offload not in (None, offload):
+        if wishes.offload not in (None, offload) or (name == "disk" and not shape.copied):
             continue
         plan = _plan(wishes, offload=offload, group=group)
         setting = Setting("cuda", dtype, "float32", plan, threads=machine.cpu_count)
@@ -145,12 +150,12 @@ def _on_cpu(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishes) 
         ways: list[tuple[str, PlanSpec, Cost, str]] = []
         if wishes.offload in (None, "none", "full"):
             ways.append((full, _plan(wishes, offload=in_full), Cost(), "all weights in main memory"))
-            if shape.encoders:
+            if "text_encoder" in shape.weights:
                 left = _plan(wishes, offload=in_full, text_encoder="leave")
                 words = "the text encoder leaves memory before denoising"
                 ways.append((f"{full}-text-leaves", left, _RELOADED_TEXT_ENCODER, words))
-        if wishes.offload in (None, "group") and machine.gpu is None:
-            from_disk = _plan(wishes, offload="group", group=_BLOCKS_FROM_DISK, text_encoder="leave")
+        if wishes.offload in (None, "group") and machine.gpu is None and shape.copied:
+            from_disk = _plan(wishes, offload="group", group=_BLOCKS_FROM_DISK)
             ways.append(("disk", from_disk, _FROM_DISK_ON_CPU, "blocks stay in their files until they are needed"))
         for name, plan, cost, words in ways:
             setting = Setting("cpu", dtype, dtype, plan, threads=machine.cpu_count)

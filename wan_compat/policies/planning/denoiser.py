@@ -11,6 +11,7 @@ Guidance calls the model twice, one after the other: it does not double anything
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 from wan_compat.policies.planning.arena import Arena, Peak
@@ -61,6 +62,7 @@ class DenoiserShape:
         return math.prod(side // patch for side, patch in zip(latent, self.patch_size, strict=True))
 
 
+@functools.lru_cache(maxsize=512)  # many ways to run share a size
 def denoise_work(
     shape: DenoiserShape, latent: tuple[int, int, int], itemsize: int, *, text_tokens: int, threads: int, gpu: bool
 ) -> Peak:

@@ -25,6 +25,7 @@ from wan_compat.policies.planning.weights import ITEMSIZE, ComponentWeights, Dty
 from wan_compat.protocol.plan import PlanSpec
 
 Phase = Literal["text_encode", "denoise_high", "denoise_low", "decode"]
+IN_FILES = ("transformer", "transformer_2", "text_encoder")
 PHASES: tuple[Phase, ...] = ("text_encode", "denoise_high", "denoise_low", "decode")
 
 # A confined worker before it loads anything, as the kernel charges it: libraries' private pages and the interpreter.
@@ -208,7 +209,11 @@ def _resident(shape: ModelShape, setting: Setting, phase: Phase, work: Peak) -> 
     if not gpu:
         resident = total - left
         if plan.offload == "group":
-            resident = sum(part.mapped_rest(dtypes[name]) for name, part in shape.weights.items())
+            # As workers/file_weights.py: experts and text encoder stay in their files, what is small is loaded.
+            resident = sum(
+                part.mapped_rest(dtypes[name]) if name in IN_FILES else whole[name]
+                for name, part in shape.weights.items()
+            )
         return PhaseMemory(resident, work.allocated, work.tensors, overhead=WORKER_BYTES)
     if plan.offload == "none":
         on_device, host = total - left, 0

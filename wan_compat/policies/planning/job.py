@@ -45,6 +45,7 @@ def shape_of(model: ModelDecision) -> ModelShape | None:
         model.vae_config,
         expand_timesteps=pipeline.expand_timesteps,
         quantized=bits,
+        copied=not bits and not pipeline.loras and all(part.source is None for part in pipeline.components),
     )
 
 
@@ -115,24 +116,3 @@ def with_plan(model: ModelDecision, choice: Choice) -> ModelDecision:
         weight_bytes=weight_bytes,
         reasons=(*model.reasons, *choice.reasons),
     )
-
-
-def applied(model: ModelDecision) -> list[str]:
-    """Return what was done to the pipeline, in the words that a video's metadata has."""
-    plan, found = model.pipeline.plan, []
-    if plan.offload not in ("none", "full"):
-        level = "" if plan.group is None else f":{plan.group.level}{':disk' if plan.group.disk else ''}"
-        found.append(f"offload:{plan.offload}{level}")
-    if plan.text_encoder == "leave":
-        found.append("text_encoder:leaves")
-    if plan.tiling is not None:
-        found.append(f"vae_tiling:{plan.tiling.size}/{plan.tiling.stride}")
-    if plan.vae_slicing:
-        found.append("vae_slicing")
-    if plan.layerwise_casting is not None:
-        found.append(f"layerwise_casting:{plan.layerwise_casting}")
-    if plan.attention_backend is not None:
-        found.append(f"attention:{plan.attention_backend}")
-    if plan.cache is not None:
-        found.append(f"cache:{plan.cache.name}")
-    return found

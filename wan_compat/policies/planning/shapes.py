@@ -27,6 +27,7 @@ class ModelShape:
     denoiser: DenoiserShape
     vae: VaeShape
     text: TextEncoderShape | None
+    copied: bool = True  # tensors become weights by copying, so that they could stay in their files
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -47,6 +48,7 @@ def model_shape(
     *,
     expand_timesteps: bool = False,
     quantized: Mapping[str, str] | None = None,
+    copied: bool = True,
 ) -> ModelShape:
     """Return the shape of a model.
 
@@ -63,6 +65,7 @@ def model_shape(
         denoiser=denoiser_shape(transformer, expand_timesteps=expand_timesteps),
         vae=vae_shape(vae),
         text=text_shape(tensors.get("text_encoder", {})),
+        copied=copied,
     )
 
 

@@ -11,6 +11,7 @@ The first latent frame gives one frame and any other `scale_factor_temporal`; th
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from wan_compat.policies.planning.arena import Arena, Peak
 from wan_compat.policies.planning.attention import attention_workspace
@@ -221,6 +222,7 @@ class _Walk:
         self._index += 1
 
 
+@functools.lru_cache(maxsize=512)  # many ways to run share a size
 def decode_work(vae: VaeShape, height: int, width: int, itemsize: int, threads: int = 1) -> Work:
     """Return what decoding frames of (height, width) takes, latent frame by latent frame.
 
@@ -272,6 +274,7 @@ def _decode_piece(walk: _Walk, vae: VaeShape, piece: _Piece) -> None:
     arena.give(size)
 
 
+@functools.lru_cache(maxsize=512)  # many ways to run share a size
 def encode_work(vae: VaeShape, num_frames: int, height: int, width: int, itemsize: int, threads: int = 1) -> Work:
     """Return what encoding `num_frames` pictures of (height, width) takes; they themselves do not count."""
     walk = _Walk(itemsize, threads)

@@ -1,0 +1,46 @@
+"""A job's plan: chosen when the request is final and before anything is loaded, refused where nothing fits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from wan_compat.policies.models import ModelDecision
+from wan_compat.policies.planning.candidates import Wishes
+from wan_compat.policies.planning.choice import Choice, choose, require_fit
+from wan_compat.policies.planning.job import job_of, shape_of, wishes_of, with_plan
+from wan_compat.policies.planning.machine import MachineFacts
+from wan_compat.policies.requests import ResolvedRequest
+from wan_compat.protocol.errors import InvalidRequest
+from wan_compat.protocol.values import GenerationRequest
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedJob:
+    """`choice` is None where no plan is made: classes of a repository's own are run as they are."""
+
+    model: ModelDecision
+    choice: Choice | None
+
+
+def plan_job(
+    request: GenerationRequest, model: ModelDecision, resolved: ResolvedRequest, machine: MachineFacts
+) -> PlannedJob:
+    """Return the model as it will be loaded.
+
+    Raises:
+        InvalidRequest: Wishes that contradict each other, the machine or the model.
+        MemoryExceeded: No way to run it fits; names the nearest request that does.
+    """
+    wishes = wishes_of(request)
+    shape = shape_of(model)
+    if shape is None:
+        if wishes != Wishes():
+            raise InvalidRequest(
+                "precision, offload, tiling, attention and caches are for the library's own pipelines; this one is "
+                "of the repository, and is run as it is",
+                hint="leave those options out",
+            )
+        return PlannedJob(model, None)
+    choice = choose(shape, job_of(model, resolved.params), machine, wishes)
+    require_fit(choice, request.model)
+    return PlannedJob(with_plan(model, choice), choice)
