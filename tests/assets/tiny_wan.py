@@ -49,8 +49,8 @@ def cache_folder(*sources: Path) -> Path:
     """Return the folder for what the builder, and `sources` besides, make; made new when one of them changes."""
     source = importlib.util.find_spec("wan_compat.workers.tiny_models")
     assert source is not None and source.origin is not None
-    digest = hashlib.sha256(Path(source.origin).read_bytes())
-    for other in sources:
+    digest = hashlib.sha256()
+    for other in (*sorted(Path(source.origin).parent.glob("tiny_*.py")), *sources):
         digest.update(other.read_bytes())
     for package in ("torch", "diffusers", "transformers"):
         digest.update(importlib.metadata.version(package).encode())

@@ -18,14 +18,14 @@ def clip() -> Any:
 def returned(output: Any) -> Any:
     import torch
 
-    from wan_compat.workers.own_generation import pictures
+    from wan_compat.workers.returned_frames import pictures
 
     return torch.stack(list(pictures(output)))
 
 
 def refused(output: Any) -> str:
     from wan_compat.protocol.errors import GenerationFailed
-    from wan_compat.workers.own_generation import pictures
+    from wan_compat.workers.returned_frames import pictures
 
     try:
         list(pictures(output))

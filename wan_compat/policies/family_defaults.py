@@ -1,6 +1,7 @@
 """What a family's authors recommend, for what a request leaves open: sizes, steps, guidance, frame rate.
 
-From the README files and shared configurations of Wan-Video/Wan2.1 and Wan2.2. What a scheduler is made with, the flow
+From the README files and shared configurations of Wan-Video/Wan2.1 and Wan2.2; of the relatives, from the examples and
+call arguments of their pipelines in diffusers. What a scheduler is made with, the flow
 shift among it, stays as the model's own scheduler_config.json has it. The compatibility registry says the same for
 each official model (`defaults`); a test compares the two.
 """
@@ -38,6 +39,17 @@ _ONE_EXPERT: Mapping[Weights, FamilyDefaults] = {
     "text_image": WAN22_TI2V_5B,
     "image_clip": FamilyDefaults(480, 832, 81, 40, 5.0, None, 16.0),
     "image_pair": FamilyDefaults(720, 1280, 81, 50, 5.5, None, 16.0),
+    "animate": FamilyDefaults(720, 1280, 77, 20, 1.0, None, 30.0),
+    "skyreels": FamilyDefaults(544, 960, 97, 50, 6.0, None, 24.0),
+    "skyreels_image": FamilyDefaults(544, 960, 97, 50, 5.0, None, 24.0),
+    "skyreels_df": FamilyDefaults(544, 960, 97, 50, 6.0, None, 24.0),
+    "chronoedit": FamilyDefaults(480, 832, 5, 50, 5.0, None, 16.0),
+    "lucy": FamilyDefaults(480, 832, 81, 50, 5.0, None, 24.0),
+    "anyflow": FamilyDefaults(480, 832, 81, 4, 1.0, None, 16.0),
+    "anyflow_far": FamilyDefaults(480, 832, 81, 4, 1.0, None, 16.0),
+    "helios": FamilyDefaults(384, 640, 129, 50, 5.0, None, 24.0),
+    "helios_pyramid": FamilyDefaults(384, 640, 129, 30, 5.0, None, 24.0),
+    "helios_distilled": FamilyDefaults(384, 640, 129, 6, 1.0, None, 24.0),
 }
 
 
@@ -47,7 +59,7 @@ def family_defaults(model: ModelDecision) -> FamilyDefaults:
     weights = model.way.weights if model.way is not None else ("text_only" if two else "text")
     if two and weights in _TWO_EXPERTS:
         return _TWO_EXPERTS[weights]
-    if model.vae_config.get("z_dim") == 48:
+    if weights not in _ONE_EXPERT and model.vae_config.get("z_dim") == 48:
         return WAN22_TI2V_5B
     return _ONE_EXPERT.get(weights, WAN21)
 

@@ -22,7 +22,28 @@ _MASK_CHANNELS = 8 * 8
 _SHARED = ("in_channels", "out_channels", "text_dim", "patch_size", "vace_in_channels", "image_dim")
 
 # Classes that run one kind of weights alone; the others share theirs, and channels tell.
-_OF_PIPELINE: Mapping[str, Weights] = {"WanVACEPipeline": "vace"}
+_OF_PIPELINE: Mapping[str, Weights] = {
+    "WanVACEPipeline": "vace",
+    "WanAnimatePipeline": "animate",
+    "SkyReelsV2Pipeline": "skyreels",
+    "SkyReelsV2ImageToVideoPipeline": "skyreels_image",
+    "SkyReelsV2DiffusionForcingPipeline": "skyreels_df",
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": "skyreels_df",
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": "skyreels_df",
+    "ChronoEditPipeline": "chronoedit",
+    "LucyEditPipeline": "lucy",
+    "AnyFlowPipeline": "anyflow",
+    "AnyFlowFARPipeline": "anyflow_far",
+    "HeliosPipeline": "helios",
+    "HeliosPyramidPipeline": "helios_pyramid",
+}
+# Weights whose transformer takes latents, a mask with a channel for each frame of a latent frame, and the latents of a
+# picture; and those that take the latents of a video beside their own.
+_WITH_PICTURE: tuple[Weights, ...] = (
+    *("image", "image_clip", "image_pair"),
+    *("animate", "skyreels_image", "chronoedit"),
+)
+_WITH_VIDEO: tuple[Weights, ...] = ("lucy",)
 
 
 def main_expert(components: Collection[str]) -> str | None:
@@ -45,7 +66,8 @@ def weights_of(
 ) -> Weights:
     """Return the kind of weights, where `pipeline_class` is what pipeline_choice.py chose for the transformer."""
     if pipeline_class in _OF_PIPELINE:
-        return _OF_PIPELINE[pipeline_class]
+        distilled = pipeline_class == "HeliosPyramidPipeline" and facts.index.get("is_distilled") is True
+        return "helios_distilled" if distilled else _OF_PIPELINE[pipeline_class]
     channels_in, channels_out = channels_of(transformer, "transformer/config.json")
     if channels_in != channels_out:
         if transformer.get("pos_embed_seq_len") is not None:
@@ -85,8 +107,7 @@ def check_fit(
             f"the transformer of {facts.root} works on {channels_out} latent channels, its VAE on {z_dim}",
             hint="the parts come from different models; take transformer and VAE from one repository",
         )
-    # Latents, a mask with a channel for each frame of a latent frame, and the latents of the picture.
-    wanted = z_dim + temporal + z_dim if weights in ("image", "image_clip", "image_pair") else z_dim
+    wanted = z_dim + (temporal + z_dim if weights in _WITH_PICTURE else z_dim if weights in _WITH_VIDEO else 0)
     if channels_in != wanted:
         raise ModelInvalid(
             f"the transformer of {facts.root} takes {channels_in} channels, where its VAE's latents make {wanted}"

@@ -1,4 +1,4 @@
-"""What a table of pipelines consists of, and the parts that most of them have in common (pipelines.py tells the whole)."""
+"""What the table of pipelines.py consists of, and the parts that most pipelines have in common."""
 
 from __future__ import annotations
 

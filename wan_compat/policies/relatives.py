@@ -20,6 +20,7 @@ from wan_compat.policies.pipeline_parts import (
     Pipeline,
     Slot,
     Way,
+    Weights,
 )
 
 
@@ -102,6 +103,13 @@ _DRIVEN = Inputs(
     only_with={"background_video": "mask", "mask": "background_video"},
 )
 
+# AnyFlow's and Helios' kinds of weights, each with its class.
+_FLOWS: tuple[tuple[Weights, str], ...] = (("anyflow", "AnyFlowPipeline"), ("anyflow_far", "AnyFlowFARPipeline"))
+_HELIOSES: tuple[tuple[Weights, str], ...] = (
+    ("helios", "HeliosPipeline"),
+    ("helios_pyramid", "HeliosPyramidPipeline"),
+    ("helios_distilled", "HeliosPyramidPipeline"),
+)
 _DF = "SkyReelsV2DiffusionForcing{}Pipeline"
 WAYS: tuple[Way, ...] = (
     Way("animate", "animate", "WanAnimatePipeline", _DRIVEN),
@@ -114,7 +122,7 @@ WAYS: tuple[Way, ...] = (
     Way("lucy", "edit", "LucyEditPipeline", Inputs(needs=("video",))),
     *(
         way
-        for weights, pipeline in (("anyflow", "AnyFlowPipeline"), ("anyflow_far", "AnyFlowFARPipeline"))
+        for weights, pipeline in _FLOWS
         for way in (
             Way(weights, "t2v", pipeline),
             Way(weights, "i2v", pipeline, ONE_IMAGE),
@@ -123,11 +131,7 @@ WAYS: tuple[Way, ...] = (
     ),
     *(
         way
-        for weights, pipeline in (
-            ("helios", "HeliosPipeline"),
-            ("helios_pyramid", "HeliosPyramidPipeline"),
-            ("helios_distilled", "HeliosPyramidPipeline"),
-        )
+        for weights, pipeline in _HELIOSES
         for way in (
             Way(weights, "t2v", pipeline),
             Way(weights, "i2v", pipeline, ONE_IMAGE),

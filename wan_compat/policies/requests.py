@@ -12,6 +12,7 @@ import math
 
 from wan_compat.policies.family_defaults import family_defaults, has_two_experts
 from wan_compat.policies.models import ModelDecision
+from wan_compat.policies.relative_requests import check_relative, media_for
 from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.protocol.media import MediaSpec
 from wan_compat.protocol.values import MAX_SIDE, FrameSpec, GenerationParams, GenerationRequest
@@ -53,6 +54,7 @@ def resolve_request(
             hint=f"use --num-frames {below} or {below + step}",
         )
     steps = request.num_inference_steps or defaults.num_inference_steps
+    check_relative(model, num_frames, steps)
     if request.strength is not None and int(steps * request.strength) < 1:
         # diffusers would take the first of no timesteps (pipeline_wan_video2video.py, get_timesteps).
         raise InvalidRequest(
@@ -78,7 +80,7 @@ def resolve_request(
             else defaults.guidance_scale_2,
             max_sequence_length=request.max_sequence_length or 512,
             task=task,
-            media=media,
+            media=media_for(model, media),
             strength=request.strength,
             conditioning_scale=request.conditioning_scale,
             frames=FrameSpec(height=height, width=width, num_frames=num_frames),

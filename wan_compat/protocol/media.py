@@ -24,8 +24,18 @@ MediaRole = Literal["image", "last_image", "video", "mask", "reference", "pose_v
 PICTURE_ROLES: tuple[MediaRole, ...] = ("image", "last_image", "reference")
 
 
+FrameCount = Annotated[int, Field(ge=1, le=1024)]
+
+
 class MediaSpec(Value):
-    """One file of a job. Several references keep their order."""
+    """One file of a job. Several references keep their order.
+
+    Frames are taken from a video's beginning, one for each frame of the job, in the job's size. With `context`, they
+    are what goes before the job's: as many of the last ones as there are, between its two numbers. With `square`, they
+    are fitted into a square of that many pixels.
+    """
 
     role: MediaRole
     bytes: Annotated[int, Field(ge=1, le=MAX_MEDIA_BYTES)]
+    context: tuple[FrameCount, FrameCount] | None = None
+    square: Annotated[int, Field(ge=4, le=4096)] | None = None

@@ -15,6 +15,7 @@ import torch
 from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.protocol.media import MediaRole
 from wan_compat.protocol.values import GenerationParams
+from wan_compat.workers.families import family_of
 from wan_compat.workers.media import NO_MEDIA, Media
 from wan_compat.workers.own_pipeline import ANYTHING
 
@@ -63,6 +64,10 @@ def arguments(model: LoadedModel, params: GenerationParams, media: Media = NO_ME
     if ANYTHING not in model.call_arguments:
         given = {name: value for name, value in given.items() if name not in _OF_SOME or name in model.call_arguments}
     asked = _asked(params, media)
+    family = family_of(model.spec.pipeline_class) if model.spec.code is None else None
+    if family is not None:
+        asked = family.arguments(params, asked, model.pipeline)
+        given = {name: value for name, value in given.items() if name in model.call_arguments}
     for name in asked:
         if name not in model.call_arguments and ANYTHING not in model.call_arguments:
             raise InvalidRequest(f"{model.spec.pipeline_class} takes no {name}", hint=f"leave {name} out")

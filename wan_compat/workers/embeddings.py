@@ -25,34 +25,42 @@ MAX_PROMPTS = 64
 _SEAM = "_get_t5_prompt_embeds"
 
 
+Embedded = torch.Tensor | tuple[torch.Tensor, ...]  # Helios' pipelines return a mask too
+
+
+def _copy(value: Embedded) -> Embedded:
+    return tuple(tensor.clone() for tensor in value) if isinstance(value, tuple) else value.clone()
+
+
 class Embeddings:
     """What was computed, the least recently used dropped first."""
 
     def __init__(self, max_bytes: int = MAX_BYTES, max_prompts: int = MAX_PROMPTS) -> None:
-        self._kept: collections.OrderedDict[Any, torch.Tensor] = collections.OrderedDict()
+        self._kept: collections.OrderedDict[Any, Embedded] = collections.OrderedDict()
         self._max_bytes, self._max_prompts = max_bytes, max_prompts
         self.computed = 0
         self.reused = 0
 
-    def take(self, key: Any) -> torch.Tensor | None:
+    def take(self, key: Any) -> Embedded | None:
         """Return a copy, which the pipeline may write to."""
         found = self._kept.get(key)
         if found is None:
             return None
         self._kept.move_to_end(key)
         self.reused += 1
-        return found.clone()
+        return _copy(found)
 
-    def keep(self, key: Any, value: torch.Tensor) -> None:
+    def keep(self, key: Any, value: Embedded) -> None:
         self.computed += 1
-        self._kept[key] = value.clone()
+        self._kept[key] = _copy(value)
         self._kept.move_to_end(key)
         while len(self._kept) > self._max_prompts or (self.nbytes > self._max_bytes and self._kept):
             self._kept.popitem(last=False)
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._kept.values())
+        tensors = (tensor for kept in self._kept.values() for tensor in (kept if isinstance(kept, tuple) else (kept,)))
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def keep_embeddings(pipeline: Any, encoder: Residence | None = None) -> Embeddings | None:
@@ -68,7 +76,7 @@ def keep_embeddings(pipeline: Any, encoder: Residence | None = None) -> Embeddin
     signature = inspect.signature(compute)
 
     @functools.wraps(compute)
-    def embed(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def embed(*args: Any, **kwargs: Any) -> Embedded:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
         # Prompts are texts or lists of texts; the rest are numbers, a device and a type.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,11 +24,13 @@ from wan_compat.protocol.errors import UnusableFrames
 from wan_compat.protocol.messages import Generate, Generated, Progress
 from wan_compat.workers.arguments import arguments, check_sizes
 from wan_compat.workers.cancellation import Cancellation
+from wan_compat.workers.families import family_of
 from wan_compat.workers.frames import FrameWriter
 from wan_compat.workers.loader import LoadedModel
 from wan_compat.workers.media import NO_MEDIA, Media
 from wan_compat.workers.optimizations import caching
 from wan_compat.workers.phase_memory import PhaseMemory
+from wan_compat.workers.returned_frames import pictures
 
 
 def generate(
@@ -58,9 +61,11 @@ def generate(
     """
     params = order.params
     pipeline = model.pipeline
-    assert model.frame_exit is not None  # own_generation.py is for the others
     check_sizes(pipeline, params)
-    run = Run(pipeline, order.job, cancellation, report)
+    given = arguments(model, params, media)
+    family = family_of(model.spec.pipeline_class)
+    steps = family.steps(params, pipeline) if family is not None else None
+    run = Run(pipeline, order.job, cancellation, report, steps)
     latent_frames = (params.frames.num_frames - 1) // pipeline.vae_scale_factor_temporal + 1
 
     def publish(pixels: torch.Tensor) -> None:
@@ -77,9 +82,19 @@ def generate(
         caching(pipeline, model.spec.plan.cache, params.num_inference_steps) as cached,
         memory.counting(),
         run.watching(transformers),
-        model.frame_exit.publishing(publish, keep),
+        model.frame_exit.publishing(publish, keep) if model.frame_exit else contextlib.nullcontext(),
     ):
-        pipeline(**arguments(model, params, media), callback_on_step_end=run.on_step_end)
+        output = pipeline(**given, callback_on_step_end=run.on_step_end)
+    if model.frame_exit is None:
+        returned = pictures(output)
+        first = family.skipped(given) if family is not None else 0
+        last = first + params.frames.num_frames if family is not None and family.trimmed else None
+        for picture in itertools.islice(returned, first, last):
+            cancellation.check()
+            writer.publish_picture(picture)
+            report(
+                Progress(job=order.job, phase="decode", step=writer.published, total=max(1, params.frames.num_frames))
+            )
     writer.finish()
     kept = model.embeddings is not None and model.embeddings.computed == computed
     return run.finished(model.spec.device).model_copy(
@@ -101,8 +116,16 @@ def free_memory(model: LoadedModel | None) -> None:
 class Run:
     """The clock, the checks and the progress of one generation."""
 
-    def __init__(self, pipeline: Any, job: int, cancellation: Cancellation, report: Callable[[Progress], None]) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        job: int,
+        cancellation: Cancellation,
+        report: Callable[[Progress], None],
+        steps: int | None = None,
+    ) -> None:
         self._pipeline, self._job = pipeline, job
+        self._steps, self._taken = steps, 0  # all steps, where a pipeline counts them anew for each segment
         self._cancellation, self._report = cancellation, report
         self._started = time.perf_counter()
         self._encoded: float | None = None
@@ -119,11 +142,12 @@ class Run:
             for hook in hooks:
                 hook.remove()
 
-    def on_step_end(self, pipeline: Any, index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+    def on_step_end(self, pipeline: Any, _index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         """Diffusers calls this after each scheduler step."""
-        step = index + 1
+        self._taken += 1
+        step = self._taken
         # A video to video run takes the last of the scheduler's steps only.
-        total = max(getattr(pipeline, "num_timesteps", 0), step)
+        total = max(self._steps or getattr(pipeline, "num_timesteps", 0), step)
         self.denoised()
         # Looking costs a pass over the latents and, on a GPU, a synchronisation: four times is often enough.
         if step in (1, math.ceil(total / 4), math.ceil(total / 2), total):

@@ -43,6 +43,22 @@ PIPELINES = {
     "WanImageToVideoPipeline": "diffusers.pipelines.wan.pipeline_wan_i2v",
     "WanVACEPipeline": "diffusers.pipelines.wan.pipeline_wan_vace",
     "WanVideoToVideoPipeline": "diffusers.pipelines.wan.pipeline_wan_video2video",
+    "WanAnimatePipeline": "diffusers.pipelines.wan.pipeline_wan_animate",
+    "SkyReelsV2Pipeline": "diffusers.pipelines.skyreels_v2.pipeline_skyreels_v2",
+    "SkyReelsV2ImageToVideoPipeline": "diffusers.pipelines.skyreels_v2.pipeline_skyreels_v2_i2v",
+    "SkyReelsV2DiffusionForcingPipeline": "diffusers.pipelines.skyreels_v2.pipeline_skyreels_v2_diffusion_forcing",
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": (
+        "diffusers.pipelines.skyreels_v2.pipeline_skyreels_v2_diffusion_forcing_i2v"
+    ),
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": (
+        "diffusers.pipelines.skyreels_v2.pipeline_skyreels_v2_diffusion_forcing_v2v"
+    ),
+    "ChronoEditPipeline": "diffusers.pipelines.chronoedit.pipeline_chronoedit",
+    "LucyEditPipeline": "diffusers.pipelines.lucy.pipeline_lucy_edit",
+    "AnyFlowPipeline": "diffusers.pipelines.anyflow.pipeline_anyflow",
+    "AnyFlowFARPipeline": "diffusers.pipelines.anyflow.pipeline_anyflow_far",
+    "HeliosPipeline": "diffusers.pipelines.helios.pipeline_helios",
+    "HeliosPyramidPipeline": "diffusers.pipelines.helios.pipeline_helios_pyramid",
 }
 
 # Class -> module. Three ways to load: diffusers models, transformers models, and parts without tensors.
@@ -50,6 +66,12 @@ _DIFFUSERS_MODELS = {
     "AutoencoderKLWan": "diffusers.models.autoencoders.autoencoder_kl_wan",
     "WanTransformer3DModel": "diffusers.models.transformers.transformer_wan",
     "WanVACETransformer3DModel": "diffusers.models.transformers.transformer_wan_vace",
+    "WanAnimateTransformer3DModel": "diffusers.models.transformers.transformer_wan_animate",
+    "SkyReelsV2Transformer3DModel": "diffusers.models.transformers.transformer_skyreels_v2",
+    "ChronoEditTransformer3DModel": "diffusers.models.transformers.transformer_chronoedit",
+    "AnyFlowTransformer3DModel": "diffusers.models.transformers.transformer_anyflow",
+    "AnyFlowFARTransformer3DModel": "diffusers.models.transformers.transformer_anyflow_far",
+    "HeliosTransformer3DModel": "diffusers.models.transformers.transformer_helios",
 }
 _TRANSFORMERS_MODELS = {
     "UMT5EncoderModel": "transformers",
@@ -64,6 +86,9 @@ _WITHOUT_TENSORS = {
     "FlowMatchLCMScheduler": "diffusers",
     "DPMSolverMultistepScheduler": "diffusers",
     "EulerDiscreteScheduler": "diffusers",
+    "FlowMapEulerDiscreteScheduler": "diffusers",
+    "HeliosScheduler": "diffusers",
+    "HeliosDMDScheduler": "diffusers",
     "T5Tokenizer": "transformers",
     "T5TokenizerFast": "transformers",
     "TokenizersBackend": "transformers",
@@ -82,7 +107,7 @@ class LoadedModel:
 
     pipeline: Any
     spec: PipelineSpec
-    frame_exit: FrameExit | None  # None: the repository's own pipeline, which returns its frames
+    frame_exit: FrameExit | None  # None: frames are taken from what the pipeline returns
     parameters: dict[str, int]
     call_arguments: frozenset[str]  # what this pipeline's __call__ takes
     load_s: float
@@ -141,6 +166,10 @@ def load_model(
             pipeline = pipeline_class(**components, **_settings(spec, pipeline_class, components))
         except TypeError as error:
             raise ModelCorrupt(f"the parts do not make a {spec.pipeline_class}: {error}") from error
+        if spec.pipeline_class == "HeliosPyramidPipeline":
+            from wan_compat.workers.helios_noise import mend_block_noise
+
+            mend_block_noise(pipeline)
         call_arguments = frozenset(inspect.signature(pipeline_class.__call__).parameters)
         pipeline.set_progress_bar_config(disable=True)  # a bar redraws itself into the log a hundred times
     if spec.device != "cpu":
@@ -156,7 +185,9 @@ def load_model(
         pipeline=pipeline,
         spec=spec,
         # What a pipeline of the repository does after decoding, only it knows: its frames are those that it returns.
-        frame_exit=None if pipeline_class is None else FrameExit(pipeline.vae, spec.streaming),
+        frame_exit=None
+        if pipeline_class is None or spec.frames == "pipeline"
+        else FrameExit(pipeline.vae, spec.streaming),
         parameters={name: sum(tensor.numel() for tensor in part.parameters()) for name, part in modules.items()},
         call_arguments=call_arguments,
         load_s=time.perf_counter() - started,
@@ -364,7 +395,7 @@ def _check_embeddings(model: Any) -> None:
 def _settings(spec: PipelineSpec, pipeline_class: Any, components: dict[str, Any]) -> dict[str, Any]:
     """Return the pipeline's own settings, and None for the optional parts that this model does not have."""
     accepted = inspect.signature(pipeline_class.__init__).parameters
-    settings: dict[str, Any] = {"boundary_ratio": spec.boundary_ratio}
+    settings: dict[str, Any] = {"boundary_ratio": spec.boundary_ratio, **spec.settings}
     if spec.expand_timesteps:
         settings["expand_timesteps"] = True
     for name in settings:

@@ -5,7 +5,8 @@ libraries (PyAV), and never by the supervisor. Every format is named, every size
 
 Nothing is distorted in silence: diffusers would stretch a picture to the asked size (`VaeImageProcessor.resize`), here
 it keeps its aspect and is cut in the middle; a reference is fitted on white, as WanVACEPipeline does it. What was done
-is told in a note. Frames are taken in order, one for one, and trimmed; a video with too few is refused.
+is told in a note. Frames are taken in order, one for one, and trimmed; a video with too few is refused. Where a video
+goes before what is made (`MediaSpec.context`), its last frames are taken.
 
     image, last_image            one picture, RGB
     reference                    pictures, RGB, on white
@@ -19,6 +20,7 @@ Transparency is laid on white, in a mask on black; 16 bits become 8; EXIF's and 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import os
@@ -99,8 +101,9 @@ class _Reader:
         self, spec: MediaSpec, file: BinaryIO, params: GenerationParams, frame_step: int, cancellation: Cancellation
     ) -> None:
         self._role, self._file = spec.role, file
-        self._size = (params.frames.width, params.frames.height)
+        self._size = (spec.square, spec.square) if spec.square else (params.frames.width, params.frames.height)
         self._frames, self._step = params.frames.num_frames, frame_step
+        self._context = spec.context
         self._cancellation = cancellation
         self.notes: list[str] = []
         if os.fstat(file.fileno()).st_size != spec.bytes:
@@ -125,17 +128,27 @@ class _Reader:
 
     def _of_video(self, frames: Iterator[Image.Image]) -> tuple[Image.Image, ...]:
         deadline = time.monotonic() + VIDEO_TIMEOUT_S
-        taken: list[Image.Image] = []
+        # Of what goes before the job, only the end is held: the video may be of any length.
+        most = self._context[1] if self._context is not None else None
+        taken: collections.deque[Image.Image] = collections.deque(maxlen=most)
         for frame in frames:
             self._cancellation.check()
             if time.monotonic() > deadline:
                 raise InvalidRequest(f"the {_name(self._role)} took longer than {VIDEO_TIMEOUT_S:.0f} s to read")
             taken.append(self._fit(frame))
-            if len(taken) == self._frames:
+            if most is None and len(taken) == self._frames:
                 break
         return self._enough(tuple(taken))
 
     def _enough(self, frames: tuple[Image.Image, ...]) -> tuple[Image.Image, ...]:
+        if self._context is not None:
+            if len(frames) < self._context[0]:
+                raise InvalidRequest(
+                    f"the {_name(self._role)} has {len(frames)} frames; "
+                    f"to go on from it, its last {self._context[0]} are needed",
+                    hint="use a longer video",
+                )
+            return frames
         if len(frames) < self._frames:
             usable = (len(frames) - 1) // self._step * self._step + 1
             raise InvalidRequest(

@@ -9,6 +9,8 @@ them as models that build in a second, and the demo uses them to show every vari
     flf2v    Wan 2.1 first and last frame     vace22 Wan 2.2 VACE, two experts
     t2v_mid  t2v, large enough (102 MB) for timings to mean something
 
+tiny_relatives.py has Animate and the relatives, tiny_modular.py the pipelines of modular blocks.
+
 The same kind always gives the same bytes: weights from a fixed seed, and a vocabulary that is listed, not trained
 (the trainer of `tokenizers` sums in the order of its threads). Repetition is on purpose where diffusers' own class
 arguments are repeated: this file is read beside a model's config.json.
@@ -22,6 +24,8 @@ from __future__ import annotations
 import sys
 import warnings
 from typing import Any
+
+from wan_compat.workers import tiny_relatives
 
 _SENTENCES = (
     "a red ball bounces to the right on a blue background",
@@ -54,7 +58,7 @@ _VAE: dict[str, Any] = {
     "num_res_blocks": 1,
     "temperal_downsample": [False, True, True],
 }
-_VAE_5B: dict[str, Any] = {
+VAE_5B: dict[str, Any] = {
     "base_dim": 8,
     "decoder_base_dim": 8,
     "z_dim": 48,
@@ -72,7 +76,8 @@ _VAE_5B: dict[str, Any] = {
 }
 _TEXT_ENCODER: dict[str, Any] = {"d_model": 32, "num_layers": 2, "num_heads": 4, "d_ff": 64}
 
-KINDS = ("t2v", "a14b", "ti2v", "i2v", "i2v22", "flf2v", "vace", "vace22", "t2v_mid")
+_WAN_KINDS = ("t2v", "a14b", "ti2v", "i2v", "i2v22", "flf2v", "vace", "vace22", "t2v_mid")
+KINDS = (*_WAN_KINDS, *tiny_relatives.KINDS)
 
 
 def build(kind: str, folder: str) -> None:
@@ -91,6 +96,8 @@ def build(kind: str, folder: str) -> None:
 def _pipeline(kind: str) -> Any:
     import diffusers
 
+    if kind in tiny_relatives.KINDS:
+        return tiny_relatives.build_relative(kind, _common, _image_encoder)
     if kind == "t2v":
         return diffusers.WanPipeline(**_common(), transformer=_transformer())
     if kind == "a14b":
@@ -98,7 +105,7 @@ def _pipeline(kind: str) -> Any:
         return diffusers.WanPipeline(**_common(), **experts, boundary_ratio=0.875)
     if kind == "ti2v":
         transformer = _transformer(in_channels=48, out_channels=48)
-        return diffusers.WanPipeline(**_common(vae=_VAE_5B), transformer=transformer, expand_timesteps=True)
+        return diffusers.WanPipeline(**_common(vae=VAE_5B), transformer=transformer, expand_timesteps=True)
     if kind == "t2v_mid":
         text_encoder = {"d_model": 256, "num_layers": 4, "num_heads": 4, "d_ff": 512}
         common = _common(vae={**_VAE, "base_dim": 16, "dim_mult": [1, 2, 4, 4]}, text_encoder=text_encoder)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # torch is imported with them, which a light zygote must not 
 
 
 OWN_PIPELINE = "the repository's own pipeline returns its frames as a whole"
+SEGMENTS = "this pipeline decodes on its way, and returns its frames as a whole"
 
 
 def run(
@@ -190,10 +191,14 @@ def _load(
         pipeline_class=pipeline.pipeline_class,
         parameters=model.parameters,
         streaming=model.frame_exit is not None and model.frame_exit.streaming,
-        streaming_reason=OWN_PIPELINE if model.frame_exit is None else model.frame_exit.reason,
+        streaming_reason=_why_whole(pipeline) if model.frame_exit is None else model.frame_exit.reason,
         applied=model.applied,
         load_s=model.load_s,
     )
+
+
+def _why_whole(pipeline: PipelineSpec) -> str:
+    return OWN_PIPELINE if pipeline.code is not None else SEGMENTS
 
 
 def _generate(
@@ -206,7 +211,7 @@ def _generate(
 ) -> Value:
     if model.restricted is not None:
         from wan_compat.workers.restricted.generation import generate_restricted as generate
-    elif model.frame_exit is not None:
+    elif model.spec.code is None and model.spec.code_kind == "pipeline":
         from functools import partial
 
         from wan_compat.workers.generation import generate as generate_keeping
