@@ -27,6 +27,7 @@ MODULES = (
     "equal_frames",
     "first_frame",
     "decode_memory",
+    "generation_memory",
     "decode_encode",
     "encode_tail",
     "encode_speed",
