@@ -94,6 +94,8 @@ def test_a_second_expert_alone_lacks_the_first() -> None:
     draft.index["transformer"] = [None, None]
     draft.drop("transformer/")
     assert "high-noise" in the(draft.judged(), "component_missing").message
+    draft.index["boundary_ratio"] = 1.0  # every step is the other expert's
+    assert "component_missing" not in codes(draft.judged())
 
 
 def test_an_unreadable_index_is_told_with_the_parts_that_remain() -> None:
