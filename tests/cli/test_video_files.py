@@ -15,6 +15,7 @@ from tests.supervisor.test_formats import decode
 from wan_compat.protocol import video
 from wan_compat.supervisor.cli import video_options
 from wan_compat.supervisor.cli.main import main
+from wan_compat.supervisor.video_info import request_again
 
 MODEL = str(tiny_model("t2v"))
 SMALL = ("--width", "96", "--height", "64", "--num-frames", "5", "--num-inference-steps", "2", "--fps", "8")
@@ -128,14 +129,19 @@ def test_a_hostile_sidecar_chooses_nothing(content: bytes, message: str, run: Ru
     assert [path.name for path in cwd.iterdir()] == ["evil.json"]
 
 
-def test_a_sidecar_cannot_choose_where_to_write(cli: RunCli, cwd: Path, tmp_path: Path) -> None:
-    request = {"prompt": "x", "output": str(tmp_path / "stolen.mp4"), "overwrite": True, "preview": str(tmp_path / "p")}
-    request |= {"width": 96, "height": 64, "num_frames": 5, "num_inference_steps": 1, "mode": "trust"}
-    (cwd / "evil.json").write_text(json.dumps(SIDECAR | {"request": request}))
-    ended = cli("generate", "--from", "evil.json")
-    assert ended.code == 0, ended
-    assert not (tmp_path / "stolen.mp4").exists() and not (tmp_path / "p").exists()
-    assert (cwd / "x.mp4").is_file()
+def test_a_sidecar_cannot_choose_where_to_write_or_how_much_to_use(tmp_path: Path) -> None:
+    chosen = {"output": "/etc/x", "overwrite": True, "preview": "/etc", "worker_log": "/etc/y", "mode": "trust"}
+    chosen |= {
+        "restricted": True,
+        "memory_limit_bytes": 1 << 40,
+        "timeout_s": 1e6,
+        "model": "/other",
+        "isolation": "model",
+    }
+    path = tmp_path / "evil.json"
+    path.write_text(json.dumps(SIDECAR | {"request": {"prompt": "x"} | chosen}))
+    fields, _ = request_again(str(path))
+    assert fields == {"prompt": "x", "model": MODEL}
 
 
 def test_a_hostile_video_does_not_hurt_info(run: RunCli, cwd: Path) -> None:
