@@ -22,6 +22,13 @@ from wan_compat.supervisor.cli.parts_options import (
     Vae,
     parts_fields,
 )
+from wan_compat.supervisor.cli.plan_options import (
+    AttentionBackend,
+    CacheOption,
+    OffloadOption,
+    PrecisionOption,
+    VaeTiling,
+)
 from wan_compat.supervisor.cli.quantities import parse_bytes, parse_seconds
 from wan_compat.supervisor.cli.session import Session
 from wan_compat.supervisor.cli.task_options import (
@@ -120,6 +127,11 @@ def generate(
     image_encoder: ImageEncoder = None,
     lora: Lora = None,
     quantize: Quantize = None,
+    precision: PrecisionOption = None,
+    offload: OffloadOption = None,
+    vae_tiling: VaeTiling = None,
+    attention_backend: AttentionBackend = None,
+    cache: CacheOption = None,
     timeout: Annotated[
         float | None,
         typer.Option("--timeout", metavar="TIME", parser=parse_seconds, help="For the whole job: 90s, 10m, 1.5h."),
@@ -194,7 +206,13 @@ def generate(
         preview=preview,
         poster=poster,
         contact_sheet=contact_sheet,
+        precision=precision.value if precision else None,
+        offload=offload.value if offload else None,
+        attention_backend=attention_backend,
+        cache=cache.value if cache else None,
     )
+    if vae_tiling is not None:
+        said["vae_tiling"] = vae_tiling  # False is a wish here
     files = {
         "components": components,
         "transformer": transformer,

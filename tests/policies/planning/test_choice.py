@@ -1,0 +1,161 @@
+"""For each card and each official model: a plan that fits, never a slower one with more memory, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+
+from wan_compat.policies.planning.candidates import Wishes
+from wan_compat.policies.planning.choice import choose, require_fit
+from wan_compat.policies.planning.contract import plan_of
+from wan_compat.policies.planning.estimate import Job
+from wan_compat.policies.planning.machine import GpuFacts, MachineFacts
+from wan_compat.protocol.errors import InvalidRequest, MemoryExceeded
+
+GB = 10**9
+SMALL = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+LARGE = "Wan-AI/Wan2.1-T2V-14B-Diffusers"
+TWO = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
+FIVE = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
+PICTURE = "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"
+CONTROL = "Wan-AI/Wan2.1-VACE-14B-diffusers"
+
+P480, P720, P704 = Job(480, 832, 81), Job(720, 1280, 81), Job(704, 1280, 121)
+# Of the way that is taken on a card of so many GB with 100 GB of main memory.
+CARDS = (4, 8, 12, 16, 24, 48, 80)
+WAYS = {
+    (SMALL, P480): ("disk-tiled-whole", "group-tiled-whole", "group", "model", "model", "none", "none"),
+    (LARGE, P480): (None, "group-tiled-whole", "group", "group", "group", "model", "none"),
+    (LARGE, P720): (None, None, "leaf-tiled-whole", "group-tiled-whole", "group", "model", "none"),
+    (TWO, P720): (None, None, "leaf-tiled-whole", "group-tiled-whole", "group", "model", "model"),
+    (FIVE, P704): (None, None, "group-tiled-whole", "group-tiled-whole", "model-tiled", "model", "none"),
+}
+
+
+def machine(vram=None, ram=100, capability=(8, 9)):
+    gpus = () if vram is None else (GpuFacts("card", vram * GB, vram * GB, capability),)
+    return MachineFacts(ram * GB, ram * GB, ram * GB, 8, gpus)
+
+
+@pytest.mark.parametrize(("case", "card"), [(case, card) for case in WAYS for card in range(len(CARDS))])
+def test_each_card_gets_the_cheapest_way_that_fits(case, card, official):
+    name, job = case
+    choice = choose(official(name), job, machine(CARDS[card]))
+    expected = WAYS[case][card]
+    if expected is None:  # nothing on the GPU but single layers at a time, or not even that
+        assert choice.chosen.candidate.cost.factor > 2
+    else:
+        assert choice.fits and choice.chosen.candidate.name == expected
+        assert choice.chosen.vram_bytes <= CARDS[card] * GB
+
+
+@pytest.mark.parametrize(
+    ("name", "ram", "way"),
+    [
+        (SMALL, 64, "cpu"),
+        (SMALL, 32, "cpu-text-leaves"),
+        (SMALL, 16, "cpu-text-leaves-bf16"),
+        (LARGE, 128, "cpu"),
+        (LARGE, 64, "cpu-bf16"),
+        (LARGE, 32, "disk"),
+        (TWO, 128, "cpu-bf16"),
+        (TWO, 16, "disk"),
+    ],
+)
+def test_on_a_cpu_precision_goes_before_disk_and_the_text_encoder_before_precision(name, ram, way, official):
+    choice = choose(official(name), P480 if name != LARGE else P720, machine(ram=ram))
+    assert choice.fits
+    assert choice.chosen.candidate.name.startswith(way)
+
+
+@pytest.mark.parametrize("name", [SMALL, LARGE, TWO, FIVE, PICTURE, CONTROL])
+def test_more_memory_never_gives_a_slower_plan(name, official):
+    job = dataclasses.replace(P480, pictures=81 if name in (PICTURE, CONTROL) else 0)
+    for amounts in ([machine(vram) for vram in CARDS], [machine(ram=ram) for ram in (8, 16, 24, 48, 96, 192, 384)]):
+        costs = [
+            choice.chosen.candidate.cost.factor
+            for item in amounts
+            if (choice := choose(official(name), job, item)).fits
+        ]
+        assert costs == sorted(costs, reverse=True)
+
+
+@pytest.mark.parametrize("name", [SMALL, TWO, FIVE, PICTURE, CONTROL])
+def test_more_frames_and_larger_ones_never_take_less(name, official):
+    pictures = name in (PICTURE, CONTROL)
+    sizes = [Job(height, width, frames, pictures=frames if pictures else 0) for height, width, frames in
+             ((256, 256, 5), (256, 256, 81), (480, 832, 81), (480, 832, 121), (704, 1280, 121))]  # fmt: skip
+    for before, after in itertools.pairwise(sizes):
+        first = {item.candidate.name: item for item in choose(official(name), before, machine(24)).weighed}
+        for item in choose(official(name), after, machine(24)).weighed:
+            if item.candidate.name in first:
+                assert item.vram_bytes >= first[item.candidate.name].vram_bytes
+                assert item.ram_bytes >= first[item.candidate.name].ram_bytes
+
+
+@pytest.mark.parametrize("name", [SMALL, TWO, FIVE, PICTURE, CONTROL])
+def test_an_estimate_is_never_below_the_weights(name, official):
+    weights = sum(part.bytes_in("bfloat16") for part in official(name).weights.values())
+    for item in choose(official(name), P480, machine(80)).weighed:
+        if item.candidate.name == "none":
+            assert item.vram_bytes > weights
+        if item.candidate.name == "model":
+            assert item.ram_bytes > weights
+
+
+@pytest.mark.parametrize(
+    ("name", "job", "way", "reported_gb"),
+    [
+        (SMALL, P480, "model", 11),  # diffusers' documentation, 0.33
+        (LARGE, P480, "model", 35),  # the same
+        (LARGE, P480, "group", 13),  # the same
+        (FIVE, P704, "model", 26),  # diffusers issue 12097: the VAE's decode
+        (TWO, P480, "none", 80),  # Wan2.2's README
+    ],
+)
+def test_estimates_are_near_to_what_people_report(name, job, way, reported_gb, official):
+    weighed = {item.candidate.name: item for item in choose(official(name), job, machine(80)).weighed}
+    assert weighed[way].vram_bytes == pytest.approx(reported_gb * GB, rel=0.25)
+
+
+def test_what_does_not_fit_names_the_nearest_that_does(official):
+    asked = choose(official(TWO), P720, machine(ram=6))
+    assert not asked.fits and asked.nearest is not None
+    assert choose(official(TWO), asked.nearest, machine(ram=6)).fits
+    with pytest.raises(MemoryExceeded) as caught:
+        require_fit(asked, "model")
+    assert caught.value.exit_code == 6
+    assert f"--num-frames {asked.nearest.num_frames}" in caught.value.fixes[0]
+
+
+def test_nothing_fits_where_not_even_one_frame_does(official):
+    assert choose(official(TWO), P720, machine(ram=1)).nearest is None
+
+
+@pytest.mark.parametrize("offload", ["model", "sequential"])
+def test_moving_models_to_a_gpu_means_nothing_without_one(offload, official):
+    with pytest.raises(InvalidRequest, match="no GPU"):
+        choose(official(SMALL), P480, machine(), Wishes(offload=offload))
+
+
+def test_wishes_are_kept(official):
+    wishes = Wishes(
+        precision="float32", offload="group", vae_tiling=True, cache="first_block", attention_backend="native"
+    )
+    plan = plan_of(choose(official(SMALL), P480, machine(24), wishes))
+    assert (plan.dtype, plan.offload_strategy, plan.changes_pixels) == ("float32", "group", ["cache"])
+    assert plan.spec.tiling is not None and plan.spec.attention_backend == "native"
+
+
+def test_caches_and_storage_in_8_bits_are_in_no_plan_that_nobody_asked_for(official):
+    for vram in CARDS:
+        for item in choose(official(TWO), P720, machine(vram)).weighed:
+            assert item.candidate.setting.plan.cache is None
+            assert item.candidate.setting.plan.layerwise_casting is None
+
+
+def test_old_gpus_get_float16(official):
+    choice = choose(official(SMALL), P480, machine(24, capability=(7, 5)))
+    assert choice.chosen.candidate.setting.dtype == "float16"

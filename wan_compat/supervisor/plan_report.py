@@ -1,0 +1,161 @@
+"""`plan`: memory per phase and the way to run that fits, before anything is loaded. Reads headers only."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from wan_compat.policies.limits import HOST_SHARE
+from wan_compat.policies.planning.choice import Choice, choose, describe_nearest
+from wan_compat.policies.planning.contract import estimate_of, plan_of
+from wan_compat.policies.planning.job import job_of, shape_of, wishes_of
+from wan_compat.policies.planning.machine import GpuFacts, MachineFacts
+from wan_compat.policies.requests import resolve_request
+from wan_compat.policies.tasks import Wish
+from wan_compat.protocol.errors import MemoryExceeded, ModelNotCompatible
+from wan_compat.protocol.values import GenerationRequest
+from wan_compat.supervisor.machine import read_machine
+from wan_compat.supervisor.model_choice import choose_model
+
+PLAN_SCHEMA_VERSION = 1
+_UNBOUNDED = 1 << 60  # the precision that a decision begins with does not matter: the plan has the last word
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanReport:
+    """What `plan` answers."""
+
+    model: str
+    pipeline_class: str
+    task: str
+    choice: Choice
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.choice.fits else MemoryExceeded.exit_code
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know besides: plans for a GPU were computed, never tried."""
+        machine = self.choice.machine
+        return tuple(f"{gpu.remark}" for gpu in machine.gpus[:1])
+
+    @property
+    def nearest(self) -> str | None:
+        """What to ask for instead, where this does not fit and something smaller does."""
+        found = self.choice.nearest
+        return None if found is None else describe_nearest(self.choice.job, found)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the `plan` document."""
+        choice, job = self.choice, self.choice.job
+        nearest = choice.nearest
+        return {
+            "schema_version": PLAN_SCHEMA_VERSION,
+            "model": self.model,
+            "pipeline_class": self.pipeline_class,
+            "task": self.task,
+            "width": job.width,
+            "height": job.height,
+            "num_frames": job.num_frames,
+            "phases": {
+                name: {
+                    "vram_bytes": item.vram_bytes,
+                    "ram_bytes": item.ram_bytes,
+                    "weights_bytes": item.weights,
+                    "work_bytes": item.work,
+                }
+                for name, item in choice.chosen.phases.items()
+            },
+            "plan": plan_of(choice).to_json(),
+            "fits": choice.fits,
+            "reasons": list(choice.reasons if choice.fits else choice.chosen.short),
+            "estimate": dataclasses.asdict(estimate_of(choice)),
+            "nearest": None
+            if nearest is None
+            else {"width": nearest.width, "height": nearest.height, "num_frames": nearest.num_frames},
+            "weighed": [
+                {
+                    "name": item.candidate.name,
+                    "fits": item.fits,
+                    "vram_bytes": item.vram_bytes,
+                    "ram_bytes": item.ram_bytes,
+                    "cost": item.candidate.cost.factor,
+                    "cost_basis": item.candidate.cost.basis,
+                    "lacks": list(item.short),
+                }
+                for item in choice.weighed
+            ],
+            "machine": {
+                "vram_bytes": choice.machine.vram_bytes,
+                "ram_bytes": choice.machine.ram_limit_bytes,
+                "gpus": [gpu.name for gpu in choice.machine.gpus],
+                "cpu_count": choice.machine.cpu_count,
+            },
+            "remarks": list(self.remarks),
+        }
+
+
+def plan_model(
+    request: GenerationRequest, *, vram_bytes: int | None = None, ram_bytes: int | None = None
+) -> PlanReport:
+    """Plan a job for this machine, or for one with other memory.
+
+    Args:
+        request: What would be generated; its prompt does not matter, and pictures need not be there.
+        vram_bytes: Of a GPU to plan for instead of what is here; 0 plans without one.
+        ram_bytes: Main memory that a worker may take; None is what is free here.
+
+    Raises:
+        ModelNotCompatible: It has classes of its own, whose memory nobody knows.
+        InvalidRequest, ModelNotFound, ...: As `choose_model` and `resolve_request`.
+    """
+    machine = _machine(vram_bytes, ram_bytes)
+    wish = None if request.task is None else Wish(task=request.task.value)
+    model = choose_model(
+        request.model,
+        request.mode,
+        threads=machine.cpu_count,
+        memory_limit_bytes=_UNBOUNDED,
+        wish=_with_media(wish),
+    )
+    shape = shape_of(model)
+    if shape is None:
+        raise ModelNotCompatible(
+            f"{request.model} has classes of its own: what they take cannot be said from their files",
+            hint="try it with --memory-limit, and fewer frames",
+        )
+    resolved = resolve_request(request, model, seed=0)
+    choice = choose(shape, job_of(model, resolved.params), machine, wishes_of(request))
+    return PlanReport(request.model, model.pipeline.pipeline_class, resolved.params.task, choice)
+
+
+def _with_media(wish: Wish | None) -> Wish | None:
+    """A task is planned without its pictures; they are asked for when it runs."""
+    if wish is None:
+        return None
+    needed = {
+        "i2v": ("image",),
+        "flf2v": ("image", "last_image"),
+        "v2v": ("video",),
+        "vace": ("video",),
+        "ti2v": ("image",),
+        "animate": ("image", "pose_video", "face_video"),
+    }
+    return dataclasses.replace(wish, roles=needed.get(str(wish.task), ()))  # type: ignore[arg-type]
+
+
+def _machine(vram_bytes: int | None, ram_bytes: int | None) -> MachineFacts:
+    machine = read_machine()
+    limit = int(machine.ram_free_bytes * HOST_SHARE)
+    if ram_bytes is not None:
+        limit = ram_bytes
+        machine = dataclasses.replace(machine, ram_total_bytes=ram_bytes, ram_free_bytes=ram_bytes)
+    machine = dataclasses.replace(machine, ram_limit_bytes=limit)
+    if vram_bytes is None:
+        return machine
+    if vram_bytes == 0:
+        return dataclasses.replace(machine, gpus=())
+    capability = machine.gpu.compute_capability if machine.gpu is not None else None
+    imagined = GpuFacts(f"a GPU with {vram_bytes / 1e9:g} GB", vram_bytes, vram_bytes, capability)
+    return dataclasses.replace(machine, gpus=(imagined,))
