@@ -18,6 +18,7 @@ from wan_compat.policies.planning.arena import Arena, Peak
 from wan_compat.policies.planning.attention import attention_workspace
 
 _FLOAT32 = 4
+_POSITIONS = 1024
 TEXT_TOKENS = 512
 _FREQUENCIES = 256  # freq_dim of every Wan
 IMAGE_TOKENS = 257  # of CLIP ViT-H: a class token and 16 x 16 patches
@@ -56,6 +57,11 @@ class DenoiserShape:
     vace_blocks: int = 0
     image_tokens: int = 0
     timestep_per_token: bool = False
+
+    @property
+    def rope_bytes(self) -> int:
+        """Sines and cosines of 1024 positions (`rope_max_seq_len`), buffers in float32 and in no file."""
+        return 2 * _POSITIONS * (self.dim // self.heads) * _FLOAT32
 
     def tokens(self, latent: tuple[int, int, int]) -> int:
         """Return how many tokens latents of (frames, height, width) have."""

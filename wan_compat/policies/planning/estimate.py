@@ -40,10 +40,10 @@ CUDA_HOST_BYTES = 1_500_000_000
 
 _FLOAT32 = 4
 _COLOURS = 3
-# Of latents in float32 while denoising: the latents, the model's answers, and what the solver remembers of past steps;
-# at the end, their denormalised copies too.
-_LATENT_COPIES = 5
-_LATENT_COPIES_AT_END = 8
+# Of latents in float32 while denoising: the latents, the model's answers, what the solver remembers of past steps, and
+# what a worker keeps to decode again; at the end, their denormalised copies too.
+_LATENT_COPIES = 7
+_LATENT_COPIES_AT_END = 9
 # Of what pictures become, in float32: made, masked, joined with the noise at each step (counted on tiny models).
 _CONDITION_COPIES = 4
 _CONTROL_COPIES = 2
@@ -132,7 +132,9 @@ def _work(shape: ModelShape, job: Job, setting: Setting) -> dict[Phase, Peak]:
     latent = shape.vae.latent(job.num_frames, job.height, job.width)
     copy = math.prod(latent) * shape.vae.z_dim * _FLOAT32
     prompts = 2 if job.guidance else 1
-    embedded = prompts * job.text_tokens * shape.denoiser.text_dim * itemsize
+    # Twice: a worker keeps what it computed for the next job with the same prompt.
+    embedded = 2 * prompts * job.text_tokens * shape.denoiser.text_dim * itemsize
+    embedded += len(shape.experts) * shape.denoiser.rope_bytes
     held = job.held * job.height * job.width * _COLOURS * _FLOAT32 if job.pictures else 0
     conditions = held + _conditions(shape, job, math.prod(latent))
     encoder = text_work(shape.text, job.text_tokens, itemsize) if shape.text is not None else 0
