@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "AlternativeModel": "wan_compat.policies.fallback",
     "ArchitectureSignature": "wan_compat.policies.architecture",
     "COMPATIBILITY_REGISTRY_EXAMPLE": "wan_compat.policies.registry",
     "CompatibilityCheck": "wan_compat.policies.architecture",
@@ -16,11 +17,13 @@ _HOMES = {
     "ComponentInfo": "wan_compat.policies.architecture",
     "DIAGNOSTIC_TEMPLATE": "wan_compat.policies.diagnostics",
     "EncodingConfig": "wan_compat.policies.encoding.plan",
+    "FallbackStrategy": "wan_compat.policies.fallback",
     "ModelArchitecture": "wan_compat.policies.architecture",
     "ModelDiagnostics": "wan_compat.policies.diagnostics",
     "ModelIndexSchema": "wan_compat.policies.model_index",
     "ModelRequirements": "wan_compat.policies.architecture",
     "PipelineRequirements": "wan_compat.policies.architecture",
+    "UsableComponent": "wan_compat.policies.fallback",
     "VAEType": "wan_compat.policies.architecture",
     "ValidationResult": "wan_compat.policies.architecture",
     "VersionCompatibility": "wan_compat.policies.architecture",

@@ -59,6 +59,7 @@ class ModelDiagnostics:
     errors: list[str] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
     recommendations: list[str] = dataclasses.field(default_factory=list)
+    fallback: dict[str, Any] = dataclasses.field(default_factory=dict)  # `parts` and `alternatives`, where asked for
 
     def to_json(self) -> str:
         """Return the document. Non-ASCII is escaped, so that no terminal control survives in it."""
@@ -99,9 +100,16 @@ def summarize(diagnostics: ModelDiagnostics) -> str:
     if attempt["load_success"] is not None:
         outcome = "succeeded" if attempt["load_success"] else f"failed ({attempt['error_type']})"
         lines.append(f"Loading:    {outcome}")
+    parts = [
+        f"{part['name']}: {'usable' if part['usable'] else 'NOT usable'}, {part['reason']}"
+        for part in diagnostics.fallback.get("parts", ())
+    ]
+    others = [f"{other['model_name']}: {other['reason']}" for other in diagnostics.fallback.get("alternatives", ())]
     for title, texts in (
         ("Errors", diagnostics.errors),
         ("Warnings", diagnostics.warnings),
+        ("Parts, each loaded by itself", parts),
+        ("Models that could be used instead", others),
         ("What to do", diagnostics.recommendations),
     ):
         if texts:

@@ -15,6 +15,7 @@ _HOMES = {
     "DependencyStatus": "wan_compat.supervisor.video_encoder",
     "DiagnosticCollector": "wan_compat.supervisor.diagnostics",
     "EncodingResult": "wan_compat.supervisor.video_encoder",
+    "FallbackHandler": "wan_compat.supervisor.fallback",
     "FallbackResult": "wan_compat.supervisor.video_encoder",
     "FormatConverter": "wan_compat.supervisor.video_encoder",
     "FrameTensorHandler": "wan_compat.supervisor.frame_tensors",

@@ -10,6 +10,7 @@ Reading never fails for what a model contains; writing is whole or not at all.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import os
 import platform
@@ -103,6 +104,29 @@ def diagnostics_of(report: ModelReport, load_attempt_result: Any = None) -> Mode
     )
 
 
+def with_fallback(diagnostics: ModelDiagnostics, report: ModelReport, model_path: str) -> ModelDiagnostics:
+    """Return the diagnostics with what is left of the model and what could be used instead (supervisor/fallback.py).
+
+    Starts a worker, which loads each part. Where no worker can be started, the reason stands in the place of the parts.
+    """
+    from wan_compat.supervisor.fallback import FallbackHandler
+
+    handler, home = FallbackHandler(), os.path.expanduser("~")
+    fallback: dict[str, Any] = {}
+    try:
+        parts = handler.attempt_component_isolation(model_path)
+        fallback["parts"] = [
+            {"name": part.name, "class_name": part.info.class_name, "usable": part.usable, "reason": part.reason}
+            for part in parts
+        ]
+    except WanCompatError as error:
+        fallback["parts_not_tried"] = error.message
+    if report.exit_code or any(not part["usable"] for part in fallback.get("parts", ())):
+        target = report.architecture.variant or report.architecture.architecture_type
+        fallback["alternatives"] = [dataclasses.asdict(model) for model in handler.suggest_alternative_models(target)]
+    return dataclasses.replace(diagnostics, fallback=redact(fallback, home))
+
+
 def diagnose_failure(model_path: str, error: WanCompatError, folder: str | os.PathLike[str]) -> str | None:
     """Write a report about a failed job and return its path; None where that fails, which must not hide the error."""
     with contextlib.suppress(WanCompatError, OSError):
@@ -191,10 +215,13 @@ def _attempt(report: ModelReport, result: Any) -> dict[str, Any]:
         known |= {
             "attempted_pipeline": result.metadata.pipeline_class,
             "load_success": result.success,
+            "recovery": list(result.recovery),
             "trust_remote_code": result.metadata.generation_params.get("mode") == "trust",
         }
     elif isinstance(result, BaseException):
         known |= {"load_success": False, "error_type": getattr(result, "code", type(result).__name__)}
+        details = getattr(result, "details", {})
+        known |= {name: details[name] for name in ("recovery", "recovery_ended") if name in details}
         if not isinstance(result, WanCompatError):
             known["error_type"] = type(result).__name__
     elif isinstance(result, Mapping):

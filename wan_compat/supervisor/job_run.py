@@ -491,7 +491,10 @@ class JobRun:
                 },
                 repository=model.repository,
                 revision=model.revision,
-                plan=None if self._choice is None else plan_of(self._choice).to_json(),
+                # The plan that was chosen, with what recovery made of it.
+                plan=None
+                if self._choice is None
+                else plan_of(self._choice).to_json() | model.pipeline.plan.model_dump(mode="json"),
             ),
             errors=[],
             warnings=list(self._warnings),

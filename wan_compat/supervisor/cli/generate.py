@@ -161,6 +161,9 @@ def generate(
         MinTier | None,
         typer.Option("--min-tier", help="Weakest sandbox to accept; see doctor. Default: the settings', else B."),
     ] = None,
+    no_recovery: Annotated[
+        bool, typer.Option("--no-recovery", help="Stop at the first error, instead of trying other ways.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask at the first use of a model.")] = False,
     download: Download = False,
     json: Json = False,
@@ -240,6 +243,7 @@ def generate(
         isolation=isolation.value,
         mode=chosen.value,
         restricted=restricted,
+        recover=not no_recovery,
         **fields,
     )
     obtain(session, model, download=download, code=chosen is Mode.TRUST)

@@ -13,7 +13,7 @@ from wan_compat.supervisor.cli.session import Session, can_redraw, has_color
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from wan_compat.supervisor.events import Event
+    from wan_compat.supervisor.events import Event, Recovered, Recovering
 
 PHASES = {
     "start_worker": "Starting worker",
@@ -72,6 +72,8 @@ class LineProgress(ProgressView):
                 self._line(describe_sandbox(self._session, tier, layers))
             case events.Warned(message=message):
                 self._line(f"Warning: {message}")
+            case events.Recovering() | events.Recovered():
+                self._line(describe_recovery(event))
             case _:
                 pass
 
@@ -114,6 +116,8 @@ class BarProgress(ProgressView):
                 self._remark(describe_sandbox(self._session, tier, layers))
             case events.Warned(message=message):
                 self._remark(f"Warning: {message}")
+            case events.Recovering() | events.Recovered():
+                self._remark(describe_recovery(event))
             case events.Finished():
                 self._finish_all()
             case _:
@@ -147,3 +151,12 @@ class BarProgress(ProgressView):
 def describe_sandbox(session: Session, tier: str, layers: tuple[str, ...]) -> str:
     """Return the one line on the confinement in force; --verbose names every layer."""
     return f"Sandbox: tier {tier}, {len(layers)} layers" + (f" ({', '.join(layers)})" if session.verbose else "")
+
+
+def describe_recovery(event: Recovering | Recovered) -> str:
+    """Return the line on a failed attempt and what is tried, or on how that went."""
+    from wan_compat.supervisor import events
+
+    if isinstance(event, events.Recovering):
+        return f"Failed: {event.error}\nTrying: {event.action}"
+    return f"Recovery: {event.action}: {event.outcome}"

@@ -107,12 +107,17 @@ def describe_result(session: Session, result: VideoGenerationResult) -> str:
         f"{show_bytes(output.bytes)}, in {result.timings.total_s:.1f} s "
         f"(seed {result.metadata.generation_params.get('seed')}, sandbox tier {result.sandbox.tier})"
     ]
+    lines += [f"Recovered: {step['action']}, after {step['error']}" for step in result.recovery if _helped(step)]
     lines += [f"Warning: {warning}" for warning in result.warnings]
     if session.verbose:
         timings = result.to_json()["timings"]
         lines += [f"  {name.removesuffix('_s'):<14} {seconds:8.2f} s" for name, seconds in timings.items()]
         lines.append(f"  {'worker memory':<14} {show_bytes(result.memory_used):>10}")
     return "\n".join(lines)
+
+
+def _helped(step: Mapping[str, str]) -> bool:
+    return step.get("outcome") == "succeeded"
 
 
 def free_name(stem: str, suffix: str = ".mp4") -> str:
