@@ -169,6 +169,7 @@ CASES = (
     Case("no room beside the text encoder", "memory", "memory_exceeded", worker="oom_denoise"),
     Case("weights do not fit as a whole", "memory", "memory_exceeded", worker="oom_load"),
     Case("worker killed at its memory cap", "memory", "memory_exceeded", worker="memory_cap", fields=CAP),
+    Case("no room in any way", "memory", "memory_exceeded", recovers=False, says="fewer frames", worker="oom_always"),
     # corrupted frames
     Case("attention gives NaN", "frames", "unusable_frames", worker="nan_attention"),
     Case("black video of overflowing attention", "frames", "unusable_frames", worker="black_attention"),

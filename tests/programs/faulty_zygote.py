@@ -136,6 +136,10 @@ def oom_denoise() -> None:
     before_forward("WanTransformer3DModel", act)
 
 
+def oom_always() -> None:
+    before_forward("WanTransformer3DModel", lambda *_: fail(RuntimeError, ALLOCATION))
+
+
 def oom_load() -> None:
     """No room for a transformer that is read as a whole."""
     import diffusers
