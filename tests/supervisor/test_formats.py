@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageSequence
 
 from wan_compat.policies.encoding import CODECS, FORMATS
 from wan_compat.protocol.errors import InvalidRequest, OutputExists
@@ -43,8 +44,6 @@ CASES = {
     "npy": ({}, ".npy", 0, 0),
 }
 
-DEMUXERS = {".webp": "webp_anim"}
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
@@ -67,18 +66,21 @@ def spec_of(frames: np.ndarray) -> FrameSpec:
 
 
 def write(frames: np.ndarray, path: Path, fps: float = 16, **options: object):
+    if options.get("codec") == "av1" and "quality" not in options and "libsvtav1" not in find_ffmpeg().encoders:
+        pytest.skip("this ffmpeg was built without SVT-AV1")  # the bundled one of imageio-ffmpeg 0.8 has it
     return encode_file((memoryview(f) for f in frames), spec_of(frames), fps, path, options=VideoOptions(**options))
 
 
 def decode(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     if path.suffix == ".npy":
         return np.load(path)
+    if path.suffix == ".webp":  # ffmpeg before version 8 cannot read animations
+        with Image.open(path) as image:
+            return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)])
     source = ["-i", str(path)]
     if path.is_dir():
         suffix = sorted(os.listdir(path))[0].rpartition(".")[2]
         source = ["-start_number", "1", "-i", str(path / f"frame_%06d.{suffix}")]
-    elif path.suffix in DEMUXERS and shape[0] > 1:
-        source = ["-f", DEMUXERS[path.suffix], *source]
     done = subprocess.run(
         [
             find_ffmpeg().path,
@@ -209,8 +211,8 @@ def test_luma_of_pure_colours_is_that_of_bt709(case, tmp_path):
         ("mp4-h265", r"hevc \(Main\) \(hvc1.*yuv420p\(tv, bt709"),
         ("mp4-av1", r"av1.*yuv420p\(tv, bt709"),
         ("webm", r"vp9 \(Profile 0\), yuv420p\(tv, bt709"),
-        ("mov", r"prores \(HQ\) \(apch.*yuv422p10le\(tv, bt709"),
-        ("mkv", r"ffv1, bgr0\(pc, gbr/bt709/iec61966-2-1"),
+        ("mov", r"prores \(HQ\) \(apch.*yuv422p10le\((tv, )?bt709"),
+        ("mkv", r"ffv1.*bgr0\(pc, gbr/bt709/iec61966-2-1"),
         ("mp4-lossless", r"h264 .*gbrp\(pc, gbr/bt709/iec61966-2-1"),
         ("webm-lossless", r"vp9 \(Profile 1\), gbrp\(pc, gbr/bt709"),
     ],

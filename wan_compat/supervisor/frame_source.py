@@ -25,6 +25,7 @@ from wan_compat.supervisor.encoder import library_paths
 from wan_compat.supervisor.ffmpeg import find_ffmpeg
 from wan_compat.supervisor.frame_files import npy_frames, read_npy_header
 from wan_compat.supervisor.read_back import read_facts, run_confined
+from wan_compat.supervisor.webp_container import read_webp
 
 DECODER_MEMORY_BYTES = 4 << 30
 SILENCE_S = 60.0
@@ -102,6 +103,11 @@ class FrameSource:
     def _too_short(self, process: subprocess.Popen[bytes], index: int) -> InvalidRequest:
         assert process.stderr is not None
         said = clean_text(process.stderr.read(4000).decode("utf-8", "replace").strip())
+        if "Unknown input format" in said:
+            return InvalidRequest(
+                f"this ffmpeg cannot read {self.path!r}: animated WebP needs version 8 or newer",
+                hint="unset IMAGEIO_FFMPEG_EXE to use the bundled ffmpeg, or upgrade imageio-ffmpeg",
+            )
         return InvalidRequest(
             f"{self.path!r} could be decoded up to frame {index} of {self.frames.num_frames} only"
             + (f": {said}" if said else "")
@@ -140,6 +146,11 @@ def open_source(path: str | os.PathLike[str]) -> FrameSource:
 
 def file_facts(path: str, form: Format) -> VideoFacts:
     """Read what a file says of itself. Raises InvalidRequest where it is not of that format."""
+    if form.name == "webp":
+        webp = read_webp(path)
+        if webp is None:
+            raise InvalidRequest(f"{path!r} is no WebP")
+        return webp
     said = ""
     for demuxer in filter(None, (form.demuxer, form.still_demuxer)):
         finished = run_confined(

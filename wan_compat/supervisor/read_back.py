@@ -12,6 +12,7 @@ from wan_compat.sandbox.confined_exec import confined_argv
 from wan_compat.supervisor.encoder import library_paths, understand
 from wan_compat.supervisor.ffmpeg import Ffmpeg, Finished, find_ffmpeg, run_bounded
 from wan_compat.supervisor.outputs import CommittedOutput
+from wan_compat.supervisor.webp_container import read_webp
 
 VERIFY_TIMEOUT_S = 60.0
 MAX_VERIFY_BYTES = 4 << 20
@@ -36,19 +37,19 @@ def verify_video(
         SandboxEntryFailed: ffmpeg could not be confined.
         DeadlineExceeded: Reading it took longer than `timeout_s`.
     """
-    finished = run_confined(verify_arguments(config, path), path, timeout_s=timeout_s, ffmpeg=ffmpeg)
-    other = config.format.still_demuxer
-    if finished.returncode and other:
-        # An animation whose frames are all the same becomes a single picture, which another reader is for.
-        finished = run_confined(verify_arguments(config, path, other), path, timeout_s=timeout_s, ffmpeg=ffmpeg)
-    said = finished.stderr.decode("utf-8", "replace")
-    if finished.returncode:
-        raise understand(finished.returncode, said, f" while reading {path!r} back: {clean_text(said[-2000:])}")
-    facts = read_facts(finished.stdout.decode("ascii", "replace"), said)
+    facts = read_webp(path) if config.format.name == "webp" else _facts_of(path, config, timeout_s, ffmpeg)
     wrong = ("it has no readable video stream",) if facts is None else video_mismatches(config, num_frames, facts)
     if facts is None or wrong:
         raise EncodingFailed(f"{path!r} is not the video that was asked for: {'; '.join(wrong)}")
     return facts
+
+
+def _facts_of(path: str, config: EncodingConfig, timeout_s: float, ffmpeg: Ffmpeg | None) -> VideoFacts | None:
+    finished = run_confined(verify_arguments(config, path), path, timeout_s=timeout_s, ffmpeg=ffmpeg)
+    said = finished.stderr.decode("utf-8", "replace")
+    if finished.returncode:
+        raise understand(finished.returncode, said, f" while reading {path!r} back: {clean_text(said[-2000:])}")
+    return read_facts(finished.stdout.decode("ascii", "replace"), said)
 
 
 def run_confined(

@@ -75,12 +75,12 @@ def ffmpeg_arguments(config: EncodingConfig, output: str, *, threads: int, num_f
     ]
 
 
-def verify_arguments(config: EncodingConfig, path: str, demuxer: str = "") -> list[str]:
+def verify_arguments(config: EncodingConfig, path: str) -> list[str]:
     """Return ffmpeg's arguments that read a file back: one line per packet out, nothing decoded."""
     return [
         *("-hide_banner", "-nostdin", "-nostats", "-loglevel", "info", *_PROTOCOLS),
         # The demuxer is named, so that a file is read as what it should be and by no other parser.
-        *("-f", demuxer or demuxer_of(config), "-i", f"file:{path}"),
+        *("-f", demuxer_of(config), "-i", f"file:{path}"),
         *("-map", "0:v", *(("-map", "0:a") if config.additional_params.get("audio") else ())),
         *("-c", "copy", "-f", "framecrc", "pipe:1"),
     ]
