@@ -35,9 +35,9 @@ COMPATIBILITY_REGISTRY_EXAMPLE: Mapping[str, Mapping[str, Any]] = {
         "required_dependencies": ["diffusers>=0.38.0", "transformers>=5.3.0", "torch>=2.10"],
         "pipeline_source": "https://github.com/huggingface/diffusers/blob/v0.42.1/src/diffusers/pipelines/wan/pipeline_wan.py",
         "vram_requirements": {
-            "min_mb": 10700,
+            "min_mb": 12700,
             "plan": "group",
-            "recommended_mb": 40600,
+            "recommended_mb": 38900,
             "recommended_plan": "model",
         },
         "supported_optimizations": ["cpu_offload", "mixed_precision", "chunked_processing"],

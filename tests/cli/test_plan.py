@@ -1,0 +1,114 @@
+"""`wan-compat plan`: before anything is loaded, without torch, in a moment."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from tests.assets.corpus.repositories import BUILDERS
+from tests.assets.tiny_wan import tiny_model
+from wan_compat.policies.planning.contract import OptimizationPlan
+from wan_compat.protocol.plan import Cache, Offload
+from wan_compat.protocol.values import GenerationRequest
+from wan_compat.supervisor.cli import plan_options
+from wan_compat.supervisor.cli.main import main
+
+CONTRACT = (
+    "use_mixed_precision",
+    "enable_cpu_offload",
+    "offload_strategy",
+    "chunk_frames",
+    "max_chunk_size",
+    "estimated_vram_reduction",
+)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+@pytest.fixture(scope="module")
+def a14b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("a14b") / "model"
+    BUILDERS["Wan-AI/Wan2.2-T2V-A14B-Diffusers"](folder)
+    return folder
+
+
+def test_the_document_has_phases_plan_and_verdict(a14b, capsys):
+    code, out, err = run(capsys, "plan", a14b, "--vram", "24GB", "--ram", "100GB", "--json")
+    document = json.loads(out)
+    assert (code, err) == (0, "")
+    assert set(document["phases"]) == {"text_encode", "denoise_high", "denoise_low", "decode"}
+    for phase in document["phases"].values():
+        assert 0 < phase["vram_bytes"] <= 24e9 and 0 < phase["ram_bytes"] <= 100e9
+    assert document["fits"] is True and document["reasons"]
+    assert set(CONTRACT) <= set(document["plan"]) and document["plan"]["offload"] == "group"
+    assert document["remarks"] and "untested" in document["remarks"][0]
+
+
+def test_what_does_not_fit_ends_with_6_and_names_what_would(a14b, capsys):
+    code, out, _ = run(capsys, "plan", a14b, "--vram", "0", "--ram", "4GB")
+    assert code == 6
+    assert "does not fit" in out and "Instead: ask for --num-frames" in out
+    code, out, _ = run(capsys, "plan", a14b, "--vram", "0", "--ram", "4GB", "--json")
+    document = json.loads(out)
+    assert code == 6 and document["fits"] is False
+    smaller = [text for key, value in document["nearest"].items() for text in (f"--{key.replace('_', '-')}", value)]
+    assert run(capsys, "plan", a14b, "--vram", "0", "--ram", "4GB", *smaller)[0] == 0
+
+
+def test_a_table_for_people(capsys):
+    code, out, _ = run(capsys, "plan", tiny_model("a14b"), "--width", 96, "--height", 64, "--num-frames", 9)
+    assert code == 0
+    for word in ("text_encode", "denoise_high", "denoise_low", "decode", "fits: cpu"):
+        assert word in out
+
+
+def test_pictures_need_not_be_there_to_plan_for_them(capsys):
+    arguments = ("--width", 96, "--height", 64, "--num-frames", 9, "--json")
+    for kind, task in (("i2v", "i2v"), ("i2v22", "flf2v"), ("t2v", "v2v"), ("vace", "vace"), ("ti2v", "ti2v")):
+        code, out, err = run(capsys, "plan", tiny_model(kind), "--task", task, *arguments)
+        assert code == 0, err
+        assert json.loads(out)["task"] == task
+
+
+@pytest.mark.parametrize("flags", [("--offload", "model"), ("--offload", "sequential"), ("--precision", "float16")])
+def test_flags_that_mean_nothing_without_a_gpu_are_usage_errors(flags, capsys):
+    assert run(capsys, "plan", tiny_model("t2v"), "--vram", "0", *flags)[0] == 2
+
+
+def test_two_experts_of_14_billion_are_planned_in_a_second_without_torch(a14b):
+    code = (
+        "import sys, time; from wan_compat.supervisor.cli.main import main; began = time.process_time();"
+        f"main(['plan', {str(a14b)!r}, '--vram', '16GB', '--ram', '64GB', '--json']);"
+        "print(time.process_time() - began, 'torch' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    seconds, torch = done.stderr.split()
+    assert float(seconds) < 1 and torch == "False"
+
+
+def test_options_are_those_of_a_request():
+    fields = GenerationRequest.model_fields
+    assert {item.value for item in plan_options.Precision} == set(get_args(fields["precision"].annotation))
+    assert {item.value for item in plan_options.Offload} == set(get_args(Offload))
+    assert {item.value for item in plan_options.Cache} == set(get_args(Cache))
+    assert set(CONTRACT) <= set(OptimizationPlan.__dataclass_fields__)
+
+
+def test_this_machine_is_read_without_touching_a_gpu():
+    from wan_compat.supervisor.optimization_manager import OptimizationManager
+
+    began = time.monotonic()
+    resources = OptimizationManager().analyze_system_resources()
+    assert resources.ram_total_mb >= resources.ram_free_mb > 0 and resources.cpu_count >= 1
+    assert bool(resources.gpus) == bool(resources.vram_total_mb)
+    assert time.monotonic() - began < 5
