@@ -1,0 +1,68 @@
+"""Parts loaded one by one in real workers; a report that shows it; and attempts without a process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.assets.tiny_wan import tiny_model
+from tests.faults.cases import index, nan_weights, pickled
+from wan_compat.policies.recovery.advice import Subject
+from wan_compat.protocol.errors import InvalidRequest, ModelCorrupt, ModelNotFound, UnusableFrames
+from wan_compat.protocol.values import GenerationRequest
+from wan_compat.supervisor import FallbackHandler
+from wan_compat.supervisor.attempts import add_advice, failure_of, fixed_by
+from wan_compat.supervisor.check import check_model
+from wan_compat.supervisor.diagnostics import diagnostics_of, with_fallback
+
+
+def test_each_part_is_judged_by_itself_and_reported(tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_model("t2v"), tmp_path / "model"))
+    nan_weights(model)
+    pickled(model)
+    index(model, text_encoder=["my_encoder", "MyEncoder"])
+    report = check_model(model)
+    diagnostics = with_fallback(diagnostics_of(report), report, str(model))
+    parts = {part["name"]: part for part in diagnostics.fallback["parts"]}
+    assert {name for name, part in parts.items() if part["usable"]} == {"scheduler", "tokenizer"}
+    assert "NaN" in parts["transformer"]["reason"] and "attn1.to_q" in parts["transformer"]["reason"]
+    assert "pickle" in parts["vae"]["reason"]
+    assert "repository's own" in parts["text_encoder"]["reason"]
+    assert json.loads(diagnostics.to_json())["fallback"]["parts"]
+
+
+def test_alternatives_come_from_the_registry() -> None:
+    assert all(model.reason for model in FallbackHandler().suggest_alternative_models("wan_t2v"))
+
+
+def test_nothing_there_is_an_error() -> None:
+    with pytest.raises(ModelNotFound):
+        FallbackHandler().attempt_component_isolation("/nowhere/at/all")
+
+
+def test_what_a_user_named_is_fixed() -> None:
+    plain = GenerationRequest(model="m", prompt="p")
+    assert fixed_by(plain) == frozenset()
+    named = GenerationRequest(
+        model="m", prompt="p", precision="float32", offload="none", vae_tiling=False, attention_backend="native"
+    )
+    assert fixed_by(named) == {"precision", "offload", "vae_tiling", "attention_backend"}
+
+
+def test_a_failure_takes_from_an_error_what_decides() -> None:
+    error = UnusableFrames("the weights of vae are NaN", details={"component": "vae"})
+    assert failure_of(error, "decode").category == "none"
+    assert failure_of(UnusableFrames("NaN"), "decode").category == "frames"
+
+
+def test_advice_comes_behind_the_errors_own_and_once() -> None:
+    error = ModelCorrupt("model_index.json is damaged", hint="look at it")
+    for _ in range(2):
+        add_advice(error, Subject("folder"))
+    assert error.fixes[0] == "look at it" and "--repair" in error.fixes[1] and len(error.fixes) == 3
+    other = InvalidRequest("width is 3")
+    add_advice(other, Subject("folder"))
+    assert other.fixes == ()
