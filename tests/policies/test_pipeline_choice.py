@@ -25,6 +25,7 @@ def signature(
     [
         (WAN, "WanPipeline", (16, 16), "WanPipeline"),
         (WAN, None, (16, 16), "WanPipeline"),
+        (WAN, None, (12, 12), "WanPipeline"),  # of a size of its own: the demo
         (WAN, "WanVideoToVideoPipeline", (16, 16), "WanVideoToVideoPipeline"),
         (WAN, "Wan22ModularPipeline", (16, 16), "Wan22ModularPipeline"),
         (WAN, "WanPipeline", (36, 16), "WanImageToVideoPipeline"),

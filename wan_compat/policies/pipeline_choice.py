@@ -73,6 +73,8 @@ def _wan(signature: ArchitectureSignature) -> PipelineChoice:
     channels = (config.get("in_channels"), config.get("out_channels"))
     if channels in _OF_CHANNELS:
         return _among(_OF_CHANNELS[channels], signature.pipeline_class, f"the transformer's channels are {channels}")
+    if isinstance(channels[0], int) and channels[0] == channels[1]:  # of a size of its own, such as the demo's 12
+        return _among(_OF_CHANNELS[16, 16], signature.pipeline_class, f"it gives the {channels[0]} channels it takes")
     if channels != (None, None):
         return PipelineChoice(None, f"diffusers has no pipeline for a Wan transformer with channels {channels}")
     # Without the transformer's configuration the index' word is the best there is.
