@@ -111,6 +111,8 @@ class GenerationRequest(VideoOptions):
         cache: One of diffusers' caches; changes pixels, and is named in the result.
         attention_backend: One of diffusers' names.
         recover: Try other ways when an attempt fails (docs/recovery.md); off, the first error ends the job.
+        load_only: Load the model and generate nothing; the worker stays for the next job.
+        count_memory: On a CPU, count the tensors of each phase; what is counted takes a little longer.
         timeout_s: Whole job, from submit to finished file.
         memory_limit_bytes: Cap for the worker; None takes the policy's.
         gpu_memory_limit_bytes: Soft cap for the worker on all GPUs together; None takes the policy's.
@@ -160,6 +162,8 @@ class GenerationRequest(VideoOptions):
     cache: Cache | None = None
     attention_backend: Name | None = None
     recover: bool = True
+    load_only: bool = False
+    count_memory: bool = False
     overwrite: bool = False
     mode: Mode = Mode.SAFE
     restricted: bool = False

@@ -73,6 +73,9 @@ if TYPE_CHECKING:
     from wan_compat.supervisor.environments import Environment
 
 
+COUNTED_PHASES = ("text_encode", "denoise_high", "denoise_low", "decode")
+
+
 @dataclasses.dataclass(frozen=True)
 class JobContext:
     """What the runner gives to a run: where events go, how cancellation shows, and the pool."""
@@ -231,7 +234,10 @@ class JobRun:
             with worker.noting_violations():
                 self._load(worker, model, limits)
                 decoding = step.decoding if step is not None else None
-                frames, output = self._generate(worker, model, resolved, limits, delivery, decoding)
+                frames: ProcessedFrames | None = None
+                output: OutputReport | None = None
+                if not self._request.load_only:
+                    frames, output = self._generate(worker, model, resolved, limits, delivery, decoding)
             self._fit = True
             attempts.succeeded()
             result = self._result(worker, model, resolved, frames, output, environment)
@@ -275,7 +281,7 @@ class JobRun:
     # -- steps ---------------------------------------------------------------------------------------------------
 
     def _prepare_output(self, stack: contextlib.ExitStack, resolved: ResolvedRequest) -> Delivery | None:
-        if self._request.output is None:
+        if self._request.output is None or self._request.load_only:
             return None
         from wan_compat.supervisor.delivery import prepare_delivery
 
@@ -403,7 +409,7 @@ class JobRun:
             self._denoised = False
             self._enter("text_encode")
             ring.send_media(job, self._media)
-            worker.send(m.Generate(job=job, params=resolved.params))
+            worker.send(m.Generate(job=job, params=resolved.params, count_memory=self._request.count_memory))
         else:
             self._enter("decode")
             worker.send(m.DecodeAgain(job=job, frames=spec, decoding=decoding))
@@ -459,6 +465,7 @@ class JobRun:
         self._timings = dataclasses.replace(self._timings, total_s=total)
         params = resolved.params
         peak = worker.peak_bytes()
+        generated = self._generated[0] if self._generated else None  # None: it was loaded only
         decoding = "streaming" if loaded.streaming else "whole"
         dtypes = sorted({component.dtype for component in model.pipeline.components if component.dtype})
         return VideoGenerationResult(
@@ -475,7 +482,7 @@ class JobRun:
                     f"conv3d:{model.pipeline.conv3d}",
                     f"decode:{decoding}",
                     *loaded.applied,
-                    *self._generated[0].applied,
+                    *(generated.applied if generated is not None else ()),
                     *changes_of(model),
                 ],
                 generation_params=params.model_dump(exclude={"frames"})
@@ -506,7 +513,12 @@ class JobRun:
                 self_test=dict(worker.self_test),
                 outer=worker.outer_by,
             ),
-            peak={"worker_rss_bytes": peak, "vram_bytes": self._generated[0].peak_vram_bytes},
+            peak={
+                "worker_rss_bytes": peak,
+                "worker_after_bytes": worker.used_bytes(),
+                "vram_bytes": generated.peak_vram_bytes if generated is not None else None,
+                **_counted(generated),
+            },
             recovery=list(self._recovery),
             output=output,
             code=code_report(self._request.mode, model),
@@ -574,6 +586,13 @@ class JobRun:
             worker.ring.end()
             return worker.state is WorkerState.LOADED
         return False
+
+
+def _counted(generated: m.Generated | None) -> dict[str, int]:
+    """Return the most bytes of tensors in each phase, where they were counted; of the phases that there are, since a
+    worker may name others."""
+    found = generated.peak_allocated_bytes if generated is not None else {}
+    return {f"{phase}_bytes": found[phase] for phase in COUNTED_PHASES if phase in found}
 
 
 N = TypeVar("N", int, float)

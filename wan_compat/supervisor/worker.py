@@ -447,6 +447,10 @@ class Worker:
             peak = self._cgroup.usage().peak_bytes or peak
         return peak
 
+    def used_bytes(self) -> int:
+        """Return the memory that the worker uses now, or was last seen to use."""
+        return self._watch.poll() if self._watch is not None else 0
+
     def _death(self) -> WanCompatError:
         self.log.collect()
         status = self._zygote.exit_status(self.name, 1.0) if self._zygote is not None else None
