@@ -199,14 +199,17 @@ class FrameWriter:
         self._note_range(lowest * 255.0, highest * 255.0)
         self._publish_frame(picture.float().clamp(0.0, 1.0).mul(255.0))
 
-    def finish(self) -> None:
-        """Check that every agreed frame was published, and that there is something in them. Raises UnusableFrames."""
+    def finish(self, *, may_be_constant: bool = False) -> None:
+        """Check that every agreed frame was published, and that there is something in them. Raises UnusableFrames.
+
+        Args:
+            may_be_constant: A function of the repository made the frames, and may well have meant a single colour.
+        """
         if self.published != self._layout.frame.num_frames:
             raise UnusableFrames(
                 f"the model decoded {self.published} frames instead of {self._layout.frame.num_frames}"
             )
-
-        if int(self._darkest) == int(self._brightest):
+        if not may_be_constant and int(self._darkest) == int(self._brightest):
             # No prompt makes a video without a single differing value: it is what overflow and broken kernels make.
             raise UnusableFrames(
                 f"all {self.published} frames are one and the same value ({int(self._darkest)} of 255)",

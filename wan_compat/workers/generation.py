@@ -157,6 +157,10 @@ class Run:
             self.on_denoised()
         return {}
 
+    def next_pass(self) -> None:
+        """Count steps anew: the pipeline is called once more within the same generation."""
+        self._taken = 0
+
     def denoised(self) -> None:
         """Note that a step is over, and look for a requested stop."""
         self._denoised = time.perf_counter()

@@ -73,7 +73,7 @@ def generate_restricted(
         raise
     except Exception as error:
         raise explained(error) from error
-    writer.finish()
+    writer.finish(may_be_constant=True)
     return run.finished(model.spec.device)
 
 
@@ -141,6 +141,7 @@ class Pipe:
             return {"latents": _tensor_of(after, tuple(before.shape), "what on_step returned").to(before.dtype)}
 
         frames = self._model.pipeline(**given, callback_on_step_end=after_step).frames
+        self._run.next_pass()
         self._steps.next_pass()
         return frames if output == "latents" else frames[0]  # type: ignore[no-any-return]
 
