@@ -13,7 +13,7 @@ from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.pipelines import Way
 from wan_compat.policies.requests import resolve_request
 from wan_compat.protocol.errors import InvalidRequest
-from wan_compat.protocol.media import PICTURE_ROLES, MediaRole
+from wan_compat.protocol.media import MediaRole
 from wan_compat.protocol.values import GenerationRequest, TaskName
 
 PROMPT = "a red ball rolls over green grass"
@@ -26,7 +26,7 @@ _MAX_PIECES = 64  # lengths tried: beyond this the family's own length is taken
 
 @dataclasses.dataclass(frozen=True)
 class SmokeRequest:
-    """Sizes, steps and the media that a task needs, by role; `pictures` are those of them that are stills."""
+    """Sizes, steps and the media that a task needs, by role; videos among them have `media_frames`."""
 
     task: TaskName
     height: int
@@ -34,10 +34,7 @@ class SmokeRequest:
     num_frames: int
     num_inference_steps: int
     media: tuple[MediaRole, ...]
-
-    @property
-    def pictures(self) -> tuple[MediaRole, ...]:
-        return tuple(role for role in self.media if role in PICTURE_ROLES)
+    media_frames: int
 
 
 def media_for_way(way: Way | None) -> tuple[MediaRole, ...]:
@@ -56,6 +53,8 @@ def smoke_request(model: ModelDecision) -> SmokeRequest:
     width = width if width != height else width + multiple
     task: TaskName = model.way.task if model.way is not None else "t2v"
     media = media_for_way(model.way)
+    context = model.way.inputs.context if model.way is not None else None
+    before = context.at_most if context is not None else 0
     for num_frames, steps in _lengths(model, task):
         request = GenerationRequest(
             model="smoke", prompt=PROMPT, height=height, width=width, num_frames=num_frames, num_inference_steps=steps
@@ -64,9 +63,10 @@ def smoke_request(model: ModelDecision) -> SmokeRequest:
             resolve_request(request, model, seed=SEED)
         except InvalidRequest:
             continue
-        return SmokeRequest(task, height, width, num_frames, steps, media)
+        return SmokeRequest(task, height, width, num_frames, steps, media, max(num_frames, before))
     defaults = family_defaults(model)
-    return SmokeRequest(task, height, width, defaults.num_frames, defaults.num_inference_steps, media)
+    frames = defaults.num_frames
+    return SmokeRequest(task, height, width, frames, defaults.num_inference_steps, media, max(frames, before))
 
 
 def _lengths(model: ModelDecision, task: TaskName) -> Iterator[tuple[int, int]]:

@@ -61,6 +61,7 @@ class Examination:
     format: FormatValidation | None = None
     memory: MemoryTestResult | None = None
     performance: PerformanceBenchmark | None = None
+    error: Exception | None = None  # what ended the series before its time
 
 
 class SmokeTestRunner:
@@ -130,14 +131,14 @@ class SmokeTestRunner:
                 measured.append(self._measure(pipeline))
             except JobCancelled:
                 raise
-            except Exception as raised:  # a pipeline raises anything, and that is what is found out here
+            except Exception as raised:  # noqa: BLE001 - a pipeline raises anything; that is what is found out here
                 error = raised
                 break
         errors, warnings = self._judge(measured)
         if error is not None:
             errors.append(_told(error, len(measured)))
         if not measured:
-            return Examination(SmokeTestResult(False, 0.0, 0, (), errors, warnings))
+            return Examination(SmokeTestResult(False, 0.0, 0, (), errors, warnings), error=error)
         memory = judge_memory(max(run.peak_bytes for run in measured), [run.after_bytes for run in measured])
         if memory.leaks:
             errors.append(f"memory grows by {memory.leak_mb:.0f} MB with each run")
@@ -157,6 +158,7 @@ class SmokeTestRunner:
             format=FormatValidation(not found, "frames", shape, dtype, found),
             memory=memory,
             performance=_benchmark(measured[1:] or measured),
+            error=error,
         )
 
     def _judge(self, measured: Sequence[Measured]) -> tuple[list[str], list[str]]:

@@ -31,6 +31,7 @@ from wan_compat.supervisor.cli.encode import encode
 from wan_compat.supervisor.cli.generate import generate
 from wan_compat.supervisor.cli.info import info
 from wan_compat.supervisor.cli.install_deps import install_deps
+from wan_compat.supervisor.cli.load_test import test_load
 from wan_compat.supervisor.cli.options import Quiet, Verbose
 from wan_compat.supervisor.cli.plan import plan
 from wan_compat.supervisor.cli.scan import scan
@@ -49,7 +50,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for verb in (demo, check, scan, plan, diagnose, generate, encode, info, convert, doctor, install_deps, update_registry):
+for verb in (
+    *(demo, check, scan, plan, diagnose, test_load, generate, encode, info, convert),
+    *(doctor, install_deps, update_registry),
+):
     app.command()(verb)
 app.add_typer(trust)
 app.add_typer(config)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from wan_compat.protocol.results import ConversionReport, VideoGenerationResult
     from wan_compat.protocol.values import GenerationRequest, Mode
     from wan_compat.supervisor.client import Job, R, Supervisor
+    from wan_compat.supervisor.load_test import LoadTestReport
 
 M = TypeVar("M", bound="BaseModel")
 
@@ -34,6 +35,24 @@ def run_request(session: Session, request: GenerationRequest, *, min_tier: str |
     """
     with _supervisor(request.mode, min_tier) as supervisor:
         return _follow(session, supervisor.submit(request))
+
+
+def run_load_test(
+    session: Session, request: GenerationRequest, *, smoke: bool, runs: int | None, min_tier: str | None = None
+) -> LoadTestReport:
+    """Run a load test as `run_request` runs a request."""
+    from wan_compat.supervisor.load_test import DEFAULT_RUNS, load_and_test
+
+    fields = {name: getattr(request, name) for name in request.model_fields_set - {"model", "prompt"}}
+    with _supervisor(request.mode, min_tier) as supervisor:
+        return load_and_test(
+            supervisor,
+            request.model,
+            smoke=smoke,
+            runs=runs or DEFAULT_RUNS,
+            follow=lambda job: _follow(session, job),
+            **fields,
+        )
 
 
 def _supervisor(mode: Mode, min_tier: str | None) -> Supervisor:
