@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -75,9 +76,16 @@ def test_the_document_has_every_field_and_is_plain_json(tmp_path: Path) -> None:
 
 
 def test_a_machine_that_is_too_small_is_the_only_thing_wrong(tmp_path: Path) -> None:
-    report = check_model(str(built(tmp_path / "m")), host=SMALL)
+    report = check_model(str(built(tmp_path / "m")), host=dataclasses.replace(SMALL, memory_available_bytes=1 << 30))
     assert codes(report) == {"memory_short"}
     assert (report.loadable, report.compatible_here, report.exit_code) == (True, False, 6)
+
+
+def test_weights_that_can_stay_in_their_files_are_no_error_for_a_machine_that_holds_the_rest(tmp_path: Path) -> None:
+    host = dataclasses.replace(BIG, memory_available_bytes=12 * 10**9)
+    report = check_model(str(built(tmp_path / "m")), host=host)
+    assert codes(report) == {"memory_tight"} and report.compatible_here
+    assert any("the plan 'disk" in item.message for item in report.findings)
 
 
 @pytest.mark.parametrize("name", [name for name, item in EXPECTED.items() if item.loadable is not None])

@@ -18,7 +18,7 @@ from wan_compat.policies.architecture import Architecture, Component, ModelRequi
 from wan_compat.policies.detection.decide import detect
 from wan_compat.policies.detection.traits import traits_of
 from wan_compat.policies.facts import HostFacts, ModelFacts
-from wan_compat.policies.findings import Finding
+from wan_compat.policies.findings import Finding, finding
 from wan_compat.policies.judgement.identity import TASKS, TaskAnswer, answer_task, judge_task
 from wan_compat.policies.judgement.judge import exit_code, in_order, is_error, is_loadable, judge
 from wan_compat.policies.judgement.parts import parts_of
@@ -144,7 +144,7 @@ def check_model(
     host = host or read_host()
     entry = registry_entry(architecture)
     installed = _installed(facts, entry)
-    findings = judge(facts, architecture, traits, installed, host, entry)
+    findings = _as_planned(judge(facts, architecture, traits, installed, host, entry), facts, host)
     answer = None if task is None else answer_task(task, architecture)
     if answer is not None:
         findings = in_order((*findings, *judge_task(answer)))
@@ -161,6 +161,22 @@ def check_model(
         host=host,
         installed=installed,
         elapsed_s=time.perf_counter() - started,
+    )
+
+
+def _as_planned(findings: tuple[Finding, ...], facts: ModelFacts, host: HostFacts) -> tuple[Finding, ...]:
+    """Weights that are too much at once are no error where a plan runs the model without having them all in memory."""
+    if not any(item.code == "memory_short" for item in findings):
+        return findings
+    from wan_compat.supervisor.plan_report import default_choice
+
+    choice = default_choice(facts, host)
+    if choice is None or not choice.fits:
+        return findings
+    way = choice.chosen.candidate
+    words = f"; the plan {way.name!r} runs it all the same, {way.cost.factor:g} times slower ({way.cost.basis})"
+    return in_order(
+        finding("memory_tight", f"{item.message}{words}") if item.code == "memory_short" else item for item in findings
     )
 
 

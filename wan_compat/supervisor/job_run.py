@@ -21,11 +21,7 @@ from wan_compat._version import __version__
 from wan_compat.policies.facts import FileFact
 from wan_compat.policies.limits import Deadlines, deadlines, memory_limit
 from wan_compat.policies.models import ModelDecision
-from wan_compat.policies.planning.choice import Choice
-from wan_compat.policies.planning.contract import plan_of
 from wan_compat.policies.policy import Policy
-from wan_compat.policies.recovery.advice import Subject
-from wan_compat.policies.recovery.steps import Step
 from wan_compat.policies.requests import ResolvedRequest, resolve_request
 from wan_compat.policies.tasks import media_of, wish_of
 from wan_compat.protocol import messages as m
@@ -58,7 +54,6 @@ from wan_compat.supervisor.admitted_files import check_unchanged
 from wan_compat.supervisor.attempts import Attempts, add_advice, wait
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.integrity import require_verified
-from wan_compat.supervisor.job_plan import plan_job
 from wan_compat.supervisor.machine import worker_machine
 from wan_compat.supervisor.media import copied_media
 from wan_compat.supervisor.model_choice import choose_model, code_report
@@ -69,6 +64,8 @@ from wan_compat.supervisor.worker_log import open_log_file
 from wan_compat.supervisor.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
+    from wan_compat.policies.planning.choice import Choice
+    from wan_compat.policies.recovery.steps import Step
     from wan_compat.supervisor.delivery import Delivery
     from wan_compat.supervisor.environments import Environment
 
@@ -159,6 +156,8 @@ class JobRun:
         try:
             return self._execute(model)
         except WanCompatError as error:
+            from wan_compat.policies.recovery.advice import Subject
+
             repository = model[0].repository if model else None
             add_advice(error, Subject(self._request.model, repository, self._request.output is not None))
             raise
@@ -189,6 +188,8 @@ class JobRun:
             media = stack.enter_context(copied_media(media_of(request)))
             self._media = media.descriptors
             resolved = resolve_request(request, model, seed=secrets.randbelow(1 << 31), media=media.specs)
+            from wan_compat.supervisor.job_plan import plan_job  # 10 ms that the import of this module need not pay
+
             planned = plan_job(request, model, resolved, worker_machine(limit, host=host))
             model, self._choice = planned.model, planned.choice
             gpu_limit = _narrower(request.gpu_memory_limit_bytes, context.policy.gpu_memory_limit_bytes)
@@ -459,6 +460,8 @@ class JobRun:
         output: OutputReport | None,
         environment: Environment | None,
     ) -> VideoGenerationResult:
+        from wan_compat.policies.planning.contract import plan_of
+
         loaded = worker.loaded()
         assert worker.tier is not None and loaded is not None
         total = time.monotonic() - self._started

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from wan_compat.policies.facts import HostFacts, ModelFacts
 from wan_compat.policies.limits import HOST_SHARE
+from wan_compat.policies.models import decide_model
 from wan_compat.policies.planning.choice import Choice, choose, describe_nearest
 from wan_compat.policies.planning.contract import estimate_of, plan_of
 from wan_compat.policies.planning.job import job_of, shape_of, wishes_of
 from wan_compat.policies.planning.machine import GpuFacts, MachineFacts
 from wan_compat.policies.requests import resolve_request
 from wan_compat.policies.tasks import Wish
-from wan_compat.protocol.errors import MemoryExceeded, ModelNotCompatible
+from wan_compat.protocol.errors import MemoryExceeded, ModelNotCompatible, WanCompatError
 from wan_compat.protocol.values import GenerationRequest
-from wan_compat.supervisor.machine import read_machine
+from wan_compat.supervisor.machine import read_machine, worker_machine
 from wan_compat.supervisor.model_choice import choose_model
 
 PLAN_SCHEMA_VERSION = 1
@@ -128,6 +130,21 @@ def plan_model(
     resolved = resolve_request(request, model, seed=0)
     choice = choose(shape, job_of(model, resolved.params), machine, wishes_of(request))
     return PlanReport(request.model, model.pipeline.pipeline_class, resolved.params.task, choice)
+
+
+def default_choice(facts: ModelFacts, host: HostFacts) -> Choice | None:
+    """Return how a model's usual job of the usual size would be run; None where that cannot be said."""
+    limit = int(host.memory_available_bytes * HOST_SHARE)
+    try:
+        model = decide_model(facts, threads=host.cpu_count, memory_limit_bytes=_UNBOUNDED)
+        shape = shape_of(model)
+        if shape is None:
+            return None
+        resolved = resolve_request(GenerationRequest(model=facts.root, prompt=""), model, seed=0)
+    except WanCompatError:
+        return None  # what is wrong with it is told by other findings
+    machine = worker_machine(limit, host=host)
+    return choose(shape, job_of(model, resolved.params), machine)
 
 
 def _with_media(wish: Wish | None) -> Wish | None:

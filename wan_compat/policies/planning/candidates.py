@@ -88,6 +88,11 @@ def candidates(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishe
 
 
 def _check(shape: ModelShape, machine: MachineFacts, wishes: Wishes) -> None:
+    if wishes.cache == "mag":
+        raise InvalidRequest(
+            "MagCache needs the magnitude ratios of each checkpoint, which nothing here has",
+            hint="use --cache first_block or taylorseer, which need no numbers of a checkpoint",
+        )
     if machine.gpu is not None:
         return
     if wishes.offload in ("model", "sequential"):
