@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from wan_compat.policies.recovery.advice import Subject, advise
-from wan_compat.policies.recovery.decision import next_step
-from wan_compat.policies.recovery.steps import Category, Failure, Situation, Step, Stop
 from wan_compat.protocol.errors import MAX_FIXES, WanCompatError, clean_text
 from wan_compat.protocol.values import FrameSpec, GenerationRequest, PipelineSpec
 from wan_compat.supervisor import events as ev
+
+if TYPE_CHECKING:  # only a job that fails needs them
+    from wan_compat.policies.recovery.advice import Subject
+    from wan_compat.policies.recovery.steps import Category, Failure, Step, Stop
 
 MAX_ERROR_CHARS = 500
 
@@ -56,6 +57,9 @@ class Attempts:
         Raises:
             WanCompatError: `error` itself, if nothing is left; its details tell what was tried.
         """
+        from wan_compat.policies.recovery.decision import next_step
+        from wan_compat.policies.recovery.steps import Situation, Stop
+
         self._settle(f"failed: {_line(error)}")
         failure = failure_of(error, phase)
         situation = Situation(pipeline, self._frames, self._fixed, latents, tuple(self._tried))
@@ -89,6 +93,8 @@ class Attempts:
 
 def failure_of(error: WanCompatError, phase: str) -> Failure:
     """Return what recovery decides by."""
+    from wan_compat.policies.recovery.steps import Failure
+
     found = error.details.get("signal")
     component = error.details.get("component")
     return Failure(
@@ -114,6 +120,8 @@ def fixed_by(request: GenerationRequest) -> frozenset[str]:
 
 def add_advice(error: WanCompatError, subject: Subject) -> None:
     """Add to an error what a person can do by hand, behind what it says itself."""
+    from wan_compat.policies.recovery.advice import advise
+
     fixes = [*error.fixes, *advise(error.code, error.message, subject)]
     error.fixes = tuple(clean_text(fix, 500) for fix in dict.fromkeys(fixes))[:MAX_FIXES]
 
