@@ -127,6 +127,7 @@ LADDERS = {
         ["restart_1", "plain_kernels", "restart_3"],
     ),
     "silent": (failure("worker_silent"), Situation(pipeline(), LARGE), ["restart_1"]),
+    "cannot be started": (failure("worker_start_failed", "start_worker"), Situation(pipeline(), LARGE), ["restart_1"]),
     "encoder died": (failure("encoding_failed", "encode"), Situation(pipeline(), LARGE, latents=True), ["decode_again"]),
     "encoder died, worker too": (failure("encoding_failed", "encode"), Situation(pipeline(), LARGE), []),
     "frames are kept": (failure("encoding_failed", "encode", kept=True), Situation(pipeline(), LARGE, latents=True), []),
@@ -168,7 +169,7 @@ def test_a_job_has_an_end_whatever_fails_next():
 
 
 def test_restarts_wait_longer_each_time():
-    taken, _ = climb(failure("worker_start_failed", "start_worker"), Situation(pipeline(), LARGE))
+    taken, _ = climb(failure("worker_died", "start_worker"), Situation(pipeline(), LARGE))
     assert [step.delay_s for step in taken] == [0.5, 1.0, 2.0]
 
 

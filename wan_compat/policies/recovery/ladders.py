@@ -107,8 +107,8 @@ def _death(failure: Failure, now: Situation) -> Iterator[Step]:
         now.pipeline,
         delay_s=FIRST_DELAY_S * 2**times,
     )
-    if failure.code == "worker_silent" and times:
-        return  # a minute of silence each time: it hangs, and will again
+    if failure.code in ("worker_silent", "worker_start_failed") and times:
+        return  # it hangs, or this machine cannot start one: it will again, and a person waits
     if times == 1 and failure.signal == signal.SIGKILL:
         # Nobody says who killed it; a machine out of memory is the usual answer.
         yield from _offloads(now)
