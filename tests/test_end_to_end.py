@@ -180,6 +180,15 @@ def test_what_fits_with_no_plan_is_refused_before_a_worker_starts_and_the_neares
         assert supervisor.generate(request("t2v", output=str(output))).success
 
 
+def test_a_job_is_planned_to_stay_below_its_limit_and_the_result_says_how():
+    with Supervisor(memory_limit_bytes=800 << 20) as supervisor:
+        large = supervisor.generate(request("t2v", height=512, width=704, num_frames=5, num_inference_steps=1))
+        small = supervisor.generate(request("t2v"))
+    assert large.success and "vae_tiling:256/192" in large.metadata.optimizations_applied
+    assert large.metadata.plan is not None and large.metadata.plan["name"].endswith(("tiled", "tiled-whole"))
+    assert small.metadata.plan is not None and small.metadata.plan["name"] == "cpu"  # with room, nothing is done
+
+
 def test_missing_ffmpeg_is_told_before_a_worker_starts(tmp_path, monkeypatch):
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "nothing"))
     with Supervisor() as supervisor:

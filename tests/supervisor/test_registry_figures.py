@@ -7,7 +7,7 @@ from pathlib import Path
 
 def test_the_registry_has_the_figures_that_the_planner_computes():
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parents[3] / "tools" / "registry_memory.py")],
+        [sys.executable, str(Path(__file__).parents[2] / "tools" / "registry_memory.py")],
         capture_output=True,
         text=True,
         timeout=100,
