@@ -2,49 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from tests.assets.tiny_wan import tiny_model
+from tests.assets.plain_cases import SIZE, TEXT, Case, assert_equal, run, run_plain, write_media
+from tests.assets.tiny_wan import tiny_model, tiny_models
 from wan_compat import GenerationRequest, Supervisor
 from wan_compat.protocol.errors import InvalidRequest
-from wan_compat.supervisor import events as ev
-
-SCRIPT = Path(__file__).parent / "programs" / "plain_relatives.py"
-SIZE = {"height": 64, "width": 96, "num_inference_steps": 2, "guidance_scale": 4.0}
-TEXT = {"prompt": "a red ball bounces to the right", "negative_prompt": "blurred details", "max_sequence_length": 16}
-SEED = 7
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A job as a user gives it, and the call of diffusers that makes the same frames."""
-
-    kind: str
-    pipeline: str
-    media: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    # of the plain call: what differs from the fields (None leaves one out), and media by its names
-    plain: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    plain_media: Mapping[str, tuple[str, Any, str]] = dataclasses.field(default_factory=dict)
-    frames: tuple[int, int | None] = (0, None)  # of what the plain call returns
-    steps: int = 2
-
-    @property
-    def request(self) -> dict[str, Any]:
-        return {**SIZE, "num_frames": 9, **TEXT, **self.fields}
-
 
 IMAGE = {"image": ("image", None, "RGB")}
 DRIVEN = {"image": "image", "pose_video": "video", "face_video": "face"}
@@ -171,25 +140,7 @@ def supervisor() -> Iterator[Supervisor]:
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Files without loss, in the size that is asked for: pixels reach diffusers as they are."""
-    folder = tmp_path_factory.mktemp("media")
-    video = _frames(85, 64, 96)
-    masks = [frame.convert("L").point(lambda value: 255 if value > 127 else 0).convert("RGB") for frame in video]
-    found = {"image": str(folder / "image.png")}
-    video[3].save(found["image"])
-    for name, frames in {"video": video, "face": _frames(85, 16, 16), "mask": masks, "short": video[:5]}.items():
-        found[name] = str(folder / f"{name}.webp")
-        options = {"lossless": True, "quality": 0, "method": 0, "duration": 40}
-        frames[0].save(found[name], save_all=True, append_images=frames[1:], **options)
-    return found
-
-
-def _frames(count: int, height: int, width: int) -> list[Image.Image]:
-    """Return tiles of colour that move."""
-    tiles = np.random.default_rng(1).integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
-    block = np.ones((8, 8, 1), np.uint8)
-    # No two frames in a row are equal: WebP would join them.
-    return [Image.fromarray(np.kron(np.roll(tiles, step, 1) ^ np.uint8(step), block)) for step in range(count)]
+    return write_media(tmp_path_factory.mktemp("media"))
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +149,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     Of Helios' pyramids, a copy with another gamma than all have: with 1/3, diffusers itself fails on a CPU.
     """
-    found = {case.kind: tiny_model(case.kind) for case in CASES.values()}
+    found = tiny_models({case.kind for case in CASES.values()})
     for kind in ("helios_pyramid", "helios_distilled"):
         found[kind] = tmp_path_factory.mktemp("models") / kind
         shutil.copytree(tiny_model(kind), found[kind])
@@ -211,25 +162,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def plain(models: dict[str, Path], media: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the frames of each case, made by one plain script."""
     folder = tmp_path_factory.mktemp("plain")
-    cases = []
-    for name, case in CASES.items():
-        arguments = {key: value for key, value in (case.request | dict(case.plain)).items() if value is not None}
-        given = {key: (media[file], take, mode) for key, (file, take, mode) in case.plain_media.items()}
-        cases.append(
-            {
-                "model": str(models[case.kind]),
-                "class": case.pipeline,
-                "arguments": arguments,
-                "media": given,
-                "seed": SEED,
-                "output": str(folder / f"{name}.npy"),
-            }
-        )
-    (folder / "cases.json").write_text(json.dumps(cases))
-    command = [sys.executable, str(SCRIPT), str(folder / "cases.json")]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_plain(CASES, models, media, folder)
     return folder
 
 
@@ -239,15 +172,8 @@ def test_frames_equal_a_plain_diffusers_script_byte_for_byte(
     name: str, supervisor: Supervisor, models: dict[str, Path], media: dict[str, str], plain: Path
 ) -> None:
     case = CASES[name]
-    files = {role: media[file] for role, file in case.media.items()}
-    job = supervisor.submit(GenerationRequest(model=str(models[case.kind]), seed=SEED, **case.request, **files))
-    steps = [event for event in job.events() if isinstance(event, ev.Progress) and event.phase == "denoise"]
-    result = job.result()
-    assert result.frames is not None and result.metadata.pipeline_class == case.pipeline
-    expected = np.load(plain / f"{name}.npy")[slice(*case.frames)]
-    assert np.array_equal(result.frames.frames, expected)
-    assert expected.std() > 5  # a constant picture would be equal too
-    assert [(event.step, event.total) for event in steps] == [(step, case.steps) for step in range(1, case.steps + 1)]
+    result, steps = run(supervisor, case, models[case.kind], media)
+    assert_equal(case, result, steps, plain / f"{name}.npy")
 
 
 def test_noise_of_helios_pyramid_is_drawn_on_a_cpu_where_diffusers_fails(supervisor: Supervisor) -> None:

@@ -8,6 +8,7 @@ under pytest-xdist, and a rename makes a half-built checkpoint impossible.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import filelock
@@ -36,13 +38,35 @@ def tiny_model(kind: str) -> Path:
     return folder
 
 
+def tiny_models(kinds: Iterable[str]) -> dict[str, Path]:
+    """Return the folders of several kinds. One process builds those that lack: it imports longer than it builds."""
+    cache = cache_folder()
+    with contextlib.ExitStack() as stack:
+        # In one order everywhere, so that two processes cannot wait for each other.
+        for kind in sorted(set(kinds)):
+            stack.enter_context(filelock.FileLock(cache / f"{kind}.lock", timeout=BUILD_TIMEOUT_S))
+        unfinished = {kind: cache / f"{kind}.part" for kind in kinds if not (cache / kind).is_dir()}
+        for folder in unfinished.values():
+            shutil.rmtree(folder, ignore_errors=True)
+        if unfinished:
+            _build(unfinished)
+        for kind, folder in unfinished.items():
+            folder.rename(cache / kind)
+    return {kind: cache / kind for kind in kinds}
+
+
 def build(kind: str, folder: Path) -> None:
     """Write the checkpoint of `kind` into `folder`, in a subprocess."""
-    command = [sys.executable, "-I", "-m", "wan_compat.workers.tiny_models", kind, str(folder)]
+    _build({kind: folder})
+
+
+def _build(folders: Mapping[str, Path]) -> None:
+    pairs = [word for kind, folder in folders.items() for word in (kind, str(folder))]
+    command = [sys.executable, "-I", "-m", "wan_compat.workers.tiny_models", *pairs]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
     if done.returncode != 0:
-        raise RuntimeError(f"building {kind} failed:\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"building {', '.join(folders)} failed:\n{done.stderr[-3000:]}")
 
 
 def cache_folder(*sources: Path) -> Path:

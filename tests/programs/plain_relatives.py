@@ -51,21 +51,17 @@ def as_tensor(frames):
 
 
 for case in json.load(open(sys.argv[1])):
-    if case.get("modular"):
-        pipeline = getattr(diffusers, case["class"]).from_pretrained(case["model"], local_files_only=True)
+    pipeline = getattr(diffusers, case["class"]).from_pretrained(case["model"], local_files_only=True)
+    is_modular = isinstance(pipeline, diffusers.ModularPipeline)
+    if is_modular:
         pipeline.load_components(local_files_only=True)
-        for name, scale in case["guidance"].items():
-            guider = diffusers.ClassifierFreeGuidance(guidance_scale=scale)
-            pipeline.update_components(**{name: guider})
-    else:
-        pipeline = getattr(diffusers, case["class"]).from_pretrained(case["model"], local_files_only=True)
-        pipeline.set_progress_bar_config(disable=True)
+        for name, scale in case["guiders"].items():
+            pipeline.update_components(**{name: diffusers.ClassifierFreeGuidance(guidance_scale=scale)})
+    pipeline.set_progress_bar_config(disable=True)
     given = dict(case["arguments"])
     for name, (path, take, mode) in case["media"].items():
         given[name] = read(path, take, mode)
     generator = torch.Generator().manual_seed(case["seed"])
-    if case.get("modular"):
-        video = pipeline(**given, generator=generator, output="videos")[0]
-    else:
-        video = pipeline(**given, generator=generator).frames[0]
+    answer = pipeline(**given, generator=generator)
+    video = answer.values["videos"][0] if is_modular else answer.frames[0]
     np.save(case["output"], np.stack([(np.asarray(frame) * 255).astype(np.uint8) for frame in video]))

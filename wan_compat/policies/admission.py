@@ -14,7 +14,7 @@ from wan_compat.policies.facts import FileFact, ModelFacts
 from wan_compat.protocol.errors import ModelCorrupt, PickleRefused
 
 # By whose rules a part is loaded, and so which names its files have.
-Kind = Literal["diffusers", "transformers", "tokenizer", "scheduler", "image_processor"]
+Kind = Literal["diffusers", "transformers", "tokenizer", "scheduler", "image_processor", "guider"]
 
 _WEIGHTS = {
     "diffusers": re.compile(r"diffusion_pytorch_model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"),
@@ -29,6 +29,7 @@ _TOKENIZER_FILES = re.compile(
 _ONE_FILE: Mapping[Kind, str] = {
     "scheduler": "scheduler_config.json",
     "image_processor": "preprocessor_config.json",
+    "guider": "guider_config.json",
 }
 _PICKLES = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle)")
 
@@ -36,7 +37,7 @@ _PICKLES = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle)")
 def is_opened(name: str) -> bool:
     """Say whether a file of this name is one that the library of some part opens."""
     return (
-        name in ("config.json", "scheduler_config.json", "preprocessor_config.json")
+        name in ("config.json", *_ONE_FILE.values())
         or _TOKENIZER_FILES.fullmatch(name) is not None
         or any(pattern.fullmatch(name) for pattern in _WEIGHTS.values())
     )

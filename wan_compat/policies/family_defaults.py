@@ -35,6 +35,15 @@ _TWO_EXPERTS: Mapping[Weights, FamilyDefaults] = {
     "image": FamilyDefaults(720, 1280, 81, 40, 3.5, 3.5, 16.0),
     "vace": FamilyDefaults(480, 832, 81, 50, 5.0, None, 16.0),
 }
+# Weights that run through modular blocks -> the same weights elsewhere.
+_SAME: Mapping[Weights, Weights] = {
+    "modular_text": "text",
+    "modular_text_2": "text_only",
+    "modular_image": "image_clip",
+    "modular_pair": "image_pair",
+    "modular_image_2": "image",
+    "modular_vace": "vace",
+}
 _ONE_EXPERT: Mapping[Weights, FamilyDefaults] = {
     "text_image": WAN22_TI2V_5B,
     "image_clip": FamilyDefaults(480, 832, 81, 40, 5.0, None, 16.0),
@@ -50,13 +59,23 @@ _ONE_EXPERT: Mapping[Weights, FamilyDefaults] = {
     "helios": FamilyDefaults(384, 640, 129, 50, 5.0, None, 24.0),
     "helios_pyramid": FamilyDefaults(384, 640, 129, 30, 5.0, None, 24.0),
     "helios_distilled": FamilyDefaults(384, 640, 129, 6, 1.0, None, 24.0),
+    "animate2": FamilyDefaults(800, 640, 81, 40, 3.0, None, 24.0),
+    "animate2_distilled": FamilyDefaults(800, 640, 81, 10, 1.0, None, 24.0),
 }
 
 
 def family_defaults(model: ModelDecision) -> FamilyDefaults:
     """Return the defaults of a model's weights; a pipeline of the repository's own is judged by what its parts are."""
+    defaults = _of_weights(model)
+    if model.guidance_scale is None:
+        return defaults
+    return dataclasses.replace(defaults, guidance_scale=model.guidance_scale)
+
+
+def _of_weights(model: ModelDecision) -> FamilyDefaults:
     two = has_two_experts(model)
     weights = model.way.weights if model.way is not None else ("text_only" if two else "text")
+    weights = _SAME.get(weights, weights)
     if two and weights in _TWO_EXPERTS:
         return _TWO_EXPERTS[weights]
     if weights not in _ONE_EXPERT and model.vae_config.get("z_dim") == 48:

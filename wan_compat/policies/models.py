@@ -20,6 +20,7 @@ from wan_compat.policies.findings import Finding, Severity
 from wan_compat.policies.judgement.code import judge_documents
 from wan_compat.policies.judgement.shards import judge_shards
 from wan_compat.policies.model_fit import channels_of, check_fit, main_expert, weights_of
+from wan_compat.policies.modular_pipelines import BLOCKS
 from wan_compat.policies.pipeline_choice import choose_pipeline
 from wan_compat.policies.pipelines import PIPELINES, Pipeline, Way, ways_of
 from wan_compat.policies.tasks import Wish, choose_way
@@ -56,6 +57,7 @@ class ModelDecision:
     repository: str | None = None  # on a hub, with the commit as revision, where it came from a Hugging Face cache
     revision: str | None = None
     loras: tuple[LoraReport, ...] = ()
+    guidance_scale: float | None = None  # where the repository itself says one: in the settings of a guider
     tensors: Mapping[str, Mapping[str, TensorFact]] = dataclasses.field(default_factory=dict)  # of each component
 
     @property
@@ -74,7 +76,8 @@ class ModelDecision:
 def decide_model(
     facts: ModelFacts, *, threads: int, memory_limit_bytes: int, wish: Wish | None = None
 ) -> ModelDecision:
-    """Decide how a Wan folder in diffusers layout is loaded in safe mode on a CPU, for the task that is wished.
+    """Decide how a Wan folder in diffusers layout, or of diffusers' modular blocks, is loaded in safe mode on a CPU,
+    for the task that is wished.
 
     Raises:
         RemoteCodeRefused, PickleRefused: It asks for code or has weights only as pickles.
@@ -82,6 +85,10 @@ def decide_model(
         ModelCorrupt, ModelInvalid: Parts are missing, malformed, or do not fit together.
         ModelNotCompatible: A sound model for which there is no way here.
     """
+    from wan_compat.policies.modular import decide_modular, is_modular  # which asks this for what is like it
+
+    if is_modular(facts):
+        return decide_modular(facts, threads=threads, memory_limit_bytes=memory_limit_bytes, wish=wish)
     refuse_code(facts)
     named = facts.index.get("_class_name")
     if "pipeline.py" in facts.files and not _is_of_diffusers(str(named)):
@@ -186,8 +193,9 @@ def _pipeline_of(
             transformer_config={**transformer, "in_channels": channels_in, "out_channels": channels_out},
         )
     )
-    if choice.pipeline_class is not None and choice.pipeline_class in PIPELINES:
-        return choice.pipeline_class, choice.reason
+    chosen = choice.pipeline_class
+    if chosen is not None and chosen in PIPELINES and chosen not in BLOCKS:  # which have an index of their own
+        return chosen, choice.reason
     # Only a refusal needs them, and a supervisor that runs models should not carry them about.
     from wan_compat.policies.detection.decide import detect
     from wan_compat.policies.judgement.identity import alternatives

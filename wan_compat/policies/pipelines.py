@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from wan_compat.policies import relatives
+from wan_compat.policies import modular_pipelines, relatives
 from wan_compat.policies.admission import Kind
 from wan_compat.policies.pipeline_parts import BASE, CLIP, ONE_IMAGE, TWO_IMAGES
 from wan_compat.policies.pipeline_parts import Inputs as Inputs
@@ -41,6 +41,7 @@ PIPELINES: Mapping[str, Pipeline] = {
     ),
     "WanVACEPipeline": Pipeline({**BASE, **_VACE_EXPERTS}, _EXPERT_SETTINGS, min_diffusers="0.34.0"),
     **relatives.PIPELINES,
+    **modular_pipelines.PIPELINES,
 }
 
 _SOURCE_VIDEO = Inputs(needs=("video",), options=("strength",))
@@ -68,6 +69,7 @@ WAYS: tuple[Way, ...] = (
     Way("vace", "vace", "WanVACEPipeline", _CONTROL),
     Way("vace", "t2i", "WanVACEPipeline"),
     *relatives.WAYS,
+    *modular_pipelines.WAYS,
 )
 
 
@@ -88,6 +90,7 @@ KNOWN_CLASSES: Mapping[tuple[str, str], Kind] = {
     for pipeline in PIPELINES.values()
     for slot in pipeline.slots.values()
     for name in slot.classes
+    if name not in slot.instead
 }
 
 

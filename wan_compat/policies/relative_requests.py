@@ -31,7 +31,7 @@ def check_relative(model: ModelDecision, num_frames: int, num_inference_steps: i
     if model.way is None:
         return
     weights, context = model.way.weights, model.way.inputs.context
-    if weights in ("animate", "chronoedit") and num_frames == 1:
+    if weights in ("animate", "animate2", "animate2_distilled", "chronoedit") and num_frames == 1:
         raise InvalidRequest(f"{model.way.pipeline} makes no single frame", hint="use --num-frames 5 or more")
     if weights == "anyflow_far":
         _check_chunks(model, num_frames, context.at_most if context else 0)

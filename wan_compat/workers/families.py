@@ -23,7 +23,7 @@ from wan_compat.protocol.values import GenerationParams
 
 # What the authors of SkyReels-V2 advise: clips of 97 frames, of which 17 are those of the clip before.
 _CLIP_FRAMES, _OVERLAP = 97, 17
-_SEGMENT_FRAMES = 77  # of Animate, trained with it
+_SEGMENT_FRAMES, _SEGMENT_FRAMES_2 = 77, 81  # of Animate and Animate-2, trained with them
 _CHUNK_FRAMES = 33  # of Helios: 9 latent frames
 _PYRAMID_STAGES = 3
 
@@ -58,9 +58,21 @@ def _animate(params: GenerationParams, given: Mapping[str, Any], _pipeline: Any)
 
 
 def _animate_steps(params: GenerationParams, _pipeline: Any) -> int:
-    frames = params.frames.num_frames
-    effective = min(_SEGMENT_FRAMES, frames) - 1  # one frame is the last of the segment before
-    return params.num_inference_steps * -(-(frames - 1) // max(1, effective))
+    return params.num_inference_steps * _segments(params.frames.num_frames, _SEGMENT_FRAMES)
+
+
+def _animate2(params: GenerationParams, given: Mapping[str, Any], _pipeline: Any) -> Arguments:
+    arguments = {name: value for name, value in given.items() if name != "video"}
+    length = min(_SEGMENT_FRAMES_2, params.frames.num_frames)
+    return {**arguments, "driving_video": given["video"], "segment_frame_length": length}
+
+
+def _animate2_steps(params: GenerationParams, _pipeline: Any) -> int:
+    return params.num_inference_steps * _segments(params.frames.num_frames, _SEGMENT_FRAMES_2)
+
+
+def _segments(frames: int, length: int) -> int:
+    return -(-(frames - 1) // max(1, min(length, frames) - 1))  # one frame is the last of the segment before
 
 
 # ---- SkyReels-V2, diffusion forcing ----------------------------------------------------------------------------------
@@ -155,6 +167,8 @@ _FAMILIES: Mapping[str, Family] = {
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": Family(
         _forcing_after_video, _forcing_steps, skipped=lambda given: len(given["video"])
     ),
+    "WanAnimate2ModularPipeline": Family(_animate2, _animate2_steps),
+    "WanAnimate2DistilledModularPipeline": Family(_animate2, _animate2_steps),
     "ChronoEditPipeline": Family(_chronoedit),
     "AnyFlowPipeline": Family(_anyflow),
     "AnyFlowFARPipeline": Family(_anyflow_far),

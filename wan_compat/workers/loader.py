@@ -67,6 +67,7 @@ _DIFFUSERS_MODELS = {
     "WanTransformer3DModel": "diffusers.models.transformers.transformer_wan",
     "WanVACETransformer3DModel": "diffusers.models.transformers.transformer_wan_vace",
     "WanAnimateTransformer3DModel": "diffusers.models.transformers.transformer_wan_animate",
+    "WanAnimate2Transformer3DModel": "diffusers.models.transformers.transformer_wan_animate_2",
     "SkyReelsV2Transformer3DModel": "diffusers.models.transformers.transformer_skyreels_v2",
     "ChronoEditTransformer3DModel": "diffusers.models.transformers.transformer_chronoedit",
     "AnyFlowTransformer3DModel": "diffusers.models.transformers.transformer_anyflow",
@@ -86,6 +87,10 @@ _WITHOUT_TENSORS = {
     "FlowMatchLCMScheduler": "diffusers",
     "DPMSolverMultistepScheduler": "diffusers",
     "EulerDiscreteScheduler": "diffusers",
+    "ClassifierFreeGuidance": "diffusers",
+    "ClassifierFreeZeroStarGuidance": "diffusers",
+    "TangentialClassifierFreeGuidance": "diffusers",
+    "AdaptiveProjectedGuidance": "diffusers",
     "FlowMapEulerDiscreteScheduler": "diffusers",
     "HeliosScheduler": "diffusers",
     "HeliosDMDScheduler": "diffusers",
@@ -138,7 +143,8 @@ def load_model(
     """
     started = time.perf_counter()
     check_plan(spec.plan, spec.device)
-    pipeline_class = _class(spec.pipeline_class, PIPELINES) if spec.code is None else None
+    is_ordinary = spec.code is None and spec.code_kind == "pipeline"
+    pipeline_class = _class(spec.pipeline_class, PIPELINES) if is_ordinary else None
     components: dict[str, Any] = {}
     for done, component in enumerate(spec.components):
         cancellation.check()
@@ -157,7 +163,11 @@ def load_model(
         from wan_compat.workers.restricted.run import load_function
 
         restricted = load_function(spec.restricted, folder)
-    if pipeline_class is None:
+    if pipeline_class is None and spec.code is None:
+        from wan_compat.workers.own_pipeline import build_modular_pipeline
+
+        pipeline, call_arguments = build_modular_pipeline(spec, components)
+    elif pipeline_class is None:
         from wan_compat.workers.own_pipeline import build_own_pipeline
 
         pipeline, call_arguments = build_own_pipeline(spec, components, folder)
@@ -225,10 +235,11 @@ def load_part(spec: PipelineSpec, name: str, cancellation: Cancellation, folder:
 def _apply(
     spec: PipelineSpec, pipeline: Any, components: dict[str, Any], folder: str, cancellation: Cancellation
 ) -> tuple[tuple[str, ...], Embeddings | None]:
-    """Carry the plan out. A pipeline of the repository's own is put on its device, and nothing else is done to it."""
-    if spec.code is not None:
+    """Carry the plan out. A pipeline of modular blocks, or of the repository's own, is put on its device, and nothing
+    else is done to it."""
+    if spec.code is not None or spec.code_kind == "blocks":
         if spec.plan != PlanSpec():
-            raise ModelNotCompatible("a pipeline of the repository's own is run as it is, without a plan")
+            raise ModelNotCompatible(f"{spec.pipeline_class} is run as it is, without a plan")
         if spec.device != "cpu":
             pipeline.to(spec.device)
         return (), None

@@ -1,4 +1,5 @@
-"""One generation by a pipeline of the repository's own: called as a Wan pipeline is, its frames taken from its answer.
+"""One generation by a pipeline of the repository's own, or of modular blocks: called as a Wan pipeline is, its frames
+taken from its answer.
 
 steps     counted at `scheduler.step`, since not every pipeline calls back
 decode    from the last step to the last published frame; the frames come as a whole
@@ -16,11 +17,12 @@ from wan_compat.protocol.errors import ModelNotCompatible
 from wan_compat.protocol.messages import Generate, Generated, Progress
 from wan_compat.workers.arguments import arguments
 from wan_compat.workers.cancellation import Cancellation
+from wan_compat.workers.families import family_of
 from wan_compat.workers.frames import FrameWriter
 from wan_compat.workers.generation import Run
 from wan_compat.workers.loader import LoadedModel
 from wan_compat.workers.media import NO_MEDIA, Media
-from wan_compat.workers.own_pipeline import ANYTHING
+from wan_compat.workers.own_pipeline import ANYTHING, guide
 from wan_compat.workers.repository_code import cannot_import
 from wan_compat.workers.returned_frames import pictures
 
@@ -48,14 +50,19 @@ def generate_own(
         given = {name: value for name, value in given.items() if name in model.call_arguments}
     if "prompt" not in given:
         raise ModelNotCompatible(f"{model.spec.pipeline_class} takes no prompt: it is no text-to-video pipeline")
+    family = family_of(model.spec.pipeline_class) if model.spec.code is None else None
+    steps = family.steps(order.params, pipeline) if family is not None else None
+    if model.spec.code is None:
+        guide(pipeline, order.params.guidance_scale, order.params.guidance_scale_2)
     run = Run(pipeline, order.job, cancellation, report)
     names = [item.name for item in model.spec.components if item.name.startswith("transformer")]
     transformers = [part for name in names if isinstance(part := getattr(pipeline, name, None), torch.nn.Module)]
-    with torch.no_grad(), run.watching(transformers), _counting_steps(pipeline, run, order.job, report):
+    with torch.no_grad(), run.watching(transformers), _counting_steps(pipeline, run, order.job, report, steps):
         try:
             output = pipeline(**given)
         except ImportError as error:  # code may import late
-            assert model.spec.code is not None
+            if model.spec.code is None:
+                raise
             raise cannot_import(model.spec.code, error) from error
     total = order.params.frames.num_frames
     for picture in pictures(output):
@@ -67,7 +74,9 @@ def generate_own(
 
 
 @contextlib.contextmanager
-def _counting_steps(pipeline: Any, run: Run, job: int, report: Callable[[Progress], None]) -> Iterator[None]:
+def _counting_steps(
+    pipeline: Any, run: Run, job: int, report: Callable[[Progress], None], steps: int | None
+) -> Iterator[None]:
     scheduler = getattr(pipeline, "scheduler", None)
     step = getattr(scheduler, "step", None)
     if not callable(step):
@@ -82,7 +91,7 @@ def _counting_steps(pipeline: Any, run: Run, job: int, report: Callable[[Progres
         done += 1
         if done <= MAX_STEPS:
             timesteps = getattr(scheduler, "timesteps", None)
-            total = max(done, min(MAX_STEPS, 0 if timesteps is None else len(timesteps)))
+            total = max(done, min(MAX_STEPS, steps or (0 if timesteps is None else len(timesteps))))
             report(Progress(job=job, phase="denoise", step=done, total=total))
         return result
 

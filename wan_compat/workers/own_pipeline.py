@@ -1,4 +1,4 @@
-"""A pipeline that is the repository's own: its class, or modular blocks, with the components that we loaded.
+"""A pipeline that is the repository's own, or of modular blocks, with the components that we loaded.
 
 Components are handed over ready. A modular pipeline's own `load_components` would fetch them from wherever its index
 says, and `from_pretrained` would look for further code.
@@ -18,6 +18,18 @@ from wan_compat.protocol.values import PipelineSpec
 from wan_compat.workers.failures import translate
 from wan_compat.workers.repository_code import load_class
 
+# Of diffusers, by the names of their classes; each knows its blocks.
+MODULAR_PIPELINES = frozenset(
+    {
+        "WanModularPipeline",
+        "Wan22ModularPipeline",
+        "WanImage2VideoModularPipeline",
+        "Wan22Image2VideoModularPipeline",
+        "Wan22VaceModularPipeline",
+        "WanAnimate2ModularPipeline",
+        "WanAnimate2DistilledModularPipeline",
+    }
+)
 ANYTHING = "**"  # among the arguments of a call: whatever is given
 
 
@@ -74,6 +86,40 @@ def _from_blocks(found: type[Any], spec: PipelineSpec, components: Mapping[str, 
     )
     _complain(spec, [name for name in expected if getattr(pipeline, name, None) is None])
     return pipeline, frozenset(item.name for item in pipeline.blocks.inputs if item.name is not None)
+
+
+def build_modular_pipeline(spec: PipelineSpec, components: Mapping[str, Any]) -> tuple[Any, frozenset[str]]:
+    """Build a pipeline of diffusers' own modular blocks, which are those of its class.
+
+    Raises:
+        ModelNotCompatible: diffusers has no such class, or it wants components that were not loaded.
+    """
+    import diffusers
+
+    found = getattr(diffusers, spec.pipeline_class, None) if spec.pipeline_class in MODULAR_PIPELINES else None
+    if found is None:
+        raise ModelNotCompatible(
+            f"the installed diffusers has no {spec.pipeline_class}", hint="pip install -U 'wan-compat[worker]'"
+        )
+    if spec.pipeline_class.startswith("WanAnimate2"):
+        from wan_compat.workers.animate2_mask import make_masks_eagerly
+
+        make_masks_eagerly()
+    pipeline = found()
+    pipeline.update_components(**components, **spec.settings)
+    expected = [item.name for item in pipeline.blocks.expected_components]
+    _complain(spec, [name for name in expected if getattr(pipeline, name, None) is None])
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline, frozenset(item.name for item in pipeline.blocks.inputs if item.name is not None)
+
+
+def guide(pipeline: Any, guidance_scale: float, guidance_scale_2: float | None) -> None:
+    """Give the guiders of modular blocks the scales of a job; elsewhere they are arguments of the call."""
+    for name, scale in (("guider", guidance_scale), ("guider_2", guidance_scale_2)):
+        guider = getattr(pipeline, name, None)
+        if guider is not None:
+            # As in WanPipeline, the second expert follows the first.
+            pipeline.update_components(**{name: guider.new(guidance_scale=guidance_scale if scale is None else scale)})
 
 
 def _complain(spec: PipelineSpec, missing: list[str]) -> None:

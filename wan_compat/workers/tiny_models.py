@@ -1,4 +1,4 @@
-"""Tiny Wan checkpoints with random weights, written in the official folder layout: `python -I -m ... KIND OUTDIR`.
+"""Tiny Wan checkpoints with random weights, written in the official folder layout: `python -I -m ... KIND OUTDIR ...`.
 
 They prove plumbing and nothing else: their clips are coloured noise that has nothing to do with the prompt. Tests use
 them as models that build in a second, and the demo uses them to show every variant's path without a download.
@@ -25,7 +25,7 @@ import sys
 import warnings
 from typing import Any
 
-from wan_compat.workers import tiny_relatives
+from wan_compat.workers import tiny_modular, tiny_relatives
 
 _SENTENCES = (
     "a red ball bounces to the right on a blue background",
@@ -77,7 +77,7 @@ VAE_5B: dict[str, Any] = {
 _TEXT_ENCODER: dict[str, Any] = {"d_model": 32, "num_layers": 2, "num_heads": 4, "d_ff": 64}
 
 _WAN_KINDS = ("t2v", "a14b", "ti2v", "i2v", "i2v22", "flf2v", "vace", "vace22", "t2v_mid")
-KINDS = (*_WAN_KINDS, *tiny_relatives.KINDS)
+KINDS = (*_WAN_KINDS, *tiny_relatives.KINDS, *tiny_modular.KINDS)
 
 
 def build(kind: str, folder: str) -> None:
@@ -90,7 +90,10 @@ def build(kind: str, folder: str) -> None:
         # Without torchvision, transformers says that it takes its PIL image processor; that is what we want.
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        _pipeline(kind).save_pretrained(folder)
+        if kind in tiny_modular.KINDS:
+            tiny_modular.write_modular(kind, folder, _pipeline, _common)
+        else:
+            _pipeline(kind).save_pretrained(folder)
 
 
 def _pipeline(kind: str) -> Any:
@@ -197,6 +200,8 @@ def _tokenizer() -> Any:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] not in KINDS:
-        raise SystemExit(f"usage: python -I -m wan_compat.workers.tiny_models {{{','.join(KINDS)}}} OUTDIR")
-    build(sys.argv[1], sys.argv[2])
+    given = sys.argv[1:]
+    if not given or len(given) % 2 or not set(given[::2]) <= set(KINDS):
+        raise SystemExit(f"usage: python -I -m wan_compat.workers.tiny_models {{{','.join(KINDS)}}} OUTDIR ...")
+    for kind, folder in zip(given[::2], given[1::2], strict=True):
+        build(kind, folder)

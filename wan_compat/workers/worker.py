@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # torch is imported with them, which a light zygote must not 
 
 
 OWN_PIPELINE = "the repository's own pipeline returns its frames as a whole"
-SEGMENTS = "this pipeline decodes on its way, and returns its frames as a whole"
+SEGMENTS = "this pipeline decodes by itself, and returns its frames as a whole"
 
 
 def run(

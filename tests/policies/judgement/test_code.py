@@ -92,6 +92,8 @@ def test_references_to_other_repositories_are_told_and_to_the_own_are_not() -> N
     index["transformer"] = ["diffusers", "WanTransformer3DModel", {"pretrained_model_name_or_path": "me/mine"}]
     draft.repository = "me/mine"
     draft.known_as(layout="modular")
+    assert "cross_repository_reference" not in codes(draft.judged())  # its files are here, and are what is taken
+    draft.drop("vae/")
     found = the(draft.judged(), "cross_repository_reference")
     assert found.component == "vae" and "takes vae from 'evil/vae'" in found.message
 

@@ -226,8 +226,8 @@ def test_what_generate_would_refuse_is_never_called_compatible() -> None:
     judged = draft.judged()
     assert "WanModularPipeline" in the(judged, "not_runnable_yet").message and is_loadable(judged)
     draft = text_to_video()
-    draft.known_as(layout="modular")
-    assert "modular" in the(draft.judged(), "not_runnable_yet").message
+    draft.known_as(layout="lora")
+    assert "LoRA" in the(draft.judged(), "not_runnable_yet").message
 
 
 # ---- exit codes ----------------------------------------------------------------------------------------------------

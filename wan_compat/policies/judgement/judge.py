@@ -100,7 +100,7 @@ def _runnable(facts: ModelFacts, architecture: Architecture, host: HostFacts) ->
             fix="give a folder in diffusers layout that has them: --components FOLDER",
         )
         return
-    if architecture.layout != "diffusers":
+    if architecture.layout not in ("diffusers", "modular"):
         yield finding(
             "not_runnable_yet",
             f"a sound model in the layout {architecture.layout}; whole models in diffusers layout can be run",

@@ -72,7 +72,9 @@ def parts_of(facts: ModelFacts, architecture: Architecture | None = None) -> dic
     found: dict[str, Part] = {}
     for name, entry in index.items():
         if not name.startswith("_") and is_component_entry(entry) and not is_absent(entry):
-            found[name] = Part(name, entry[0], entry[1], elsewhere_of(entry, facts))
+            # A part whose files are here is taken from here, whatever the index says besides: so does diffusers.
+            here = bool(files_in(facts, name)) and reference(entry).get("subfolder") in (None, "", name)
+            found[name] = Part(name, entry[0], entry[1], {} if here else elsewhere_of(entry, facts))
     if not index and architecture is not None and architecture.layout in ("diffusers", "modular"):
         for name, component in architecture.components.items():
             if files_in(facts, name):

@@ -31,7 +31,7 @@ MAX_WIDE_BYTES = 1 << 20
 _NAMES = frozenset((
     "model_index.json", "modular_model_index.json", "modular_config.json", "config.json", "scheduler_config.json",
     "tokenizer_config.json", "preprocessor_config.json", "processor_config.json", "generation_config.json",
-    "configuration.json", "adapter_config.json",
+    "configuration.json", "adapter_config.json", "guider_config.json",
 ))  # fmt: skip
 # diffusers puts a variant (`fp16`) before the last suffix.
 _SHARD_INDEX = re.compile(r".+\.safetensors\.index(\.[\w-]{1,40})?\.json", re.ASCII)
