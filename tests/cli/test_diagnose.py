@@ -53,3 +53,10 @@ def test_a_generate_that_fails_names_its_report(cli: RunCli, tmp_path: Path) -> 
     assert "garden" not in report.read_text()
     ended = cli("generate", model, "--prompt", "x")
     assert f"Diagnostic: {report}" in ended.err.replace("\n", ""), ended
+
+
+def test_with_parts_each_is_loaded_by_itself(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["diagnose", str(tiny_model("t2v")), "--parts", "--output", str(tmp_path / "r")]) == 0
+    out = capsys.readouterr().out
+    assert "Parts, each loaded by itself:" in out and "transformer: usable" in out
+    assert "Models that could be used instead" not in out  # it runs here
