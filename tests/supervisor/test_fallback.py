@@ -12,9 +12,9 @@ from tests.assets.tiny_wan import tiny_model
 from tests.faults.cases import index, nan_weights, pickled
 from wan_compat.policies.recovery.advice import Subject
 from wan_compat.protocol.errors import InvalidRequest, ModelCorrupt, ModelNotFound, UnusableFrames
-from wan_compat.protocol.values import GenerationRequest
+from wan_compat.protocol.values import ComponentSpec, FrameSpec, GenerationRequest, PipelineSpec
 from wan_compat.supervisor import FallbackHandler
-from wan_compat.supervisor.attempts import add_advice, failure_of, fixed_by
+from wan_compat.supervisor.attempts import Attempts, add_advice, failure_of, fixed_by
 from wan_compat.supervisor.check import check_model
 from wan_compat.supervisor.diagnostics import diagnostics_of, with_fallback
 
@@ -50,6 +50,16 @@ def test_what_a_user_named_is_fixed() -> None:
         model="m", prompt="p", precision="float32", offload="none", vae_tiling=False, attention_backend="native"
     )
     assert fixed_by(named) == {"precision", "offload", "vae_tiling", "attention_backend"}
+
+
+def test_what_stands_in_the_way_is_named() -> None:
+    request = GenerationRequest(model="m", prompt="p", attention_backend="native")
+    parts = (ComponentSpec(name="vae", library="diffusers", class_name="AutoencoderKLWan", subfolder="vae"),)
+    pipeline = PipelineSpec(pipeline_class="WanPipeline", components=parts, threads=1)
+    attempts = Attempts(request, FrameSpec(height=64, width=96, num_frames=9), lambda _: None, [])
+    with pytest.raises(UnusableFrames) as caught:
+        attempts.after(UnusableFrames("NaN"), "denoise", pipeline, latents=False)
+    assert caught.value.fixes == ("leave --attention-backend out: what was asked for by name is not changed",)
 
 
 def test_a_failure_takes_from_an_error_what_decides() -> None:

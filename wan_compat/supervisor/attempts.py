@@ -8,6 +8,7 @@ A job starts with no step; `after` is called for each error and either names the
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
@@ -58,13 +59,17 @@ class Attempts:
             WanCompatError: `error` itself, if nothing is left; its details tell what was tried.
         """
         from wan_compat.policies.recovery.decision import next_step
-        from wan_compat.policies.recovery.steps import Situation, Stop
+        from wan_compat.policies.recovery.steps import Situation, Step, Stop
 
         self._settle(f"failed: {_line(error)}")
         failure = failure_of(error, phase)
         situation = Situation(pipeline, self._frames, self._fixed, latents, tuple(self._tried))
         chosen = next_step(failure, situation) if self._enabled else Stop("recovery is switched off")
         if isinstance(chosen, Stop):
+            freed = dataclasses.replace(situation, fixed=frozenset())
+            if self._enabled and self._fixed and isinstance(next_step(failure, freed), Step):
+                options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(self._fixed))
+                error.fixes = (*error.fixes, f"leave {options} out: what was asked for by name is not changed")
             self._end(error, chosen)
         self._tried.append((failure.category, chosen.name))
         self._running = (error, chosen)
