@@ -19,10 +19,15 @@ _HOMES = {
     "FallbackResult": "wan_compat.supervisor.video_encoder",
     "FormatConverter": "wan_compat.supervisor.video_encoder",
     "FrameTensorHandler": "wan_compat.supervisor.frame_tensors",
+    "IntegrationReport": "wan_compat.supervisor.integration",
+    "IntegrationValidator": "wan_compat.supervisor.integration",
+    "ModelHandle": "wan_compat.supervisor.model_handle",
+    "PerformanceMonitor": "wan_compat.supervisor.performance_monitor",
     "PipelineManager": "wan_compat.supervisor.pipeline_manager",
     "SafeLoadManager": "wan_compat.supervisor.safe_load",
     "SchemaValidationResult": "wan_compat.supervisor.schema_validator",
     "SchemaValidator": "wan_compat.supervisor.schema_validator",
+    "SmokeTestRunner": "wan_compat.supervisor.smoke_test",
     "VideoEncoder": "wan_compat.supervisor.video_encoder",
 }
 

@@ -106,16 +106,17 @@ class IntegrationValidator:
         except JobCancelled:
             raise
         except WanCompatError as error:
-            if error.code == "encoding_failed" and current[-1] == "generate":
+            if current[-1] == "generate" and error.code == "encoding_failed":
+                current.append("encode")  # the encoder works from the first frame on, and can end while others are made
+            if current[-1] == "encode":
                 stages.append(StageReport("generate", True, time.monotonic() - began))
-                current.append("encode")
             stages.append(StageReport(current[-1], False, time.monotonic() - began, error.message, error.code))
         told = {stage.name for stage in stages}
         return IntegrationReport(model, (*stages, *(StageReport(name, None) for name in STAGES if name not in told)))
 
 
 class _Following:
-    """Waits for a job, and notes when its frames were complete: the encoder is at work from the first one on."""
+    """Waits for a job, and notes whether it makes frames or only waits for the encoder, which another attempt undoes."""
 
     def __init__(self, current: list[StageName]) -> None:
         self._current = current
@@ -124,7 +125,11 @@ class _Following:
     def __call__(self, job: Job) -> VideoGenerationResult:
         began = time.monotonic()
         for event in job.events():
-            if isinstance(event, ev.PhaseStarted) and event.phase == "encode":
+            if not isinstance(event, ev.PhaseStarted):
+                continue
+            if event.phase == "encode":
                 self.generated_after = time.monotonic() - began
                 self._current.append("encode")
+            elif self._current[-1] == "encode":
+                self._current.append("generate")
         return job.result()

@@ -179,6 +179,7 @@ def generate(
 
     from wan_compat.supervisor.cli.confirm import confirm_first_use
     from wan_compat.supervisor.cli.runner import build_request, describe_result, free_name, name_for_prompt, run_request
+    from wan_compat.supervisor.performance_monitor import note as note_timings
 
     said = given(
         model=model,
@@ -251,6 +252,8 @@ def generate(
     result = run_request(session, request, min_tier=min_tier.value if min_tier else None)
     if again is not None:
         again.compare(session, result)
+    if (remark := note_timings(result)) is not None:
+        session.note(f"Warning: {remark}")
     if session.json:
         session.document(result.to_json())
     else:
