@@ -11,7 +11,15 @@ import pytest
 from tests.assets.tiny_wan import tiny_model
 from tests.faults.cases import index, nan_weights, pickled
 from wan_compat.policies.recovery.advice import Subject
-from wan_compat.protocol.errors import InvalidRequest, ModelCorrupt, ModelNotFound, UnusableFrames
+from wan_compat.protocol.errors import (
+    GenerationFailed,
+    InvalidRequest,
+    MemoryExceeded,
+    ModelCorrupt,
+    ModelNotCompatible,
+    ModelNotFound,
+    UnusableFrames,
+)
 from wan_compat.protocol.values import ComponentSpec, FrameSpec, GenerationRequest, PipelineSpec
 from wan_compat.supervisor import FallbackHandler
 from wan_compat.supervisor.attempts import Attempts, add_advice, failure_of, fixed_by
@@ -60,6 +68,37 @@ def test_what_stands_in_the_way_is_named() -> None:
     with pytest.raises(UnusableFrames) as caught:
         attempts.after(UnusableFrames("NaN"), "denoise", pipeline, latents=False)
     assert caught.value.fixes == ("leave --attention-backend out: what was asked for by name is not changed",)
+
+
+def test_a_step_that_is_impossible_here_is_not_the_end() -> None:
+    parts = tuple(
+        ComponentSpec(name=name, library="diffusers", class_name="X", subfolder=name, dtype="float32")
+        for name in ("transformer", "text_encoder", "vae")
+    )
+    pipeline = PipelineSpec(pipeline_class="WanPipeline", components=parts, threads=1)
+    frames, entries = FrameSpec(height=64, width=96, num_frames=9), []
+    attempts = Attempts(GenerationRequest(model="m", prompt="p"), frames, lambda _: None, entries)
+    memory = MemoryExceeded("no more")
+    first = attempts.after(memory, "denoise", pipeline, latents=False)
+    assert first.name == "text_encoder_leaves"
+    impossible = ModelNotCompatible("the text encoder of a WanPipeline cannot leave memory")
+    second = attempts.after(impossible, "load", first.pipeline, latents=False)
+    assert second.name == "weights_in_files"
+    third = attempts.after(ModelNotCompatible("a LoRA is in the way"), "load", second.pipeline, latents=False)
+    assert third.name == "bfloat16" and third.pipeline.plan == pipeline.plan  # nothing is built on what was impossible
+    with pytest.raises(MemoryExceeded) as caught:
+        attempts.after(ModelNotCompatible("and this"), "load", third.pipeline, latents=False)
+    assert caught.value is memory and len(entries) == 3
+
+
+def test_latents_that_were_not_kept_lead_to_another_generation() -> None:
+    parts = (ComponentSpec(name="transformer", library="diffusers", class_name="X", subfolder="t", dtype="float32"),)
+    pipeline = PipelineSpec(pipeline_class="WanPipeline", components=parts, threads=1)
+    frames = FrameSpec(height=64, width=96, num_frames=9)
+    attempts = Attempts(GenerationRequest(model="m", prompt="p"), frames, lambda _: None, [])
+    assert attempts.after(UnusableFrames("NaN"), "decode", pipeline, latents=True).kind == "decode"
+    nothing = GenerationFailed("there are no latents to decode again")
+    assert attempts.after(nothing, "decode", pipeline, latents=True).name == "plain_attention"
 
 
 def test_a_failure_takes_from_an_error_what_decides() -> None:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:  # only a job that fails needs them
 
 MAX_ERROR_CHARS = 500
 
+# What a worker answers to a plan that cannot be meant here, and to DecodeAgain without latents.
+IMPOSSIBLE = ("model_not_compatible", "invalid_request")
+NOTHING_KEPT = "no latents to decode again"
+
 
 class Attempts:
     """Remembers one job's failures and steps.
@@ -46,6 +50,8 @@ class Attempts:
         self._frames, self._emit, self._entries = frames, emit, entries
         self._tried: list[tuple[Category, str]] = []
         self._running: tuple[WanCompatError, Step] | None = None
+        # What the running step was taken for, to go on from there if the step itself turns out to be impossible.
+        self._cause: tuple[WanCompatError, Failure, PipelineSpec] | None = None
 
     def after(self, error: WanCompatError, phase: str, pipeline: PipelineSpec, *, latents: bool) -> Step:
         """Return what to try after `error`.
@@ -56,13 +62,17 @@ class Attempts:
             latents: The worker has them, and could decode them again.
 
         Raises:
-            WanCompatError: `error` itself, if nothing is left; its details tell what was tried.
+            WanCompatError: `error` itself, if nothing is left, or the one before, if `error` only says that a step was
+                impossible here; its details tell what was tried.
         """
         from wan_compat.policies.recovery.decision import next_step
         from wan_compat.policies.recovery.steps import Situation, Step, Stop
 
         self._settle(f"failed: {_line(error)}")
         failure = failure_of(error, phase)
+        if self._cause is not None and (failure.code in IMPOSSIBLE or NOTHING_KEPT in failure.message):
+            error, failure, pipeline = self._cause
+            latents = False
         situation = Situation(pipeline, self._frames, self._fixed, latents, tuple(self._tried))
         chosen = next_step(failure, situation) if self._enabled else Stop("recovery is switched off")
         if isinstance(chosen, Stop):
@@ -73,6 +83,7 @@ class Attempts:
             self._end(error, chosen)
         self._tried.append((failure.category, chosen.name))
         self._running = (error, chosen)
+        self._cause = (error, failure, pipeline)
         self._emit(ev.Recovering(_line(error), chosen.action))
         return chosen
 
