@@ -57,6 +57,14 @@ CASES = {
         plain_media=IMAGE,
         guiders=TWO,
     ),
+    "first and last frame": Case(
+        "modular_flf2v",
+        "WanImage2VideoModularPipeline",
+        {"image": "image", "last_image": "other"},
+        plain=CALL,
+        plain_media=IMAGE | {"last_image": ("other", None, "RGB")},
+        guiders=ONE,
+    ),
     "vace": Case(
         "modular_vace22",
         "Wan22VaceModularPipeline",

@@ -34,6 +34,14 @@ MODELS: Mapping[Weights, str] = {
     "helios": "Helios Base",
     "helios_pyramid": "Helios Mid",
     "helios_distilled": "Helios Distilled",
+    "modular_text": "Wan 2.1 T2V as modular blocks",
+    "modular_text_2": "Wan 2.2 T2V-A14B as modular blocks",
+    "modular_image": "Wan 2.1 I2V as modular blocks",
+    "modular_pair": "Wan 2.1 FLF2V as modular blocks",
+    "modular_image_2": "Wan 2.2 I2V-A14B as modular blocks",
+    "modular_vace": "Wan 2.2 VACE-Fun as modular blocks",
+    "animate2": "Wan-Animate-2",
+    "animate2_distilled": "Wan-Animate-2 Distilled",
 }
 
 _HEAD = """\
@@ -48,6 +56,8 @@ wan-compat generate I2V_MODEL --prompt "the fox turns its head" --image fox.png 
 wan-compat generate I2V_MODEL --prompt "day becomes night" --image day.png --last-image night.png
 wan-compat generate T2V_MODEL --prompt "the same, in clay" --video walk.mp4 --strength 0.7 --num-frames 49
 wan-compat generate VACE_MODEL --prompt "a red car" --video street.mp4 --mask where.png --reference car.png
+wan-compat generate ANIMATE_MODEL --prompt "a clown" --image clown.png --pose-video pose.mp4 --face-video face.mp4
+wan-compat generate LUCY_MODEL --prompt "make the coat red" --video walk.mp4
 ```
 
 | task | models | needs | takes too | diffusers' class, from |
@@ -62,6 +72,27 @@ not from the name in `model_index.json`, which may be wrong.
 
 What has no pipeline in diffusers (speech to video, Fun-Control, Fun-InP, camera control) is refused with exit code 1 and the
 model that does the same. `wan-compat check MODEL --task TASK` asks without generating.
+
+## Animate, the relatives, modular blocks
+
+- **Animate** moves the character of `--image` as `--pose-video` and `--face-video` say; with `--background-video` and `--mask` it
+  takes the place of a person there. Poses and faces are what Wan's preprocessing makes of a video: it is no part of diffusers,
+  and not done here. A face is read into the square that the model looks at. Clips of more than 77 frames are made in segments.
+- **Wan-Animate-2** follows `--video` itself. Its attention wants `torch.compile`, which needs a compiler, and a worker has none:
+  it runs eagerly, with the same values, and holds every score. That is for small sizes; real ones will not fit in memory.
+- **SkyReels-V2 DF** makes clips of more than 97 frames in overlapping parts (17 frames). With `--video` it goes on from that video's
+  last 17 frames, which it draws again as the first ones; the video itself is not repeated. `--num-frames` counts what is new.
+- **ChronoEdit** answers with 5 frames, of which the last is the edited picture; with more, the way there is shown (temporal
+  reasoning in every step). **Lucy-Edit** edits as many frames as were asked for.
+- **AnyFlow** keeps what it is given as its beginning: a picture, or the last 13 frames of a video. AnyFlow FAR makes whole chunks:
+  1, 13, 25 ... 81 frames with the published models.
+- **Helios** computes chunks of 33 frames and gives the first `--num-frames` of them; a video of 33 frames or more goes before. Mid and
+  Distilled share `--num-inference-steps` among three sizes: a multiple of 3. diffusers' noise between sizes cannot be drawn on a
+  CPU (a matrix that is singular in float32); here it is, in float64.
+- **Modular blocks** (`modular_model_index.json`) run where the blocks are diffusers' own. A part is taken from the folder of its
+  name. One that the index takes from another repository is never fetched: use that repository itself. Guidance scales go to the
+  guiders; a guider of the repository (`guider/guider_config.json`) gives the default. They run without a plan: no offloading,
+  tiles or caches. Helios' modular pipelines do not run; the ordinary ones do.
 
 ## Pictures and videos
 

@@ -29,6 +29,20 @@ def test_a_picture_becomes_a_video(cli: RunCli, cwd: Path, picture: str) -> None
     assert ended.document["output"]["num_frames"] == 5
 
 
+def test_a_character_is_moved_by_two_videos_and_put_into_a_third(cli: RunCli, cwd: Path, picture: str) -> None:
+    # The frames that move it, as an animated picture: five times the same.
+    from PIL import Image
+
+    frames = [Image.new("RGB", (96, 64), (index, 0, 0)) for index in range(5)]
+    frames[0].save(cwd / "v.webp", save_all=True, append_images=frames[1:], lossless=True)
+    given = ("--image", picture, "--pose-video", "v.webp", "--face-video", "v.webp")
+    replaced = ("--background-video", "v.webp", "--mask", picture)
+    ended = cli("generate", str(tiny_model("animate")), "--prompt", "a ball", *SMALL, *given, *replaced, "--json")
+    assert ended.code == 0, ended
+    assert ended.document["metadata"]["generation_params"]["task"] == "animate"
+    assert ended.document["output"]["num_frames"] == 5
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "told"),
     [
@@ -40,6 +54,8 @@ def test_a_picture_becomes_a_video(cli: RunCli, cwd: Path, picture: str) -> None
         ("t2v", ("--strength", "0.5"), "no strength"),
         ("vace", ("--reference", "a.png", "--mask", "a.png"), "needs --video for its --mask"),
         ("vace", ("--task", "animate"), "not animate"),
+        ("animate", ("--image", "a.png", "--pose-video", "a.png"), "needs --face-video"),
+        ("animate2", ("--image", "a.png", "--pose-video", "a.png"), "needs --video"),
         ("i2v", ("--image", "absent.png"), "No such file"),
         ("i2v", ("--image", "/dev/zero"), "no regular file"),
         ("vace", ("--reference", "a.png") * 9, "reference"),

@@ -70,7 +70,7 @@ PIPELINES: Mapping[str, Pipeline] = {
     "Wan22ModularPipeline": _pipeline(_TWO, _BOUNDARY, "0.37.0"),
     "WanImage2VideoModularPipeline": _pipeline({**_ONE, **_CLIP}, frozenset(), "0.37.0"),
     "Wan22Image2VideoModularPipeline": _pipeline(_TWO, _BOUNDARY, "0.37.0"),
-    "Wan22VaceModularPipeline": _pipeline(_TWO_VACE, _BOUNDARY, "0.41.0"),
+    "Wan22VaceModularPipeline": _pipeline(_TWO_VACE, _BOUNDARY, "0.42.0"),  # not in 0.40.0
     "WanAnimate2ModularPipeline": _pipeline(_ANIMATE2, frozenset(), "0.40.0"),
     "WanAnimate2DistilledModularPipeline": _pipeline(_ANIMATE2, frozenset(), "0.40.0"),
 }

@@ -1,7 +1,7 @@
 """Tiny checkpoints with modular_model_index.json, for diffusers' modular blocks: rows of tiny_models.py's kinds.
 
-modular_t2v   modular_a14b   modular_i2v   modular_i2v22   modular_vace22   as the kinds without `modular_`
-animate2      animate2_distilled   Animate-2, which has no other pipeline
+    modular_t2v, modular_a14b, modular_i2v, modular_i2v22, modular_flf2v, modular_vace22   as without `modular_`
+    animate2, animate2_distilled   Animate-2, which has no other pipeline
 """
 
 # mypy: allow-untyped-calls
@@ -20,6 +20,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "modular_a14b": ("Wan22ModularPipeline", "a14b"),
     "modular_i2v": ("WanImage2VideoModularPipeline", "i2v"),
     "modular_i2v22": ("Wan22Image2VideoModularPipeline", "i2v22"),
+    "modular_flf2v": ("WanImage2VideoModularPipeline", "flf2v"),
     "modular_vace22": ("Wan22VaceModularPipeline", "vace22"),
     "animate2": ("WanAnimate2ModularPipeline", ""),
     "animate2_distilled": ("WanAnimate2DistilledModularPipeline", ""),

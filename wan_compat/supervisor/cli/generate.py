@@ -32,10 +32,13 @@ from wan_compat.supervisor.cli.plan_options import (
 from wan_compat.supervisor.cli.quantities import parse_bytes, parse_seconds
 from wan_compat.supervisor.cli.session import Session
 from wan_compat.supervisor.cli.task_options import (
+    BackgroundVideo,
     ConditioningScale,
+    FaceVideo,
     Image,
     LastImage,
     Mask,
+    PoseVideo,
     References,
     Strength,
     TaskOption,
@@ -78,6 +81,9 @@ def generate(
     last_image: LastImage = None,
     video: Video = None,
     mask: Mask = None,
+    pose_video: PoseVideo = None,
+    face_video: FaceVideo = None,
+    background_video: BackgroundVideo = None,
     reference: References = None,
     strength: Strength = None,
     conditioning_scale: ConditioningScale = None,
@@ -190,6 +196,9 @@ def generate(
         last_image=last_image,
         video=video,
         mask=mask,
+        pose_video=pose_video,
+        face_video=face_video,
+        background_video=background_video,
         references=tuple(reference) if reference else None,
         strength=strength,
         conditioning_scale=conditioning_scale,

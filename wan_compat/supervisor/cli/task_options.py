@@ -33,11 +33,17 @@ Video = Annotated[
 ]
 Mask = Annotated[
     str | None,
-    typer.Option("--mask", metavar="FILE", help="For --video, picture or video: white is new."),
+    typer.Option("--mask", metavar="FILE", help="For --video or --background-video: white is new."),
 ]
 References = Annotated[
     list[str] | None,
     typer.Option("--reference", metavar="FILE", help="Picture of what shall appear; repeatable."),
+]
+PoseVideo = Annotated[str | None, typer.Option("--pose-video", metavar="FILE", help="For Animate: the body's poses.")]
+FaceVideo = Annotated[str | None, typer.Option("--face-video", metavar="FILE", help="For Animate: the face.")]
+BackgroundVideo = Annotated[
+    str | None,
+    typer.Option("--background-video", metavar="FILE", help="For Animate: where the character takes a place (--mask)."),
 ]
 Strength = Annotated[
     float | None,
