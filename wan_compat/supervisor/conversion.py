@@ -25,6 +25,7 @@ from wan_compat.policies.facts import ModelFacts, TensorFact
 from wan_compat.policies.findings import Severity
 from wan_compat.policies.limits import Deadlines, deadlines, memory_limit
 from wan_compat.policies.models import decide_model
+from wan_compat.policies.pace import Pace
 from wan_compat.protocol import messages as m
 from wan_compat.protocol.conversion import (
     CHUNK_BYTES,
@@ -75,6 +76,7 @@ class ConversionRun:
         self._phase: ev.PhaseName = "start_worker"
         self._timeout_s = _narrower(request.timeout_s, context.policy.timeout_s)
         self._done = self._total = 0
+        self._pace = Pace()
         self._told = 0.0
 
     def execute(self) -> ConversionReport:
@@ -214,7 +216,9 @@ class ConversionRun:
         if now - self._told > _TELL_S:
             self._told = now
             total = max(1, self._total >> 20)
-            self._context.emit(ev.Progress("convert", min(self._done >> 20, total), total))
+            step = min(self._done >> 20, total)
+            pace = self._pace.progress("convert", step, total, now)
+            self._context.emit(ev.Progress("convert", step, total, pace.rate_s, pace.eta_s))
 
     def _report(
         self,

@@ -17,7 +17,7 @@ import os
 import select
 import shlex
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -28,6 +28,7 @@ from wan_compat.protocol.errors import (
     EncodingFailed,
     EnvironmentLacks,
     InvalidRequest,
+    JobCancelled,
     MemoryExceeded,
     SandboxEntryFailed,
     WanCompatError,
@@ -120,6 +121,7 @@ class Delivery:
         self.warnings = list(config.reasons)
         self.recovery: list[dict[str, str]] = []
         self._target = target
+        self.check_stop: Callable[[], None] = lambda: None  # raises what ends the job, while the encoder is waited for
         self._tap = tap
         self._overwrite = overwrite
         self._sink: EncoderProcess | NpyWriter | PngWriter | None = None
@@ -265,7 +267,9 @@ class Delivery:
         if self.config.is_sequence:
             with open(self._stream_path, "wb"):
                 pass
-        return spawn_encoder(self.config, self.frames.num_frames, self._stream_path)
+        encoder = spawn_encoder(self.config, self.frames.num_frames, self._stream_path)
+        encoder.check_stop = self.check_stop
+        return encoder
 
     def _read_back(self) -> VideoFacts:
         if self.config.format.writer is not Writer.FFMPEG:
@@ -349,9 +353,14 @@ class Delivery:
 
     def _encode_again(self, spill: Spill) -> VideoFacts:
         with self._spawn() as encoder:
-            feed(encoder, spill.frames(), RETRY_TIMEOUT_S)
+            feed(encoder, self._stoppable(spill.frames()), RETRY_TIMEOUT_S)
             encoder.finish(RETRY_TIMEOUT_S)
         return self._read_back()
+
+    def _stoppable(self, frames: Iterable[memoryview]) -> Iterator[memoryview]:
+        for frame in frames:
+            self.check_stop()
+            yield frame
 
     def _keep_frames(self, spill: Spill) -> str:
         """Turn the copy into a folder of pictures, or let it stay what it is; return where the frames are."""
@@ -364,12 +373,14 @@ class Delivery:
             size = self.frames.frame_bytes * self.frames.num_frames
             with prepare_folder(folder, min_free_bytes=size) as target:
                 writer = PngWriter(target.part_path, self.frames)
-                for frame in spill.frames():
+                for frame in self._stoppable(spill.frames()):
                     view = frame
                     while view:
                         view = view[writer.write_some(view) :]
                 target.commit()
             kept = target.path
+        except JobCancelled:
+            raise
         except WanCompatError:
             kept = spill.keep(f"{folder}.npy")
         with self._only_a_warning("the sidecar of the frames"):

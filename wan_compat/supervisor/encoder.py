@@ -20,7 +20,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from wan_compat.policies.encoding import CODECS, EncodingConfig, encoder_limits, ffmpeg_arguments
@@ -45,6 +45,7 @@ MAX_THREADS = 16
 
 # How long a process whose end of the pipe is already closed gets to say why and exit.
 _LAST_WORDS_S = 0.25
+_STOP_POLL_S = 0.2
 _REAP_TIMEOUT_S = 10.0
 _SIGNAL_NAMES = {number.value: number.name for number in signal.Signals}
 _NO_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
@@ -110,6 +111,7 @@ class EncoderProcess:
         self.frames = frames
         self.bytes_expected = frames.frame_bytes * frames.num_frames
         self.bytes_written = 0
+        self.check_stop: Callable[[], None] = lambda: None  # asked while its end is waited for; raises what ends that
         self._log = bytearray()
         self._input_fd: int | None = None
         self._log_fd: int | None = None
@@ -292,7 +294,8 @@ class EncoderProcess:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 return False
-            for descriptor, event in poller.poll(left_s * 1000 + 1):
+            self.check_stop()
+            for descriptor, event in poller.poll(min(left_s, _STOP_POLL_S) * 1000 + 1):
                 if descriptor == self._log_fd:
                     self.drain_log()
                     if event & select.POLLHUP and not event & select.POLLIN:

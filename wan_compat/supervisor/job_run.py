@@ -21,6 +21,7 @@ from wan_compat._version import __version__
 from wan_compat.policies.facts import FileFact
 from wan_compat.policies.limits import Deadlines, deadlines, memory_limit
 from wan_compat.policies.models import ModelDecision
+from wan_compat.policies.pace import Pace
 from wan_compat.policies.policy import Policy
 from wan_compat.policies.requests import ResolvedRequest, resolve_request
 from wan_compat.policies.tasks import media_of, wish_of
@@ -137,6 +138,7 @@ class JobRun:
         self._context = context
         self._started = time.monotonic()
         self._phase = "prepare"
+        self._pace = Pace()
         self._timeout_s = _narrower(request.timeout_s, context.policy.timeout_s)
         self._warnings: list[str] = []
         self._recovery: list[dict[str, str]] = []
@@ -296,6 +298,7 @@ class JobRun:
             )
         )
         stack.enter_context(self._context.pool.leftover(delivery.part_path))
+        delivery.check_stop = self._check_stop
         delivery.announce_preview = lambda path, index: self._context.emit(ev.Preview(path, index))
         return delivery
 
@@ -533,8 +536,7 @@ class JobRun:
     def _pump(self, worker: Worker, limits: Deadlines, until: float, write: list[int] | None = None) -> Heard:
         """Wait for the worker for a moment, under the deadlines of the phase and of the job."""
         heard = worker.pump(0.5, limits.silence_s, read=[self._context.wake_fd], write=write or [])
-        if self._interrupted():
-            raise JobCancelled(f"cancelled during {self._phase}")
+        self._check_stop()
         if time.monotonic() > until:
             raise DeadlineExceeded(
                 f"{self._phase} took longer than allowed", hint="allow more with --timeout, or ask for fewer frames"
@@ -551,12 +553,18 @@ class JobRun:
             )
         return self._context.cancelled()
 
+    def _check_stop(self) -> None:
+        """Raise what ends the job; for where something else than the worker is waited for."""
+        if self._interrupted():
+            raise JobCancelled(f"cancelled during {self._phase}")
+
     def _hear(self, message: object) -> None:
         if isinstance(message, m.Progress):
             self._denoised = self._denoised or (message.phase == "denoise" and message.step == message.total)
             if message.phase != self._phase:
                 self._enter(message.phase)
-            self._context.emit(ev.Progress(message.phase, message.step, message.total))
+            pace = self._pace.progress(message.phase, message.step, message.total, time.monotonic())
+            self._context.emit(ev.Progress(message.phase, message.step, message.total, pace.rate_s, pace.eta_s))
         elif isinstance(message, m.Failed):
             raise from_worker(message.code, message.message, message.fixes, message.component)
         elif isinstance(message, m.Generated):
@@ -572,6 +580,7 @@ class JobRun:
 
     def _enter(self, phase: ev.PhaseName) -> None:
         self._phase = phase
+        self._pace.start(phase, time.monotonic())
         self._context.emit(ev.PhaseStarted(phase))
 
     def _quiet(self, worker: Worker, limits: Deadlines) -> bool:

@@ -8,12 +8,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from wan_compat.protocol.errors import clean_text
+from wan_compat.supervisor.cli.quantities import show_seconds
 from wan_compat.supervisor.cli.session import Session, can_redraw, has_color
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from wan_compat.supervisor.events import Event, Recovered, Recovering
+    from wan_compat.supervisor.events import Event, Progress, Recovered, Recovering
 
 PHASES = {
     "start_worker": "Starting worker",
@@ -67,7 +68,8 @@ class LineProgress(ProgressView):
             case events.Progress(phase=phase, step=step, total=total):
                 self._start(phase)
                 if time.monotonic() - self._last_line >= LINE_INTERVAL_S:
-                    self._line(f"{PHASES[phase]}: {step}/{total}")
+                    pace = describe_pace(event)
+                    self._line(f"{PHASES[phase]}: {step}/{total}{', ' if pace else ''}{pace}")
             case events.Started(tier=tier, layers=layers):
                 self._line(describe_sandbox(self._session, tier, layers))
             case events.Warned(message=message):
@@ -111,7 +113,8 @@ class BarProgress(ProgressView):
             case events.PhaseStarted(phase=phase):
                 self._task(phase)
             case events.Progress(phase=phase, step=step, total=total):
-                self._progress.update(self._task(phase), completed=step, total=total, steps=f"{step}/{total}")
+                shown = f"{step}/{total} {describe_pace(event)}".rstrip()
+                self._progress.update(self._task(phase), completed=step, total=total, steps=shown)
             case events.Started(tier=tier, layers=layers):
                 self._remark(describe_sandbox(self._session, tier, layers))
             case events.Warned(message=message):
@@ -151,6 +154,15 @@ class BarProgress(ProgressView):
 def describe_sandbox(session: Session, tier: str, layers: tuple[str, ...]) -> str:
     """Return the one line on the confinement in force; --verbose names every layer."""
     return f"Sandbox: tier {tier}, {len(layers)} layers" + (f" ({', '.join(layers)})" if session.verbose else "")
+
+
+def describe_pace(event: Progress) -> str:
+    """Return how long a step takes and how long the phase will; nothing where that is no news."""
+    if event.rate_s is None or event.eta_s is None or event.step >= event.total:
+        return ""
+    # A step is a component, a mebibyte or a latent frame elsewhere: whose rate nobody asks for.
+    rate = f"{event.rate_s:.1f} s a step, " if event.phase == "denoise" and event.rate_s >= 0.1 else ""
+    return f"{rate}{show_seconds(event.eta_s)} left" if event.eta_s >= 1 else ""
 
 
 def describe_recovery(event: Recovering | Recovered) -> str:
