@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,3 +63,24 @@ def test_whatever_a_worker_says_the_estimate_is_a_time(said):
         estimate = pace.progress(phase, step, total, now)
         assert estimate.rate_s is None or estimate.rate_s >= 0
         assert estimate.eta_s is None or estimate.eta_s >= 0
+
+
+def test_a_step_that_takes_far_longer_than_those_before_has_stalled():
+    pace = Pace()
+    pace.start("denoise", 0.0)
+    assert pace.stalled_s(1e6) is None, "nobody knows how long a first step takes"
+    pace.progress("denoise", 1, 4, 100.0)
+    assert pace.stalled_s(1e6) is None
+    pace.progress("denoise", 2, 4, 200.0)
+    assert pace.stalled_s(200 + 1999.0) is None and pace.stalled_s(200 + 2001.0) == 2001.0
+    pace.progress("denoise", 3, 4, 200.1)
+    assert pace.stalled_s(200.1 + 2001.0) == pytest.approx(2001.0)
+    pace.progress("denoise", 4, 4, 300.0)
+    assert pace.stalled_s(1e6) is None, "the first frame may take as long as it likes"
+
+
+def test_quick_steps_may_be_late_by_minutes():
+    pace = Pace()
+    for step in range(1, 4):
+        pace.progress("denoise", step, 9, 0.1 * step)
+    assert pace.stalled_s(599.0) is None and pace.stalled_s(700.0) is not None

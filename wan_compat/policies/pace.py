@@ -11,6 +11,9 @@ import dataclasses
 from collections.abc import Iterable
 
 KEPT_STEPS = 8
+# A step that takes this many times as long as those before hangs; never said before LEAST_STALL_S are over.
+STALL_FACTOR = 20
+LEAST_STALL_S = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Pace:
 
     def __init__(self) -> None:
         self._phase = ""
-        self._step = 0
+        self._step = self._total = 0
         self._moment_s = 0.0
         self._first: float | None = None
         self._later: collections.deque[float] = collections.deque(maxlen=KEPT_STEPS)
@@ -34,6 +37,7 @@ class Pace:
     def start(self, phase: str, now_s: float) -> None:
         """A phase begins."""
         self._phase, self._step, self._moment_s = phase, 0, now_s
+        self._total = 0
         self._first = None
         self._later.clear()
 
@@ -48,8 +52,19 @@ class Pace:
             else:
                 self._later.append(each)
             self._step, self._moment_s = step, now_s
+        self._total = total
         rate = _median(self._later) if self._later else self._first
         return Estimate(rate, rate * max(0, total - step) if rate is not None else None)
+
+    def stalled_s(self, now_s: float) -> float | None:
+        """Return for how long a step that must be hanging has been running, None if none is.
+
+        Told by the steps before it; nobody can say how long a first one takes, or what comes after the last.
+        """
+        if not self._later or self._step >= self._total:
+            return None
+        waited = now_s - self._moment_s
+        return waited if waited > max(LEAST_STALL_S, STALL_FACTOR * _median(self._later)) else None
 
 
 def _median(values: Iterable[float]) -> float:

@@ -537,6 +537,11 @@ class JobRun:
         """Wait for the worker for a moment, under the deadlines of the phase and of the job."""
         heard = worker.pump(0.5, limits.silence_s, read=[self._context.wake_fd], write=write or [])
         self._check_stop()
+        if (stalled := self._pace.stalled_s(time.monotonic())) is not None:
+            raise DeadlineExceeded(
+                f"a step of {self._phase} has not ended after {stalled:.0f} s, far longer than those before it",
+                hint="see whether the machine swaps or something else takes it, and try again",
+            )
         if time.monotonic() > until:
             raise DeadlineExceeded(
                 f"{self._phase} took longer than allowed", hint="allow more with --timeout, or ask for fewer frames"
