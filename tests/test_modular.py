@@ -57,14 +57,6 @@ CASES = {
         plain_media=IMAGE,
         guiders=TWO,
     ),
-    "first and last frame": Case(
-        "modular_flf2v",
-        "WanImage2VideoModularPipeline",
-        {"image": "image", "last_image": "other"},
-        plain=CALL,
-        plain_media=IMAGE | {"last_image": ("other", None, "RGB")},
-        guiders=ONE,
-    ),
     "vace": Case(
         "modular_vace22",
         "Wan22VaceModularPipeline",
@@ -113,6 +105,12 @@ def test_frames_equal_a_plain_diffusers_script_byte_for_byte(
     case = CASES[name]
     result, steps = run(supervisor, case, tiny_model(case.kind), media)
     assert_equal(case, result, steps, plain / f"{name}.npy")
+
+
+def test_blocks_for_first_and_last_frame_are_refused_before_they_fail_in_diffusers(supervisor, media) -> None:
+    with pytest.raises(ModelNotCompatible, match="need torchvision") as caught:
+        generate(supervisor, tiny_model("modular_flf2v"), image=media["image"], last_image=media["image"])
+    assert caught.value.exit_code == 1 and "FLF2V" in str(caught.value.hint)
 
 
 @pytest.fixture

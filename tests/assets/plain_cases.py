@@ -47,9 +47,8 @@ def write_media(folder: Path) -> dict[str, str]:
     """Write files without loss, in the size that is asked for: pixels reach diffusers as they are."""
     video = _frames(85, 64, 96)
     masks = [frame.convert("L").point(lambda value: 255 if value > 127 else 0).convert("RGB") for frame in video]
-    found = {"image": str(folder / "image.png"), "other": str(folder / "other.png")}
+    found = {"image": str(folder / "image.png")}
     video[3].save(found["image"])
-    video[9].save(found["other"])
     for name, frames in {"video": video, "face": _frames(85, 16, 16), "mask": masks, "short": video[:5]}.items():
         found[name] = str(folder / f"{name}.webp")
         options = {"lossless": True, "quality": 0, "method": 0, "duration": 40}

@@ -40,7 +40,6 @@ _SAME: Mapping[Weights, Weights] = {
     "modular_text": "text",
     "modular_text_2": "text_only",
     "modular_image": "image_clip",
-    "modular_pair": "image_pair",
     "modular_image_2": "image",
     "modular_vace": "vace",
 }

@@ -72,6 +72,12 @@ def decide_modular(
     if named in LIKE:
         decision = _by_the_ordinary(facts, index, named, classes, threads, memory_limit_bytes)
         weights = KINDS.get((named, decision.way.weights)) if decision.way is not None else None
+        if weights is None and decision.way is not None and decision.way.weights == "image_pair":
+            raise ModelNotCompatible(
+                f"{facts.root} makes videos between two frames, and diffusers' blocks for that need torchvision, "
+                "which no worker has",
+                hint="use Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers, whose pipeline does not",
+            )
         if weights is None:
             raise ModelInvalid(
                 f"{INDEX} of {facts.root} names {named}, which its transformer was not made for",

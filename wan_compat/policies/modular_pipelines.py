@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from wan_compat.policies.pipeline_parts import BASE, CLIP, ONE_IMAGE, TWO_IMAGES, Inputs, Pipeline, Slot, Way, Weights
+from wan_compat.policies.pipeline_parts import BASE, CLIP, ONE_IMAGE, Inputs, Pipeline, Slot, Way, Weights
 
 # Guiders that work with any Wan transformer and have a scale; others want to know the layers to leave out.
 GUIDER_CLASSES = (
@@ -97,7 +97,6 @@ KINDS: Mapping[tuple[str, Weights], Weights] = {
     ("WanModularPipeline", "text"): "modular_text",
     ("Wan22ModularPipeline", "text_only"): "modular_text_2",
     ("WanImage2VideoModularPipeline", "image_clip"): "modular_image",
-    ("WanImage2VideoModularPipeline", "image_pair"): "modular_pair",
     ("Wan22Image2VideoModularPipeline", "image"): "modular_image_2",
     ("Wan22VaceModularPipeline", "vace"): "modular_vace",
 }
@@ -110,7 +109,6 @@ WAYS: tuple[Way, ...] = (
     Way("modular_text", "t2v", "WanModularPipeline"),
     Way("modular_text_2", "t2v", "Wan22ModularPipeline"),
     Way("modular_image", "i2v", "WanImage2VideoModularPipeline", ONE_IMAGE),
-    Way("modular_pair", "flf2v", "WanImage2VideoModularPipeline", TWO_IMAGES),
     Way("modular_image_2", "i2v", "Wan22Image2VideoModularPipeline", ONE_IMAGE),
     Way("modular_vace", "t2v", "Wan22VaceModularPipeline"),
     Way("modular_vace", "vace", "Wan22VaceModularPipeline", _CONTROL),
