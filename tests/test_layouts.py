@@ -76,7 +76,8 @@ def test_files_for_every_part_take_the_place_of_the_folders(supervisor, expected
         folder,
         tmp_path / "other",
         **{
-            name: {key: value * np.float32(0.9) for key, value in made.load(folder, name).items()} for name in ("vae", "text_encoder")
+            name: {key: value * np.float32(0.9) for key, value in made.load(folder, name).items()}
+            for name in ("vae", "text_encoder")
         },
     )
     files = {

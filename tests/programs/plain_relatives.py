@@ -11,6 +11,7 @@ frames for each case, as export_to_video converts them.
 import json
 import os
 import sys
+from pathlib import Path
 import warnings
 
 warnings.simplefilter("ignore")
@@ -50,7 +51,7 @@ def as_tensor(frames):
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).unsqueeze(0)
 
 
-for case in json.load(open(sys.argv[1])):
+for case in json.loads(Path(sys.argv[1]).read_text()):
     pipeline = getattr(diffusers, case["class"]).from_pretrained(case["model"], local_files_only=True)
     is_modular = isinstance(pipeline, diffusers.ModularPipeline)
     if is_modular:

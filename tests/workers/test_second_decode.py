@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.assets.tiny_wan import tiny_model
 from tests.workers import broken
 from tests.workers.harness import WorkerProcess, ZygoteProcess, parameters, pipeline_spec
 from wan_compat.protocol import messages as m

@@ -116,7 +116,7 @@ class IntegrationValidator:
 
 
 class _Following:
-    """Waits for a job, and notes whether it makes frames or only waits for the encoder, which another attempt undoes."""
+    """Waits for a job, and notes whether it makes frames or waits for the encoder, which another attempt undoes."""
 
     def __init__(self, current: list[StageName]) -> None:
         self._current = current

@@ -3,12 +3,12 @@
     memory      tiles -> streaming -> encoder leaves, weights stay in files or come and go -> bfloat16
     frames      VAE in float32, other convolutions -> attention by plain matrices -> a wider type
     decoding    as a whole -> PyTorch's own convolutions -> float32 -> tiles
-    computing   float32 where types do not match, plain attention where a kernel is missing, a new worker for a GPU's error
+    computing   float32 where types do not match, plain attention where a kernel is missing, a new worker for a GPU
     loading     without the attention backend or offload that this machine cannot do
     death       a new worker -> a leaner or plainer plan -> a new worker
     encoding    the kept latents once more
 
-No step touches the sandbox, the mode or what code may run: what recovery may change is a plan, a precision and a worker.
+No step touches the sandbox, the mode or what code may run: recovery may change a plan, a precision and a worker.
 """
 
 from __future__ import annotations
