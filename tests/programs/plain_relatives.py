@@ -11,8 +11,8 @@ frames for each case, as export_to_video converts them.
 import json
 import os
 import sys
-from pathlib import Path
 import warnings
+from pathlib import Path
 
 warnings.simplefilter("ignore")
 

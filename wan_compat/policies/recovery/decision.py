@@ -7,7 +7,7 @@ from wan_compat.policies.recovery.steps import MAX_STEPS_PER_ERROR, MAX_STEPS_PE
 
 
 def next_step(failure: Failure, situation: Situation) -> Step | Stop:
-    """Return what to try next. A step is tried once in a job; three for one kind of failure, and six in all, at most."""
+    """Return what to try next. A step is tried once in a job; three for one kind of failure and six in all at most."""
     category = failure.category
     if failure.component is not None:
         return Stop(f"the weights of {failure.component} are no numbers, which no other way of computing mends")
