@@ -85,6 +85,7 @@ FROM_WORKER_SAMPLES = (
     m.Ready(probes=(_PROBE,)),
     m.Progress(job=0, phase="load", step=1, total=5),
     m.Progress(job=1, phase="denoise", step=1, total=5),
+    m.Progress(job=1, phase="denoise", step=2, total=5, picture=m.Picture(width=2, height=1, pixels="AAECAwQF")),
     m.Progress(job=1, phase="decode", step=5, total=5),
     m.ModelLoaded(
         pipeline_class="WanPipeline", parameters={"vae": 5}, streaming=True, streaming_reason="equal", load_s=0.2

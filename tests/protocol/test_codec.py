@@ -237,3 +237,27 @@ def test_our_own_oversized_message_is_refused_before_it_is_sent():
 
 
 HELLO_BYTES = FROM_WORKER.encode(SAMPLES_FROM_WORKER[0], 1)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "pixels"),
+    [
+        (2, 1, "AAEC"),  # too few
+        (2, 1, "AAECAwQFBgcI"),  # too many
+        (2, 1, "AAECAwQ!"),
+        (2, 1, "\x00" * 8),
+        (0, 1, ""),
+        (257, 1, "A" * 1028),
+        (256, 256, "A" * 262144),
+        (10**9, 10**9, "AAEC"),
+    ],
+)
+def test_a_picture_is_exactly_as_long_as_its_size_and_small(width: int, height: int, pixels: str):
+    with pytest.raises(ValueError, match=r"pixels|width|height"):
+        m.Picture(width=width, height=height, pixels=pixels)
+
+
+def test_the_largest_picture_fits_into_a_message():
+    picture = m.Picture(width=128, height=128, pixels="A" * (4 * m.MAX_PICTURE_BYTES // 3))
+    message = m.Progress(job=1, phase="denoise", step=1, total=5, picture=picture)
+    assert FROM_WORKER.decode(FROM_WORKER.encode(message, 3)) == (3, message)

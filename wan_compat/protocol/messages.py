@@ -29,7 +29,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from wan_compat.protocol.conversion import MAX_FILES, MAX_LISTED, FileNumber, ListedTensor, TensorPiece, WeightSource
 from wan_compat.protocol.errors import clean_text
@@ -37,6 +38,8 @@ from wan_compat.protocol.plan import DecodeSpec
 from wan_compat.protocol.values import Count, FrameSpec, GenerationParams, Name, PipelineSpec, Seconds, Value
 
 PROTOCOL_VERSION = 4
+MAX_PICTURE_SIDE = 256
+MAX_PICTURE_BYTES = 48 << 10  # 128x128, or 160x90 latents of a 1280x720 video
 
 # Text is cleaned where it enters, so that no later sink has to remember that a worker wrote it.
 ShortText = Annotated[str, StringConstraints(max_length=200), AfterValidator(lambda text: clean_text(text, 200))]
@@ -69,14 +72,30 @@ class Ready(Value):
     probes: tuple[Probe, ...] = Field(max_length=16)
 
 
+class Picture(Value):
+    """A small picture: (height, width, 3) uint8 RGB as base64, since nothing binary crosses. For the eye only."""
+
+    width: Annotated[int, Field(ge=1, le=MAX_PICTURE_SIDE)]
+    height: Annotated[int, Field(ge=1, le=MAX_PICTURE_SIDE)]
+    pixels: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]*={0,2}$", max_length=MAX_PICTURE_BYTES * 4 // 3)]
+
+    @model_validator(mode="after")
+    def _has_all_its_pixels(self) -> Picture:
+        size = self.width * self.height * 3
+        if size > MAX_PICTURE_BYTES or len(self.pixels) != -(-size // 3) * 4:
+            raise PydanticCustomError("pixels", "are not those of the size")
+        return self
+
+
 class Progress(Value):
-    """A step was finished. `step` counts from 1 and never exceeds `total`."""
+    """A step was finished. `step` counts from 1 and never exceeds `total`. `picture`: what the video is becoming."""
 
     type: Literal["progress"] = "progress"
     job: Annotated[int, Field(ge=0, le=2**31 - 1)]  # 0 while loading
     phase: Phase
     step: Count
     total: Count
+    picture: Picture | None = None
 
 
 class ModelLoaded(Value):
@@ -170,6 +189,7 @@ class Generate(Value):
     type: Literal["generate"] = "generate"
     job: JobSerial
     params: GenerationParams
+    preview_latents: bool = False  # with pictures in the Progress of denoising
     count_memory: bool = False  # on a CPU, where counting costs some microseconds an operation
 
 

@@ -111,6 +111,8 @@ class GenerationRequest(VideoOptions):
         cache: One of diffusers' caches; changes pixels, and is named in the result.
         attention_backend: One of diffusers' names.
         recover: Try other ways when an attempt fails (docs/recovery.md); off, the first error ends the job.
+        preview_latents: Small pictures of what the video is becoming, as LatentPreview events and, with `preview`, in
+            that folder.
         load_only: Load the model and generate nothing; the worker stays for the next job.
         count_memory: On a CPU, count the tensors of each phase; what is counted takes a little longer.
         timeout_s: Whole job, from submit to finished file.
@@ -162,6 +164,7 @@ class GenerationRequest(VideoOptions):
     cache: Cache | None = None
     attention_backend: Name | None = None
     recover: bool = True
+    preview_latents: bool = False
     load_only: bool = False
     count_memory: bool = False
     overwrite: bool = False

@@ -120,6 +120,7 @@ class Delivery:
         self.frames = frames
         self.warnings = list(config.reasons)
         self.recovery: list[dict[str, str]] = []
+        self.note_spill: Callable[[str], None] = lambda _path: None  # told of a file that must not outlive the job
         self._target = target
         self.check_stop: Callable[[], None] = lambda: None  # raises what ends the job, while the encoder is waited for
         self._tap = tap
@@ -146,6 +147,10 @@ class Delivery:
     def announce_preview(self, announce: Callable[[str, int], None]) -> None:
         self._tap._announce = announce
 
+    def show_latents(self, step: int, pixels: bytes, width: int, height: int) -> str | None:
+        """Put a picture of latents into the preview folder, if there is one; return its path."""
+        return self._tap.show_latents(step, pixels, width, height)
+
     def start(self, label: str = "") -> None:
         """Start what takes the frames. `label` goes into the file where it has a place for one."""
         if label and (self.config.format.comment or self.config.format.writer is Writer.PNG):
@@ -156,7 +161,9 @@ class Delivery:
             self._sink = PngWriter(self._stream_path, self.frames, comment=label)
         else:
             self._spill = reserve_spill(self.path, self.frames)
-            if self._spill is None:
+            if self._spill is not None:
+                self.note_spill(self._spill.path)
+            else:
                 self.warnings.append("there is no room for a copy of the frames: if the encoder fails, they are lost")
             try:
                 self._sink = self._spawn()

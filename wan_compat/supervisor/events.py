@@ -53,6 +53,18 @@ class Preview:
 
 
 @dataclasses.dataclass(frozen=True)
+class LatentPreview:
+    """What the video is becoming after a step of denoising, roughly and small: (height, width, 3) uint8 RGB. `path`: of
+    the picture in the preview folder, None where none was asked for."""
+
+    step: int
+    width: int
+    height: int
+    pixels: bytes
+    path: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Warned:
     message: str
 
@@ -106,6 +118,7 @@ Event = (
     | Progress
     | FirstFrame
     | Preview
+    | LatentPreview
     | Warned
     | Recovering
     | Recovered

@@ -109,16 +109,30 @@ class FrameTap:
         if self._preview:
             self._show(small)
 
+    def show_latents(self, step: int, pixels: bytes, width: int, height: int) -> str | None:
+        """Write a picture of what the video is becoming, as latents-STEP.png; None without a preview folder."""
+        if self._preview is None:
+            return None
+        path = os.path.join(self._preview, f"latents-{step:04}.png")
+        return path if _put(path, png_bytes(memoryview(pixels), width, height)) else None
+
     def _show(self, picture: np.ndarray) -> None:
         assert self._preview is not None
         path = os.path.join(self._preview, picture_name(self._index, ".png"))
-        # Aside and renamed: whoever looks meanwhile sees whole pictures only. A preview is a courtesy, and a folder
-        # that went away costs nobody a video.
-        with contextlib.suppress(OSError):
-            with open(path + ".part", "wb") as file:
-                file.write(png_bytes(picture.data.cast("B"), picture.shape[1], picture.shape[0]))
-            os.replace(path + ".part", path)
+        if _put(path, png_bytes(picture.data.cast("B"), picture.shape[1], picture.shape[0])):
             self._announce(path, self._index)
+
+
+def _put(path: str, data: bytes) -> bool:
+    """Write a preview; return whether it stands."""
+    # Aside and renamed: whoever looks meanwhile sees whole pictures only. A preview is a courtesy, and a folder
+    # that went away costs nobody a video.
+    with contextlib.suppress(OSError):
+        with open(path + ".part", "wb") as file:
+            file.write(data)
+        os.replace(path + ".part", path)
+        return True
+    return False
 
 
 def smaller(picture: np.ndarray, side: int) -> np.ndarray:

@@ -47,7 +47,7 @@ from wan_compat.protocol.results import (
     VideoGenerationResult,
 )
 from wan_compat.protocol.states import WorkerState
-from wan_compat.protocol.values import GenerationRequest, Isolation
+from wan_compat.protocol.values import MAX_STEPS, GenerationRequest, Isolation
 from wan_compat.sandbox.spec import Tier
 from wan_compat.supervisor import audit_log, first_use, provenance
 from wan_compat.supervisor import events as ev
@@ -139,6 +139,7 @@ class JobRun:
         self._started = time.monotonic()
         self._phase = "prepare"
         self._pace = Pace()
+        self._preview: Callable[[int, bytes, int, int], str | None] | None = None  # writes into the preview folder
         self._timeout_s = _narrower(request.timeout_s, context.policy.timeout_s)
         self._warnings: list[str] = []
         self._recovery: list[dict[str, str]] = []
@@ -298,7 +299,9 @@ class JobRun:
             )
         )
         stack.enter_context(self._context.pool.leftover(delivery.part_path))
+        delivery.note_spill = lambda path: stack.enter_context(self._context.pool.leftover(path))
         delivery.check_stop = self._check_stop
+        self._preview = delivery.show_latents
         delivery.announce_preview = lambda path, index: self._context.emit(ev.Preview(path, index))
         return delivery
 
@@ -413,7 +416,14 @@ class JobRun:
             self._denoised = False
             self._enter("text_encode")
             ring.send_media(job, self._media)
-            worker.send(m.Generate(job=job, params=resolved.params, count_memory=self._request.count_memory))
+            worker.send(
+                m.Generate(
+                    job=job,
+                    params=resolved.params,
+                    count_memory=self._request.count_memory,
+                    preview_latents=self._request.preview_latents,
+                )
+            )
         else:
             self._enter("decode")
             worker.send(m.DecodeAgain(job=job, frames=spec, decoding=decoding))
@@ -570,12 +580,24 @@ class JobRun:
                 self._enter(message.phase)
             pace = self._pace.progress(message.phase, message.step, message.total, time.monotonic())
             self._context.emit(ev.Progress(message.phase, message.step, message.total, pace.rate_s, pace.eta_s))
+            if message.picture is not None and self._request.preview_latents and message.phase == "denoise":
+                self._show_latents(message.step, message.picture)
         elif isinstance(message, m.Failed):
             raise from_worker(message.code, message.message, message.fixes, message.component)
         elif isinstance(message, m.Generated):
             self._generated.append(message)
         elif isinstance(message, m.Cancelled):
             raise GenerationFailed("the worker stopped by itself")
+
+    def _show_latents(self, step: int, picture: m.Picture) -> None:
+        import base64
+
+        pixels = base64.b64decode(picture.pixels)
+        # Padding can say otherwise than the length did; and no job has more steps, whatever its worker counts.
+        if len(pixels) != picture.width * picture.height * 3 or step > MAX_STEPS:
+            return
+        path = self._preview(step, pixels, picture.width, picture.height) if self._preview is not None else None
+        self._context.emit(ev.LatentPreview(step, picture.width, picture.height, pixels, path))
 
     def _warn(self, message: str) -> None:
         if message in self._warnings:  # by an earlier attempt

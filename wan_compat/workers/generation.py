@@ -21,11 +21,12 @@ from typing import Any
 import torch
 
 from wan_compat.protocol.errors import UnusableFrames
-from wan_compat.protocol.messages import Generate, Generated, Progress
+from wan_compat.protocol.messages import Generate, Generated, Picture, Progress
 from wan_compat.workers.arguments import arguments, check_sizes
 from wan_compat.workers.cancellation import Cancellation
 from wan_compat.workers.families import family_of
 from wan_compat.workers.frames import FrameWriter
+from wan_compat.workers.latent_previews import LatentPreviews
 from wan_compat.workers.loader import LoadedModel
 from wan_compat.workers.media import NO_MEDIA, Media
 from wan_compat.workers.optimizations import caching
@@ -76,6 +77,8 @@ def generate(
 
     transformers = (pipeline.transformer, getattr(pipeline, "transformer_2", None))
     memory = PhaseMemory(pipeline, model.spec.device, count=order.count_memory)
+    if order.preview_latents:
+        run.picture = LatentPreviews(pipeline).picture
     run.on_denoised = lambda: memory.begin("decode")
     computed = model.embeddings.computed if model.embeddings is not None else 0
     with (
@@ -131,6 +134,7 @@ class Run:
         self._encoded: float | None = None
         self._denoised: float | None = None
         self.on_denoised: Callable[[], None] = lambda: None  # called after the last step
+        self.picture: Callable[[torch.Tensor, int, int], Picture | None] = lambda *_: None
 
     @contextlib.contextmanager
     def watching(self, transformers: Iterable[torch.nn.Module | None]) -> Iterator[None]:
@@ -152,7 +156,8 @@ class Run:
         # Looking costs a pass over the latents and, on a GPU, a synchronisation: four times is often enough.
         if step in (1, math.ceil(total / 4), math.ceil(total / 2), total):
             _check_finite(values["latents"], step, total)
-        self._report(Progress(job=self._job, phase="denoise", step=step, total=total))
+        picture = self.picture(values["latents"], step, total)
+        self._report(Progress(job=self._job, phase="denoise", step=step, total=total, picture=picture))
         if step == total:
             self.on_denoised()
         return {}

@@ -119,6 +119,9 @@ def generate(
         str | None,
         typer.Option("--preview", metavar="DIR", help="Folder in which pictures of the frames so far appear."),
     ] = None,
+    preview_latents: Annotated[
+        bool, typer.Option("--preview-latents", help="In --preview, also what the video becomes while it is denoised.")
+    ] = False,
     poster: Poster = False,
     contact_sheet: ContactSheet = False,
     from_sidecar: Annotated[
@@ -217,6 +220,7 @@ def generate(
         fragmented=fragmented,
         audio=audio,
         preview=preview,
+        preview_latents=preview_latents,
         poster=poster,
         contact_sheet=contact_sheet,
         precision=precision.value if precision else None,
@@ -240,6 +244,8 @@ def generate(
     for name, option in (("model", "MODEL"), ("prompt", "--prompt")):
         if name not in fields:
             raise InvalidRequest(f"{option} is missing", hint="see `wan-compat generate --help`")
+    if preview_latents and preview is None:
+        raise InvalidRequest("--preview-latents has no folder to write to", hint="add --preview DIR")
     model = session.model = fields["model"]
     if output is None:
         suffix = default_suffix(fields.get("format"), again.video_name if again else None)
