@@ -1,11 +1,11 @@
-"""What a person sees of a job that recovers."""
+"""What a person sees of a job that goes on, and of one that recovers."""
 
 from __future__ import annotations
 
 import pytest
 
 from wan_compat.supervisor import events as ev
-from wan_compat.supervisor.cli.progress import LineProgress, describe_recovery
+from wan_compat.supervisor.cli.progress import LineProgress, describe_pace, describe_recovery
 from wan_compat.supervisor.cli.session import Session
 
 STEPS = (
@@ -28,3 +28,18 @@ def test_a_failed_attempt_what_is_tried_and_how_it_went_are_lines(capsys: pytest
 
 def test_every_step_has_words() -> None:
     assert all(describe_recovery(event) for event in STEPS)
+
+
+@pytest.mark.parametrize(
+    ("event", "shown"),
+    [
+        (ev.Progress("denoise", 3, 50, 1.2, 56.4), "1.2 s a step, 0:56 left"),
+        (ev.Progress("denoise", 3, 50, 0.02, 0.94), ""),
+        (ev.Progress("decode", 1, 21, 4.0, 80.0), "1:20 left"),
+        (ev.Progress("denoise", 1, 50, 240.0, 11760.0), "240.0 s a step, 3:16:00 left"),
+        (ev.Progress("denoise", 50, 50, 1.2, 0.0), ""),
+        (ev.Progress("load", 1, 5), ""),
+    ],
+)
+def test_progress_tells_what_is_left_where_that_is_news(event: ev.Progress, shown: str) -> None:
+    assert describe_pace(event) == shown
