@@ -218,3 +218,9 @@ def test_what_the_model_cannot_do_is_refused_with_its_cause(
     with pytest.raises(InvalidRequest, match=part) as caught:
         supervisor.generate(GenerationRequest(model=str(tiny_model(kind)), **request))
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("kind", sorted({case.kind for case in CASES.values()}))
+def test_check_says_that_it_runs_here(kind: str, supervisor: Supervisor) -> None:
+    report = supervisor.check(str(tiny_model(kind)))
+    assert report.compatible_here, [(item.code, item.message) for item in report.findings]
