@@ -1,7 +1,7 @@
 """Tiny checkpoints with modular_model_index.json, for diffusers' modular blocks: rows of tiny_models.py's kinds.
 
-    modular_t2v, modular_a14b, modular_i2v, modular_i2v22, modular_flf2v, modular_vace22   as without `modular_`
-    animate2, animate2_distilled   Animate-2, which has no other pipeline
+modular_t2v, modular_a14b, modular_i2v, modular_i2v22, modular_flf2v, modular_vace22   as without `modular_`
+animate2, animate2_distilled   Animate-2, which has no other pipeline
 """
 
 # mypy: allow-untyped-calls
