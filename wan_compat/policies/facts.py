@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from wan_compat.policies.findings import Finding
-from wan_compat.protocol.sources import SourceSpec
+
+if TYPE_CHECKING:  # pydantic comes with it, which reading a model does not need
+    from wan_compat.protocol.sources import SourceSpec
 
 # Where a component's configuration may stand, first one first.
 CONFIG_NAMES = ("config.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json")
