@@ -128,6 +128,7 @@ int nvmlDeviceGetName(void *device, char *name, unsigned length) { strncpy(name,
 int nvmlDeviceGetMemoryInfo(void *device, memory_t *memory) {
   if (device == (void *)0x700000000001UL) return 15; /* lost */
   memory->total = 80ULL << 30; memory->free = 60ULL << 30; memory->used = 20ULL << 30; return 0; }
+int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor) { *major = 9; *minor = 0; return 0; }
 """
 
 
@@ -146,6 +147,7 @@ def test_gpus_are_read_from_the_driver_and_a_lost_one_is_left_out(tmp_path: Path
         check=True,
     )
     expected = {"name": "NVIDIA Imaginary", "memory_total_bytes": 80 << 30, "memory_free_bytes": 60 << 30}
+    expected["compute_capability"] = [9, 0]
     assert json.loads(done.stdout) == [{"index": index, **expected} for index in (0, 2)]
 
 
