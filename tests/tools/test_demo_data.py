@@ -44,7 +44,7 @@ def test_judge_sees_what_a_true_clip_shows(motion: str) -> None:
             clip = scenes.render(scenes.sample_scene(rng, asked)).astype(np.uint8)
             seen = look(clip)
             assert all(agrees(asked, seen).values()), (asked, seen)
-            assert seen.edge < 1.3
+            assert seen.edge < 1.5  # a little more than one pixel: the sea is not of one colour
 
 
 def test_judge_sees_nothing_where_nothing_is() -> None:
