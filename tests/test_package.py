@@ -207,7 +207,9 @@ def test_readme_commands_exist(repository: Path) -> None:
 def test_readme_lists_every_verb_and_exit_code(repository: Path) -> None:
     page = (repository / "README.md").read_text()
     verbs = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-    assert verbs == set(re.findall(r"^\| `([a-z-]+)(?: MODEL| SOURCE| VIDEO| show| add MODEL)?` \|", page, re.MULTILINE))
+    assert verbs == set(
+        re.findall(r"^\| `([a-z-]+)(?: MODEL| SOURCE| VIDEO| show| add MODEL)?` \|", page, re.MULTILINE)
+    )
 
     from wan_compat.protocol import errors
     from wan_compat.supervisor.cli.main import EXIT_BROKEN_PIPE, EXIT_INTERNAL_ERROR
