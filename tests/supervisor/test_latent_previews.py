@@ -54,9 +54,8 @@ def test_previews_stand_in_the_folder_beside_those_of_frames(supervisor: Supervi
     assert sorted(p.name for p in folder.iterdir() if not p.name.startswith("latents-"))[0].endswith(".png")
 
 
-@pytest.mark.parametrize("kind", ["a14b", "ti2v"])
-def test_other_vaes_and_two_experts_have_previews_too(supervisor: Supervisor, kind: str) -> None:
-    job = supervisor.submit(request_of(str(tiny_model(kind)), preview_latents=True, width=128))
+def test_a_vae_of_48_channels_has_previews_too(supervisor: Supervisor) -> None:
+    job = supervisor.submit(request_of(str(tiny_model("ti2v")), preview_latents=True, width=128))
     seen = [event for event in job.events() if isinstance(event, ev.LatentPreview)]
     assert job.result().success and seen[-1].step == 3
     assert len(seen[-1].pixels) == seen[-1].width * seen[-1].height * 3

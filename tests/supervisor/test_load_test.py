@@ -78,7 +78,6 @@ def test_a_smoke_test_tells_shape_memory_speed_and_verdict(supervisor: Superviso
         ("t2v", "v2v", "WanVideoToVideoPipeline"),
         ("i2v", None, "WanImageToVideoPipeline"),
         ("vace", "vace", "WanVACEPipeline"),
-        ("ti2v", "ti2v", "WanImageToVideoPipeline"),
     ],
 )
 def test_media_are_made_up_where_the_task_needs_them(supervisor, kind: str, task: str | None, pipeline: str, tmp_path):
@@ -158,3 +157,24 @@ def test_an_encoder_that_fails_is_not_taken_for_a_model_that_does(supervisor: Su
     report = IntegrationValidator(supervisor).validate(str(tiny_model("t2v")), recover=False)
     states = {stage.name: stage.success for stage in report.stages}
     assert states == {"detect": True, "load": True, "generate": True, "encode": False}
+
+
+@pytest.mark.parametrize(
+    ("errors", "leaks", "verdict"),
+    [
+        ([], False, "generates"),
+        (["memory grows by 90 MB with each run"], True, "leaks"),
+        (["memory grows by 90 MB with each run", "black throughout"], True, "fails"),
+        (["black throughout"], False, "fails"),
+    ],
+)
+def test_the_verdict_tells_growing_from_failing(errors: list[str], leaks: bool, verdict: str):
+    from tests.supervisor.test_performance_monitor import result_of
+    from wan_compat.policies.smoke import MemoryTestResult, SmokeTestResult
+    from wan_compat.supervisor.smoke_test import Examination
+
+    found = Examination(
+        SmokeTestResult(not errors, 1.0, 1, (5, 64, 96, 3), errors), memory=MemoryTestResult(1, 1, 90, [1, 2, 3], leaks)
+    )
+    report = LoadTestReport(result_of(1.0), found)
+    assert report.verdict == verdict and report.to_json()["success"] is (not errors)
