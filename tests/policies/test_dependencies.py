@@ -179,7 +179,7 @@ def architecture(layout="diffusers") -> Architecture:
     ("facts", "layout", "expected"),
     [
         (facts_with(), "diffusers", set()),
-        (facts_with(), "lora", {Feature.LORA}),
+        (facts_with(), "lora", set()),  # `generate --lora` needs no package
         (facts_with(), "gguf", {Feature.GGUF}),
         (facts_with(weights={"t.gguf": WeightFile("t.gguf", "gguf", {}, {}, 0)}), "diffusers", {Feature.GGUF}),
         (facts_with({"transformer/config.json": {"quantization_config": {"quant_method": "bitsandbytes"}}}), "diffusers", {Feature.BITSANDBYTES}),

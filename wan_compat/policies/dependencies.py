@@ -91,8 +91,6 @@ class Need:
 def features_of(facts: ModelFacts, architecture: Architecture) -> frozenset[Feature]:
     """Return what lies in a model that needs more than every worker has."""
     found = set()
-    if architecture.layout == "lora":
-        found.add(Feature.LORA)
     if architecture.layout == "gguf" or any(weights.format == "gguf" for weights in facts.weights.values()):
         found.add(Feature.GGUF)
     for document in facts.documents.values():
