@@ -41,7 +41,7 @@ class Policy(BaseModel):
         require_manifest: Whether a model is used only when its files agree with hashes that came with them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
     min_tier: Tier = Tier.B
     allow_unsandboxed: bool = False

@@ -14,4 +14,4 @@ Count = Annotated[int, Field(ge=0, le=2**62)]
 class Value(BaseModel):
     """Frozen, closed, strict: no unknown keys, no coercion between types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)

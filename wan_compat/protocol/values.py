@@ -69,7 +69,7 @@ class Isolation(enum.StrEnum):
 class LoraRequest(BaseModel):
     """One LoRA file. With two experts, `expert` says which it is for; None asks the file, or takes both."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     path: str = Field(min_length=1, max_length=4096)
     weight: float = Field(default=1.0, ge=-10, le=10)
@@ -124,7 +124,7 @@ class GenerationRequest(VideoOptions):
             mode (docs/restricted.md).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     model: str = Field(min_length=1, max_length=4096)
     prompt: Prompt

@@ -45,7 +45,7 @@ class VideoOptions(BaseModel):
         contact_sheet: Write an overview of the frames beside the video, as NAME.sheet.png.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     format: ShortName | None = None
     codec: ShortName | None = None
