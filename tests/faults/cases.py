@@ -78,7 +78,7 @@ def killing(phase: str, what: Literal["worker", "zygote"] = "worker") -> Outside
             )
             if shows and not killed:
                 zygotes = [
-                    child for child in psutil.Process().children() if "faulty_zygote" in " ".join(child.cmdline())
+                    child for child in psutil.Process().children() if "faulty_zygote" in " ".join(_arguments(child))
                 ]
                 victims = zygotes if what == "zygote" else [c for zygote in zygotes for c in zygote.children()]
                 for victim in victims:
@@ -88,6 +88,12 @@ def killing(phase: str, what: Literal["worker", "zygote"] = "worker") -> Outside
         yield see
 
     return outside
+
+
+def _arguments(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error):  # it ended meanwhile
+        return process.cmdline()
+    return []
 
 
 def encoder_quits(after_frames: float, times: int | None, *, spill: bool = True) -> Outside:

@@ -80,12 +80,11 @@ FROM_WORKER = codec.from_worker_codec()
 TO_WORKER = codec.to_worker_codec()
 
 _PROBE = m.Probe(name="inet_socket", denied=True, detail="EPERM")
-FROM_WORKER_SAMPLES = (
+FROM_WORKER_SAMPLES = (  # states_seeds names them by their place: new ones go to the end
     m.Hello(protocol_version=1, layers=("view", "seccomp"), probes=(_PROBE,), versions={"torch": "2"}, entry_s=0.01),
     m.Ready(probes=(_PROBE,)),
     m.Progress(job=0, phase="load", step=1, total=5),
     m.Progress(job=1, phase="denoise", step=1, total=5),
-    m.Progress(job=1, phase="denoise", step=2, total=5, picture=m.Picture(width=2, height=1, pixels="AAECAwQF")),
     m.Progress(job=1, phase="decode", step=5, total=5),
     m.ModelLoaded(
         pipeline_class="WanPipeline", parameters={"vae": 5}, streaming=True, streaming_reason="equal", load_s=0.2
@@ -96,6 +95,7 @@ FROM_WORKER_SAMPLES = (
     m.Failed(job=0, code="model_corrupt", message="läuft nicht"),
     m.Pong(nonce=7),
     m.PartLoaded(component="vae", parameters=5, tensor_bytes=20, load_s=0.1),
+    m.Progress(job=1, phase="denoise", step=2, total=5, picture=m.Picture(width=2, height=1, pixels="AAECAwQF")),
 )
 _PIPELINE = PipelineSpec(
     pipeline_class="WanPipeline",

@@ -59,10 +59,7 @@ def run(
     """
     # First of all, while no descriptor is open but what was handed over.
     probes = _probes(selftest.run_probes((ring_fd, doorbell_fd)))
-    if spec.Layer.VIEW in confinement.outer:
-        # Nothing can be written there (sandbox/bwrap.py). torch asks for the name of a folder when it is imported, and
-        # tempfile would look for one that it can write to.
-        tempfile.tempdir = spec.SCRATCH_TARGET
+    _use_scratch(confinement)
     if light:
         libraries.import_libraries()
     reseed(order.seed)
@@ -74,6 +71,15 @@ def run(
     control.start()
     _greet(control, report, probes, confinement)
     _serve(control, ring, cancellation, model_folder(confinement))
+
+
+def _use_scratch(confinement: spec.ConfinementSpec) -> None:
+    """Have temporary files made where this worker can write. tempfile found its folder in the zygote, where it was
+    another one; torch's compiler, which some attention asks for even where it does not compile, has a variable."""
+    inside = spec.Layer.VIEW in confinement.in_force
+    scratch = spec.SCRATCH_TARGET if inside else confinement.view.host_scratch_dir
+    if scratch is not None:
+        tempfile.tempdir = os.environ["TORCHINDUCTOR_CACHE_DIR"] = scratch
 
 
 def reseed(seed: bytes) -> None:
