@@ -60,7 +60,7 @@ def plain_script_frames(kind: str, folder: Path) -> np.ndarray:
     return np.load(output)
 
 
-@pytest.mark.parametrize("kind", ["t2v", "a14b", "ti2v"])
+@pytest.mark.parametrize("kind", ["t2v"])  # the other kinds: test_tasks_end_to_end.py
 def test_frames_equal_a_plain_diffusers_script_byte_for_byte(kind, supervisor, tmp_path):
     result = supervisor.generate(request(kind))
     assert result.frames is not None

@@ -17,7 +17,7 @@ from wan_compat.supervisor.cli.demo import describe_understood
 from wan_compat.supervisor.ffmpeg import find_ffmpeg
 
 
-def read_pixels(video: Path, width: int = 96, height: int = 64) -> npt.NDArray[np.uint8]:
+def read_pixels(video: Path, width: int = 160, height: int = 96) -> npt.NDArray[np.uint8]:
     """Decode a file into (num_frames, height, width, 3)."""
     arguments = ["-v", "error", "-i", str(video), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     done = subprocess.run([find_ffmpeg().path, *arguments], capture_output=True, timeout=60, check=True)
@@ -28,15 +28,15 @@ def test_demo_draws_what_its_prompt_says(cli: RunCli, cwd: Path) -> None:
     ended = cli("demo")
     assert ended.code == 0, ended
     video = cwd / "wan-compat-demo.mp4"
-    assert ended.out.startswith(f"Wrote {video}: 17 frames, 96x64, 8 fps")
+    assert ended.out.startswith(f"Wrote {video}: 33 frames, 160x96, 16 fps")
     assert sorted(path.name for path in cwd.iterdir()) == [video.name, f"{video.name}.json"]
 
     pixels = read_pixels(video).astype(int)
-    assert pixels.shape == (17, 64, 96, 3)
+    assert pixels.shape == (33, 96, 160, 3)
     corner = pixels[:, :8, :8].mean(axis=(0, 1, 2))
     assert corner[2] > 60 and corner[0] < 50 and corner[1] < 60, "the background is dark blue"
     white = (pixels.min(axis=3) > 170).sum(axis=(1, 2))
-    assert white[2] > 20, "there is something white"
+    assert white[2] > 60, "there is something white"
     assert white[-1] > 1.5 * white[2], "and it grows"
 
 
@@ -46,7 +46,7 @@ def test_demo_says_the_same_to_a_program(cli: RunCli, cwd: Path) -> None:
     document = ended.document
     assert document["schema_version"] == 1 and document["success"] is True
     assert document["output"]["path"] == str(cwd / "clip.mp4")
-    assert document["output"]["num_frames"] == 17 and document["output"]["fps"] == 8
+    assert document["output"]["num_frames"] == 33 and document["output"]["fps"] == 16
     assert document["metadata"]["generation_params"]["seed"] == 3
     assert document["sandbox"]["tier"] in "AB" and all(document["sandbox"]["self_test"].values())
     assert {
@@ -74,8 +74,8 @@ def test_demo_never_overwrites_unasked(cli: RunCli, cwd: Path) -> None:
     assert (cwd / "wan-compat-demo.mp4").read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize("variant", demo_models.TINY_KINDS)
-def test_every_offered_variant_runs(variant: str, cli: RunCli, cwd: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", ["a14b", "i2v"])  # every kind generates in tests/test_tasks_end_to_end.py
+def test_an_offered_variant_is_built_and_runs(variant: str, cli: RunCli, cwd: Path, tmp_path: Path) -> None:
     ended = cli("demo", "--variant", variant, "--output", "clip.mp4", "--json")
     assert ended.code == 0, ended
     assert ended.document["output"]["num_frames"] == 17
@@ -120,6 +120,6 @@ def test_demo_says_which_words_it_understood() -> None:
 def test_the_demo_model_is_the_one_its_card_describes(repository: Path) -> None:
     folder = Path(demo_models.demo_model())
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.suffix == ".safetensors")
-    assert 5e6 < size < 6e6
+    assert 10e6 < size < 12e6
     assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "WanPipeline"
-    assert "undertrained" in (folder / "README.md").read_text()
+    assert "160x96 pixels, 33 frames" in (folder / "README.md").read_text()

@@ -196,7 +196,7 @@ def test_duplicate_keys_never_yield_a_message_that_was_not_checked_whole():
         FROM_WORKER.decode(data)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.binary(max_size=2000))
 def test_random_bytes_raise_nothing_but_violations(data):
     with pytest.raises(ProtocolViolation):
@@ -215,7 +215,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.sampled_from(SAMPLES_FROM_WORKER), st.data())
 def test_a_message_with_one_value_replaced_decodes_to_a_message_or_a_violation(message, data):
     payload = message.model_dump(mode="python")
