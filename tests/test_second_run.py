@@ -32,9 +32,9 @@ def test_the_rooms_of_the_sandbox_and_the_attacks_run_twice(repository: Path) ->
 
 def test_a_test_is_found_by_folder_file_or_name_and_by_no_beginning_of_one() -> None:
     assert second_run.left_out("tests/policies/scan/test_rules.py::test_x[1]")
-    assert second_run.left_out("tests/cli/test_demo.py::test_every_offered_variant_runs[t2v::x]")
+    assert second_run.left_out("tests/cli/test_demo.py::test_an_offered_variant_is_built_and_runs[t2v::x]")
     assert not second_run.left_out("tests/cli/test_demo.py")
-    assert not second_run.left_out("tests/cli/test_demo.py::test_every_offered_variant_runs_twice")
+    assert not second_run.left_out("tests/cli/test_demo.py::test_an_offered_variant_is_built_and_runs_twice")
     assert not second_run.left_out("tests/policies_of_another_room/test_x.py")
 
 
