@@ -27,8 +27,12 @@ from wan_compat.protocol.messages import Failed
 
 _MAX_FOREIGN_CHARS = 1500
 
-# PyTorch raises a plain RuntimeError for memory on CPU; these are its words (c10/core/impl/alloc_cpu.cpp) and libc's.
-_MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory")
+# PyTorch raises a plain RuntimeError for memory on CPU; these are its words (c10/core/impl/alloc_cpu.cpp), libc's and
+# pybind11's. The last is oneDNN's: it says no more when the code that it generates finds no memory.
+_MEMORY_WORDS = (
+    *("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "could not allocate"),
+    "could not create a primitive",
+)
 
 _MEMORY_FIXES = (
     "ask for fewer frames or a smaller picture",
@@ -79,16 +83,20 @@ def _describe(error: BaseException) -> str:
     """Name the error and, where a library wrapped it in a general one, what it began with."""
     # The first lines name the cause; diffusers' mismatch reports go on for every tensor of a model.
     text = clean_text(f"{type(error).__name__}: {error}".strip(), _MAX_FOREIGN_CHARS)
-    origin = error
-    while (before := origin.__cause__ or (None if origin.__suppress_context__ else origin.__context__)) is not None:
-        origin = before
+    origin = _origin(error)
     if origin is not error:
         text += clean_text(f" (from {type(origin).__name__}: {origin})", _MAX_FOREIGN_CHARS)
     return text
 
 
+def _origin(error: BaseException) -> BaseException:
+    while (before := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
+        error = before
+    return error
+
+
 def _is_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(_origin(error), MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
