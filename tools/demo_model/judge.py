@@ -130,7 +130,7 @@ def _turned(path: _Path, shape: str | None) -> float:
     if symmetry == 1:
         return 0.0
     angles = []
-    for mask, x, y in zip(path.masks, path.x, path.y):
+    for mask, x, y in zip(path.masks, path.x, path.y, strict=True):
         rows, columns = np.nonzero(mask)
         z = (columns + 0.5 - x) + 1j * (rows + 0.5 - y)
         angles.append(np.angle((z**symmetry).sum()))

@@ -52,9 +52,20 @@ def train_mover(work: Path, *, steps: int, batch: int, device: str, compile_it: 
         words = encode(text_encoder, tokenizer, captions, device)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             said = predict((1 - share) * clip + share * noise, level * 1000, words, return_dict=False)[0]
-        return ((said.float() - (noise - clip)) ** 2).mean()
+        weight = edge_weight(clip)
+        return (weight * (said.float() - (noise - clip)) ** 2).mean() / weight.mean()
 
     train("mover", work, parameters, optimiser, steps=steps, loss_of=loss_of, schedule=trapezium(0.01, 0.55))
+
+
+def edge_weight(clip: torch.Tensor) -> torch.Tensor:
+    """Eight times the weight for depths inside the shape and up to 8 pixels around it.
+
+    Which shape it is shows in one number of fifteen; left alone, "square" is learnt long after "blue".
+    """
+    weight = torch.ones_like(clip)
+    weight[:, :8] += 7 * (clip[:, :8] > 0.6)
+    return weight
 
 
 def noise_levels(count: int) -> torch.Tensor:

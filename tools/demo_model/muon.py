@@ -56,7 +56,7 @@ class MuonAndAdam:
                 update = parameter.grad.lerp(average, self.momentum).flatten(1)
                 updates.append(update if update.shape[0] <= update.shape[1] else update.T)
             changes = orthogonal(torch.stack(updates)) * (0.2 * math.sqrt(longer) * self.rate * scale)
-            for parameter, change in zip(parameters, changes):
+            for parameter, change in zip(parameters, changes, strict=True):
                 flat = parameter.shape[0] <= parameter[0].numel()
                 parameter.mul_(1 - self.decay * self.rate * scale)
                 parameter.sub_((change if flat else change.T).reshape(parameter.shape))

@@ -97,8 +97,8 @@ def _look_at_neighbours(attention: torch.nn.Module, rope: torch.nn.Module) -> No
 
     Positions enter this network only as rotations between queries and keys, and a clip starts as noise that looks alike
     everywhere. So where the picture ends can be found in one way only: by a neighbour that is missing. With constant
-    queries and keys whose angles differ by one position, six heads do that from the start; finding it by training took
-    most of a run (and an earlier model never learnt to move left).
+    queries and keys whose angles differ by one position, six heads do that from the start. An earlier model without
+    them never learnt to move left.
     """
     starts = {"t": 0, "h": rope.t_dim, "w": rope.t_dim + rope.h_dim}
     sizes = {"t": rope.t_dim, "h": rope.h_dim, "w": rope.w_dim}

@@ -124,11 +124,8 @@ def unit_distance(shape: str, x: Array, y: Array) -> Array:
 
 def background(scene: Scene, y: Array) -> Array:
     """Colour 0..255 at heights `y`: (len(y), 3)."""
-    if scene.horizon is None:
-        mix = np.clip(y / HEIGHT, 0, 1)
-    else:
-        mix = np.clip((y - scene.horizon) / 1.2 + 0.5, 0, 1)
-    return scene.top + (scene.bottom - scene.top) * mix[:, None]
+    share = y / HEIGHT if scene.horizon is None else (y - scene.horizon) / 1.2 + 0.5
+    return scene.top + (scene.bottom - scene.top) * np.clip(share, 0, 1)[:, None]
 
 
 def render(scene: Scene, left: int = 0, top: int = 0, width: int = WIDTH, height: int = HEIGHT) -> Array:

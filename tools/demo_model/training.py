@@ -75,7 +75,7 @@ def train(
         if time.monotonic() - saved_at > SAVE_EVERY_S:
             save(step + 1)
             saved_at = time.monotonic()
-    save(steps)
+    save(max(start, steps))
 
 
 def write(path: Path, value: Any) -> None:

@@ -1,6 +1,6 @@
 """The models that come along: one trained for the demo, and tiny ones with random weights that are built once.
 
-The trained one is package data (docs/demo_model/README.md tells what it can draw and how it was made). The random ones
+The trained one is package data (docs/demo_model.md tells what it can draw and how it was made). The random ones
 are written by the workers' room in a process of its own, since this one imports no torch, into the user's cache.
 """
 
@@ -41,14 +41,14 @@ class Clip:
 # The only size and length that the model was trained for.
 DEMO_CLIP = Clip(
     prompt="a white ball growing over a dark blue background",
-    width=96,
-    height=64,
-    num_frames=17,
-    num_inference_steps=16,
-    guidance_scale=4.0,
-    fps=8.0,
-    remark="The demo model is a toy of 1.8 million parameters: small pictures, soft edges, shapes that are blobs. "
-    'Try --prompt "a yellow ball standing still on a dark red background".',
+    width=160,
+    height=96,
+    num_frames=33,
+    num_inference_steps=12,
+    guidance_scale=1.0,
+    fps=16.0,
+    remark="The demo model is a toy of five million parameters that knows one grammar: a colour, a shape, a motion, a "
+    'background. Try --prompt "a yellow triangle moves left over the sea".',
 )
 TINY_CLIP = Clip(
     prompt="a red ball bounces to the right on a blue background",
