@@ -28,7 +28,7 @@ def test_generate_writes_a_video_named_after_its_prompt(cli: RunCli, cwd: Path) 
     names = sorted(path.name for path in cwd.iterdir())
     assert names == ["a-red-ball-at-sunset.mp4", "a-red-ball-at-sunset.mp4.json"]
     assert "5 frames, 96x64, 8 fps" in ended.out and "seed 7" in ended.out and len(ended.out.splitlines()) == 1
-    assert len(read_pixels(cwd / "a-red-ball-at-sunset.mp4")) == 5
+    assert len(read_pixels(cwd / "a-red-ball-at-sunset.mp4", 96, 64)) == 5
 
 
 def test_a_drawn_seed_is_told_and_repeats_the_video_and_another_seed_does_not(cli: RunCli) -> None:

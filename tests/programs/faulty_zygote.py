@@ -198,7 +198,7 @@ def nan_decode_once() -> None:
 
 
 def decode_once() -> None:
-    maybe = once(lambda: fail(RuntimeError, "could not create a primitive"))
+    maybe = once(lambda: fail(RuntimeError, "could not execute a primitive"))
     before_forward("WanDecoder3d", lambda _, value: None if proving(value) else maybe())
 
 

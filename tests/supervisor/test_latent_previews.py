@@ -26,15 +26,16 @@ def request_of(model: str, **fields: object) -> GenerationRequest:
 
 
 def test_the_last_preview_looks_like_the_video_and_changes_nothing_of_it(supervisor: Supervisor) -> None:
-    clip = {"num_frames": 17, "num_inference_steps": 8, "guidance_scale": 4.0}
+    size = {"width": DEMO_CLIP.width, "height": DEMO_CLIP.height, "num_frames": DEMO_CLIP.num_frames}
+    clip = {**size, "num_inference_steps": 8, "guidance_scale": DEMO_CLIP.guidance_scale}
     job = supervisor.submit(request_of(demo_model(), preview_latents=True, **clip))
     seen = [event for event in job.events() if isinstance(event, ev.LatentPreview)]
     frames = job.result().frames
     assert frames is not None and seen and seen[-1].step == 8 and seen[-1].path is None
     last = seen[-1]
     picture = np.frombuffer(last.pixels, np.uint8).reshape(last.height, last.width, 3).astype(float)
-    factor = 64 // last.height
-    shown = frames.frames[9].reshape(last.height, factor, last.width, factor, 3).mean((1, 3))
+    factor = DEMO_CLIP.height // last.height
+    shown = frames.frames[DEMO_CLIP.num_frames // 2].reshape(last.height, factor, last.width, factor, 3).mean((1, 3))
     assert np.corrcoef(picture.ravel(), shown.ravel())[0, 1] > 0.8
     plain = supervisor.generate(request_of(demo_model(), **clip)).frames
     assert plain is not None and np.array_equal(plain.frames, frames.frames)
