@@ -1,7 +1,7 @@
 """What a supervisor says about itself: its workers, its jobs, its queue and what happened lately.
 
-One `SupervisorStatus` is what `Supervisor.status()` returns, what crosses the control socket (docs/protocol.md) and what
-`wan-compat monitor --once --json` prints. Every list is bounded, so that a status has a greatest size; text in it comes
+One `SupervisorStatus` is what `Supervisor.status()` returns, what crosses the control socket (docs/protocol.md) and
+what `wan-compat monitor --once --json` prints. Every list is bounded, so that a status has a greatest size; text in it comes
 from users, models and workers, and passes `clean_text` before anybody shows it.
 """
 
@@ -13,7 +13,7 @@ from pydantic import Field, StringConstraints
 
 from wan_compat.protocol.base import Count, Seconds, Value
 
-STATUS_VERSION = 1
+STATUS_VERSION: Literal[1] = 1
 MAX_WORKERS = 64
 MAX_LISTED_JOBS = 200  # of the running, waiting and finished ones each
 MAX_NOTES = 100
