@@ -2,7 +2,8 @@
 
     WanCompatError
     ├── InvalidRequest               invalid_request            2   what was asked cannot be done as asked
-    │   └── OutputExists             output_exists              2
+    │   ├── OutputExists             output_exists              2
+    │   └── PipelineFeatureMissing   pipeline_feature_missing   2   what needs a pipeline's objects in one's own process
     ├── EnvironmentLacks             environment_lacks          3   this machine or installation misses something
     │   ├── FfmpegMissing            ffmpeg_missing             3
     │   ├── WorkerExtraMissing       worker_extra_missing       3
@@ -25,10 +26,13 @@
     │   └── PickleRefused            pickle_refused             5
     ├── ResourceExceeded             resource_exceeded          6   not enough, or more than allowed
     │   ├── MemoryExceeded           memory_exceeded            6
-    │   └── DiskExceeded             disk_exceeded              6
+    │   ├── DiskExceeded             disk_exceeded              6
+    │   └── QueueFull                queue_full                 6   as many jobs wait as may
     ├── GenerationFailed             generation_failed          7   the worker could not finish
     │   ├── WorkerStartFailed        worker_start_failed        7
     │   ├── WorkerDied               worker_died                7
+    │   │   └── WorkerKilled         worker_killed              7   on somebody's request
+    │   ├── GivenUp                  given_up                   7   workers of this model died again and again
     │   ├── ForbiddenCall            forbidden_call             7   a system call that only an attacker makes
     │   ├── ProtocolViolation        protocol_violation         7   hostile or broken messages or frames
     │   │   └── CorruptFrame         corrupt_frame              7
@@ -131,6 +135,16 @@ class InvalidRequest(WanCompatError):
 class OutputExists(InvalidRequest):
     code = "output_exists"
     title = "Output exists"
+
+
+class PipelineFeatureMissing(InvalidRequest, AttributeError):
+    """An attribute, argument or method of a diffusers pipeline that does not reach across the sandbox.
+
+    An AttributeError too, so that `hasattr` and `getattr` with a default answer as scripts expect.
+    """
+
+    code = "pipeline_feature_missing"
+    title = "A sandboxed pipeline does not have this"
 
 
 class EnvironmentLacks(WanCompatError):
@@ -252,6 +266,13 @@ class DiskExceeded(ResourceExceeded):
     title = "Not enough disk space"
 
 
+class QueueFull(ResourceExceeded):
+    """`details` carry `queued` and `max_queued`."""
+
+    code = "queue_full"
+    title = "The queue is full"
+
+
 class GenerationFailed(WanCompatError):
     code = "generation_failed"
     title = "Generation failed"
@@ -266,6 +287,20 @@ class WorkerStartFailed(GenerationFailed):
 class WorkerDied(GenerationFailed):
     code = "worker_died"
     title = "The worker died"
+
+
+class WorkerKilled(WorkerDied):
+    """Somebody asked for it (`Supervisor.kill_worker`): no fault of the model, and no reason for another attempt."""
+
+    code = "worker_killed"
+    title = "The worker was killed on request"
+
+
+class GivenUp(GenerationFailed):
+    """`details` carry `deaths`, `last_error` and `until_unix_s`."""
+
+    code = "given_up"
+    title = "This model's workers die again and again"
 
 
 class ForbiddenCall(GenerationFailed):

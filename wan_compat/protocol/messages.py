@@ -88,7 +88,8 @@ class Picture(Value):
 
 
 class Progress(Value):
-    """A step was finished. `step` counts from 1 and never exceeds `total`. `picture`: what the video is becoming."""
+    """A step was finished. `step` counts from 1 and never exceeds `total`. `picture`: what the video is becoming;
+    `timestep`: the scheduler's, of a step of denoising."""
 
     type: Literal["progress"] = "progress"
     job: Annotated[int, Field(ge=0, le=2**31 - 1)]  # 0 while loading
@@ -96,6 +97,7 @@ class Progress(Value):
     step: Count
     total: Count
     picture: Picture | None = None
+    timestep: float | None = None
 
 
 class ModelLoaded(Value):

@@ -28,13 +28,15 @@ class Started:
 @dataclasses.dataclass(frozen=True)
 class Progress:
     """`step` of `total` of a phase is done. For "load" a step is a component, for "decode" a latent frame, for
-    "convert" a mebibyte. `rate_s`: seconds that a step takes lately; `eta_s`: seconds until this phase will be over."""
+    "convert" a mebibyte. `rate_s`: seconds that a step takes lately; `eta_s`: seconds until this phase will be over.
+    `timestep`: of "denoise", what the scheduler calls the step."""
 
     phase: PhaseName
     step: int
     total: int
     rate_s: float | None = None
     eta_s: float | None = None
+    timestep: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

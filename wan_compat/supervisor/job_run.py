@@ -579,7 +579,9 @@ class JobRun:
             if message.phase != self._phase:
                 self._enter(message.phase)
             pace = self._pace.progress(message.phase, message.step, message.total, time.monotonic())
-            self._context.emit(ev.Progress(message.phase, message.step, message.total, pace.rate_s, pace.eta_s))
+            self._context.emit(
+                ev.Progress(message.phase, message.step, message.total, pace.rate_s, pace.eta_s, message.timestep)
+            )
             if message.picture is not None and self._request.preview_latents and message.phase == "denoise":
                 self._show_latents(message.step, message.picture)
         elif isinstance(message, m.Failed):

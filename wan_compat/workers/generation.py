@@ -146,7 +146,7 @@ class Run:
             for hook in hooks:
                 hook.remove()
 
-    def on_step_end(self, pipeline: Any, _index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+    def on_step_end(self, pipeline: Any, _index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         """Diffusers calls this after each scheduler step."""
         self._taken += 1
         step = self._taken
@@ -157,7 +157,11 @@ class Run:
         if step in (1, math.ceil(total / 4), math.ceil(total / 2), total):
             _check_finite(values["latents"], step, total)
         picture = self.picture(values["latents"], step, total)
-        self._report(Progress(job=self._job, phase="denoise", step=step, total=total, picture=picture))
+        self._report(
+            Progress(
+                job=self._job, phase="denoise", step=step, total=total, picture=picture, timestep=_number(timestep)
+            )
+        )
         if step == total:
             self.on_denoised()
         return {}
@@ -187,6 +191,15 @@ class Run:
         if self._encoded is None:
             self._encoded = time.perf_counter()
             self._report(Progress(job=self._job, phase="text_encode", step=1, total=1))
+
+
+def _number(timestep: Any) -> float | None:
+    """Return a scheduler's timestep; None for one that is no single finite number, as a pipeline may have them."""
+    try:
+        number = float(timestep)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _check_finite(latents: torch.Tensor, step: int, total: int) -> None:
