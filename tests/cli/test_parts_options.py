@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from wan_compat.policies.sources.written import parse_loras, parse_quantize
 from wan_compat.protocol.errors import InvalidRequest
-from wan_compat.supervisor.cli.parts_options import flags_of, parse_loras, parse_quantize, parts_fields
+from wan_compat.supervisor.cli.parts_options import flags_of, parts_fields
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,19 @@
     WanCompatError
     ├── InvalidRequest               invalid_request            2   what was asked cannot be done as asked
     │   ├── OutputExists             output_exists              2
-    │   └── PipelineFeatureMissing   pipeline_feature_missing   2   what needs a pipeline's objects in one's own process
+    │   ├── BatchInvalid             batch_invalid              2   lines of a batch; nothing was started
+    │   ├── BatchBusy                batch_busy                 2   another process runs this batch
+    │   ├── PipelineFeatureMissing   pipeline_feature_missing   2   what needs a pipeline's objects in one's own process
+    │   ├── UnknownJob               unknown_job                2   no job of that id there, or no longer
+    │   └── AlreadyServing           already_serving            2   another supervisor serves on that socket
     ├── EnvironmentLacks             environment_lacks          3   this machine or installation misses something
     │   ├── FfmpegMissing            ffmpeg_missing             3
     │   ├── WorkerExtraMissing       worker_extra_missing       3
     │   ├── OutputNotWritable        output_not_writable        3
     │   ├── FetchFailed              fetch_failed               3   an address that cannot be reached
+    │   ├── NotServing               not_serving                3   nobody of ours answers on that socket
     │   ├── VersionConflict          version_conflict           3   packages that cannot be there together
+    │   ├── JournalUnusable          journal_unusable           3   a batch's journal: damaged, or of another version
     │   ├── StateUnsafe              state_unsafe               3   state: foreign, writable by others or no file
     │   └── StateCorrupt             state_corrupt              3   trust store or audit log: malformed or tampered with
     ├── ModelInvalid                 model_invalid              4   the files are not a usable model
@@ -32,6 +38,7 @@
     │   ├── WorkerStartFailed        worker_start_failed        7
     │   ├── WorkerDied               worker_died                7
     │   │   └── WorkerKilled         worker_killed              7   on somebody's request
+    │   ├── SupervisorGone           supervisor_gone            7   a served supervisor ended, and its jobs with it
     │   ├── GivenUp                  given_up                   7   workers of this model died again and again
     │   ├── ForbiddenCall            forbidden_call             7   a system call that only an attacker makes
     │   ├── ProtocolViolation        protocol_violation         7   hostile or broken messages or frames
@@ -147,6 +154,39 @@ class PipelineFeatureMissing(InvalidRequest, AttributeError):
     title = "A sandboxed pipeline does not have this"
 
 
+class UnknownJob(InvalidRequest):
+    code = "unknown_job"
+    title = "There is no such job"
+
+
+class AlreadyServing(InvalidRequest):
+    """`details` carry `socket` and `pid`."""
+
+    code = "already_serving"
+    title = "Another supervisor serves there"
+
+
+class BatchInvalid(InvalidRequest):
+    """`details["problems"]` are all that were found, each as `file:line: field: why`."""
+
+    code = "batch_invalid"
+    title = "Invalid batch"
+
+    @classmethod
+    def of(cls, problems: Sequence[str], hint: str | None = None) -> BatchInvalid:
+        """Return the error for these problems, which `details` has in full."""
+        first = problems[0] if problems else ""
+        words = first if len(problems) == 1 else f"{len(problems)} problems, the first: {first}"
+        return cls(f"nothing was started: {words}", hint=hint, details={"problems": list(problems)})
+
+
+class BatchBusy(InvalidRequest):
+    """`details` carry `pid` and `host` of the process that holds the batch's folder."""
+
+    code = "batch_busy"
+    title = "The batch is running already"
+
+
 class EnvironmentLacks(WanCompatError):
     code = "environment_lacks"
     title = "Something is missing on this machine"
@@ -173,11 +213,23 @@ class FetchFailed(EnvironmentLacks):
     title = "A file could not be fetched"
 
 
+class NotServing(EnvironmentLacks):
+    """`details` carry `socket`."""
+
+    code = "not_serving"
+    title = "Nobody serves there"
+
+
 class VersionConflict(EnvironmentLacks):
     """`details["conflicts"]` name who wants which version."""
 
     code = "version_conflict"
     title = "The packages do not fit together"
+
+
+class JournalUnusable(EnvironmentLacks):
+    code = "journal_unusable"
+    title = "The journal of the batch cannot be used"
 
 
 class StateUnsafe(EnvironmentLacks):
@@ -294,6 +346,13 @@ class WorkerKilled(WorkerDied):
 
     code = "worker_killed"
     title = "The worker was killed on request"
+
+
+class SupervisorGone(GenerationFailed):
+    """What became of the job nobody can tell; a file that it was to write is whole or absent."""
+
+    code = "supervisor_gone"
+    title = "The supervisor is gone"
 
 
 class GivenUp(GenerationFailed):

@@ -5,17 +5,13 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import typer
 
-from wan_compat.protocol.errors import InvalidRequest
-
-_LORA = re.compile(r"(?P<path>.+?)(:(?P<weight>[-+]?(\d+\.?\d*|\.\d+)))?(@(?P<expert>high|low))?", re.DOTALL)
-_QUANTIZE = re.compile(r"(?P<part>[a-z_0-9]+)=(?P<kind>((bitsandbytes|torchao|quanto):)?(int8|int4|nf4|fp8))")
+from wan_compat.policies.sources.written import parse_loras, parse_quantize
 
 Components = Annotated[
     str | None,
@@ -50,39 +46,6 @@ Quantize = Annotated[
         "--quantize", metavar="PART=KIND", help="Load a part in fewer bits: transformer=int8, text_encoder=quanto:fp8."
     ),
 ]
-
-
-def parse_loras(texts: Iterable[str] | None) -> list[dict[str, Any]]:
-    """Return the fields of LoraRequest for every --lora.
-
-    A colon or an at-sign that is no weight or expert is part of the file's name.
-    """
-    found = []
-    for text in texts or ():
-        match = _LORA.fullmatch(text)
-        if match is None:
-            raise InvalidRequest("--lora is empty", hint="--lora FILE[:WEIGHT][@high|@low]")
-        weight = float(match["weight"]) if match["weight"] is not None else 1.0
-        if not -10 <= weight <= 10:
-            raise InvalidRequest(f"--lora {text}: the weight is {weight:g}, outside -10..10")
-        found.append({"path": match["path"], "weight": weight, "expert": match["expert"]})
-    return found
-
-
-def parse_quantize(texts: Iterable[str] | None) -> dict[str, str]:
-    """Return part -> kind for every --quantize."""
-    found: dict[str, str] = {}
-    for text in texts or ():
-        match = _QUANTIZE.fullmatch(text)
-        if match is None:
-            raise InvalidRequest(
-                f"--quantize {text} is not understood",
-                hint="PART=KIND, such as transformer=int8 or text_encoder=quanto:fp8; kinds: int8, int4, nf4, fp8",
-            )
-        if match["part"] in found:
-            raise InvalidRequest(f"--quantize names {match['part']} twice", hint="leave one of them out")
-        found[match["part"]] = match["kind"]
-    return found
 
 
 def parts_fields(
