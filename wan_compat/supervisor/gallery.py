@@ -100,5 +100,8 @@ def relative_output(name: str | None) -> str | None:
     """Return a name that stays within its folder, or None."""
     if not name or "\0" in name or "\\" in name or os.path.isabs(name):
         return None
-    parts = name.split("/")
-    return None if any(part in ("", ".", "..") for part in parts) else name
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:  # half of a surrogate pair: no file is named so
+        return None
+    return None if any(part in ("", ".", "..") for part in name.split("/")) else name

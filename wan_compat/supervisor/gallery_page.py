@@ -31,7 +31,9 @@ from wan_compat.policies.redaction import redact_text
 from wan_compat.protocol.errors import clean_text
 
 if TYPE_CHECKING:
-    from wan_compat.supervisor.gallery import GalleryEntry
+    from wan_compat.supervisor.gallery import GalleryEntry, State
+
+STATES: tuple[State, ...] = ("done", "failed", "waiting")
 
 MAX_PROMPT_CHARS = 20_000
 MAX_SHOWN_RECOVERIES = 20
@@ -129,8 +131,8 @@ def _summary(entries: Sequence[GalleryEntry]) -> str:
     return f'<div class="figures">{tiles}</div>{_share_bar(count, len(entries))}'
 
 
-def _share_bar(count: Mapping[str, int], total: int) -> str:
-    states = [(name, count.get(name, 0)) for name in ("done", "failed", "waiting")]
+def _share_bar(count: Mapping[State, int], total: int) -> str:
+    states = [(name, count.get(name, 0)) for name in STATES]
     label = ", ".join(f"{number} {name}" for name, number in states)
     return _bar(states, total, "share", label)
 
@@ -167,7 +169,7 @@ def _codes(entries: Iterable[GalleryEntry]) -> str:
 
 def _card(card: Card) -> str:
     entry = card.entry
-    state = entry.state if entry.state in ("done", "failed", "waiting") else "waiting"
+    state = entry.state if entry.state in STATES else "waiting"
     model = _text(redacted(entry.model))
     seed = "" if entry.seed is None else str(int(entry.seed))
     attributes = {
@@ -205,11 +207,13 @@ def _media(card: Card, state: str) -> str:
     if card.poster is not None:
         source = card.poster if card.poster.startswith("data:") else address(card.poster)
         picture = f'<img src="{html.escape(source)}" alt="" loading="lazy" decoding="async">'
+    # What is nearly the tile's shape fills it; everything else is shown whole.
+    shape = " wide" if entry.width and entry.height and 1.4 < entry.width / entry.height < 2.2 else ""
     length = (
         f"{entry.num_frames / entry.fps:.1f} s" if entry.num_frames and entry.fps else suffix.lstrip(".") or "folder"
     )
     return (
-        f'<a class="media" data-kind="{kind}" href="{html.escape(address(card.output))}" title="{name}" '
+        f'<a class="media{shape}" data-kind="{kind}" href="{html.escape(address(card.output))}" title="{name}" '
         f'aria-label="Play {name}">{badges}{picture}<span class="length">{_text(length)}</span></a>'
     )
 

@@ -62,7 +62,8 @@ class PosterStore:
         """
         if isinstance(given, bytes):
             return self._embed(given) if len(given) <= MAX_POSTER_BYTES and kind_of(given) else None
-        with contextlib.suppress(OSError, WanCompatError):
+        # ValueError: a name that no file can have.
+        with contextlib.suppress(OSError, WanCompatError, ValueError):
             if given is not None:
                 return self._of_file(os.path.join(self._folder, given))
             if output is not None:
