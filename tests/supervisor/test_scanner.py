@@ -132,7 +132,7 @@ def test_one_file_can_be_scanned(folder, tmp_path):
 def test_supervisor_scans_without_a_worker_and_without_torch(repository):
     with Supervisor() as supervisor:
         assert supervisor.scan(str(repository / DEMO)).is_safe
-        assert supervisor._runner is None
+        assert not supervisor._runners
 
 
 def test_nothing_is_a_typed_error(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 from wan_compat.policies.facts import HostFacts
 from wan_compat.protocol.errors import MemoryExceeded
@@ -10,6 +11,7 @@ from wan_compat.protocol.errors import MemoryExceeded
 # Left to the rest of the machine: the supervisor, ffmpeg, the page cache that loading needs.
 HOST_SHARE = 0.85
 MIN_MEMORY_BYTES = 768 << 20  # the libraries alone need about 400 MB
+_SHARED_BYTES = 400 << 20  # of what a worker seems to use: the libraries' pages, which it shares with its zygote
 
 # A worker reads weights at no less than this from the slowest disk we plan for.
 SLOWEST_DISK_BYTES_PER_S = 20e6
@@ -28,6 +30,24 @@ class Deadlines:
     stop_grace_s: float = 2.0
     silence_s: float = 60.0
     total_s: float | None = None
+
+
+def share(host: HostFacts, *, workers: int, ours: Iterable[int] = ()) -> HostFacts:
+    """Return what one of several workers may count on: an equal part of the memory and of the cores.
+
+    Args:
+        workers: How many run at once.
+        ours: Bytes that each living worker of this supervisor is seen to use. What they use is not lost: together with
+            what is free, it is what is shared.
+    """
+    if workers == 1:
+        return host
+    used = sum(max(0, number - _SHARED_BYTES) for number in ours)
+    return dataclasses.replace(
+        host,
+        memory_available_bytes=min(host.memory_total_bytes, host.memory_available_bytes + used) // workers,
+        cpu_count=max(1, host.cpu_count // workers),
+    )
 
 
 def memory_limit(requested: int | None, host: HostFacts) -> int:
@@ -49,7 +69,7 @@ def memory_limit(requested: int | None, host: HostFacts) -> int:
     if limit < MIN_MEMORY_BYTES:
         raise MemoryExceeded(
             f"a worker needs at least {MIN_MEMORY_BYTES / 1e6:.0f} MB, {limit / 1e6:.0f} MB are allowed",
-            hint=f"raise --memory-limit to {MIN_MEMORY_BYTES >> 20}MiB or more, or free memory",
+            hint=f"raise --memory-limit to {MIN_MEMORY_BYTES >> 20}MiB or more, free memory, or use fewer workers",
         )
     return limit
 

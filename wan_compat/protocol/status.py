@@ -106,7 +106,7 @@ class SupervisorStatus(Value):
         program: What it is part of, such as "wan-compat batch run" or "python app.py".
         serves: Whether other programs may submit to it.
         queued_count: Of all waiting jobs; `queued` lists the first ones in the order in which they will run.
-        ended: The last ones, newest first.
+        ended, notes: The last ones, newest first.
         read_only: Whether it takes orders (cancel, kill, pause) through its control socket.
     """
 

@@ -6,115 +6,61 @@
             ...
         result = job.result()
 
-A supervisor spawns nothing until its first job. One runner thread owns zygote, workers and encoder; the calling threads
-only hand over requests and read events. Leaving the context kills and reaps everything and removes what was made.
+A supervisor spawns nothing until its first job. Runner threads own workers and encoders (`runners.py`); the calling
+threads only hand over requests and read events. Leaving the context kills and reaps everything and removes what was
+made.
 """
 
 from __future__ import annotations
 
 import atexit
-import concurrent.futures
-import contextlib
+import itertools
 import os
-import queue
+import sys
 import threading
+import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
-from typing_extensions import TypeVar
 
+from wan_compat._version import __version__
 from wan_compat.policies.policy import Policy, replace
 from wan_compat.protocol.conversion import ConversionRequest
 from wan_compat.protocol.errors import (
-    DeadlineExceeded,
     GenerationFailed,
     InvalidRequest,
     JobCancelled,
     RefusedByPolicy,
     WanCompatError,
+    clean_text,
 )
 from wan_compat.protocol.results import ConversionReport, VideoGenerationResult
 from wan_compat.protocol.values import GenerationRequest, Mode
 from wan_compat.sandbox.spec import Tier
-from wan_compat.supervisor import audit_log, incidents
-from wan_compat.supervisor import events as ev
+from wan_compat.supervisor import audit_log
+from wan_compat.supervisor.job import MAX_UNREAD_EVENTS, Job, R, Ticket
+from wan_compat.supervisor.job_queue import JobQueue
 from wan_compat.supervisor.job_run import JobContext, JobRun
+from wan_compat.supervisor.runners import Runners
+from wan_compat.supervisor.runtime import fresh_name
+from wan_compat.supervisor.wake import Wake
 from wan_compat.supervisor.worker_pool import WorkerPool
 from wan_compat.supervisor.zygote import ZYGOTE_PROGRAM
 
 if TYPE_CHECKING:
     from wan_compat.policies.scan.report import ScanReport
+    from wan_compat.protocol.status import SupervisorStatus
     from wan_compat.supervisor.check import ModelReport
+    from wan_compat.supervisor.status_report import Records
 
-# What a job gives back; a bare `Job` makes a video.
-R = TypeVar("R", VideoGenerationResult, ConversionReport, default=VideoGenerationResult)
+__all__ = ["MAX_UNREAD_EVENTS", "Job", "R", "Supervisor"]
 
 CLOSE_TIMEOUT_S = 15.0
-
-# Nobody has to read a job's events: beyond this many unread ones, progress is dropped (and only progress).
-MAX_UNREAD_EVENTS = 10_000
-
-
-class Job(Generic[R]):
-    """One submitted request. Thread-safe."""
-
-    def __init__(self, request: GenerationRequest | ConversionRequest, wake: Any) -> None:
-        self.request = request
-        self._wake = wake
-        self._events: queue.Queue[ev.Event | None] = queue.Queue()
-        self._future: concurrent.futures.Future[R] = concurrent.futures.Future()
-        self._cancelled = threading.Event()
-
-    def events(self) -> Iterator[ev.Event]:
-        """Yield what happens until the job is over; the last event is Finished or Ended. For one reader."""
-        while (event := self._events.get()) is not None:
-            yield event
-
-    def result(self, timeout: float | None = None) -> R:
-        """Wait for the end and return the result, or raise the job's error.
-
-        Raises:
-            DeadlineExceeded: Not over after `timeout` seconds; the job goes on.
-            WanCompatError: Whatever ended the job, with its code.
-        """
-        try:
-            return self._future.result(timeout)
-        except concurrent.futures.TimeoutError as error:
-            if self._future.done():
-                raise
-            raise DeadlineExceeded(f"the job was not over after {timeout:g} s; it goes on") from error
-
-    def done(self) -> bool:
-        return self._future.done()
-
-    def cancel(self) -> None:
-        """Ask the job to stop; `result` then raises JobCancelled. No effect once it is over."""
-        self._cancelled.set()
-        self._wake()
-
-    # -- for the runner
-
-    def is_cancelled(self) -> bool:
-        return self._cancelled.is_set()
-
-    def emit(self, event: ev.Event) -> None:
-        if isinstance(event, ev.Progress) and self._events.qsize() >= MAX_UNREAD_EVENTS:
-            return
-        self._events.put(event)
-
-    def finish(self, outcome: R | WanCompatError) -> None:
-        if isinstance(outcome, WanCompatError):
-            if (incident := incidents.of_error(outcome)) is not None:
-                self.emit(ev.Incident(incident))
-            self._future.set_exception(outcome)
-            self.emit(ev.Ended(outcome))
-        else:
-            self._future.set_result(outcome)
-            self.emit(ev.Finished(outcome))
-        self._events.put(None)
+MAX_WORKERS = 64
+MAX_QUEUED = 1_000_000
 
 
 class Supervisor:
@@ -126,9 +72,16 @@ class Supervisor:
         min_tier: Weakest sandbox tier to accept, instead of the policy's; below it jobs fail with SandboxUnavailable.
         memory_limit_bytes: Cap for each worker, instead of the policy's. None: what the machine can spare.
         start_method: "zygote" forks workers from a warm process, "spawn" gives each a fresh interpreter.
+        workers: How many jobs run at once; memory and cores are shared among them.
+        max_queued: How many jobs may wait; `submit` raises QueueFull beyond.
+        max_warm: How many workers may stay for the next job of their model; None is as many as `workers`.
+
+    Attributes:
+        id: Name of its runtime folder, unique on this machine.
+        program: What it is part of, for a status.
 
     Raises:
-        InvalidRequest: Unknown mode, tier or start method.
+        InvalidRequest: Unknown mode, tier or start method, or a number out of range.
     """
 
     def __init__(
@@ -139,6 +92,9 @@ class Supervisor:
         min_tier: Tier | str | None = None,
         memory_limit_bytes: int | None = None,
         start_method: str = "zygote",
+        workers: int = 1,
+        max_queued: int = 1000,
+        max_warm: int | None = None,
     ) -> None:
         self.mode = _choice(Mode, mode, "mode")
         fields: dict[str, Any] = {}
@@ -158,17 +114,33 @@ class Supervisor:
             raise self._refusal("the policy allows safe mode only", "run the model in safe mode")
         if start_method not in ("zygote", "spawn"):
             raise InvalidRequest(f"start_method is {start_method!r}; known are 'zygote' and 'spawn'")
+        self.workers = _number(workers, 1, MAX_WORKERS, "workers")
+        self._max_warm = self.workers if max_warm is None else _number(max_warm, 0, MAX_WORKERS, "max_warm")
+        self.id = fresh_name()
+        self.program = " ".join(["python", *(os.path.basename(word) for word in sys.argv[:1] if word)])
         self._zygote_program: Sequence[str] = ZYGOTE_PROGRAM
         self._spawn_only = start_method == "spawn"
-        self._jobs: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
+        self._queue = JobQueue(_number(max_queued, 1, MAX_QUEUED, "max_queued"))
+        self._runners = Runners(self._queue, self.workers, self._make_pool, self._run)
         self._lock = threading.Lock()
-        self._runner: threading.Thread | None = None
-        self._wake_fd = -1
-        self._current: Job[Any] | None = None
+        self._numbers = itertools.count(1)
+        self._started_unix_s = time.time()
+        self._records: Records | None = None
+        self._cpu: Any = None
         self._closing = False
 
-    def submit(self, request: GenerationRequest) -> Job:
-        """Queue a request; jobs run in the order in which they came. Returns at once; errors come with the job."""
+    def submit(self, request: GenerationRequest, *, priority: int = 0, group: str = "", label: str = "") -> Job:
+        """Queue a request. Returns at once; errors of the job come with the job.
+
+        Args:
+            priority: Jobs of a higher one run first; from -100 to 100.
+            group: Jobs of one priority run in the order in which they came; those of several groups take turns.
+            label: Shown in a status, for people.
+
+        Raises:
+            QueueFull: As many jobs wait as may.
+            InvalidRequest, RefusedByPolicy: What can be said at once.
+        """
         if not isinstance(request, GenerationRequest):
             raise InvalidRequest(f"a GenerationRequest is needed, not a {type(request).__name__}")
         if self.mode is Mode.SAFE and request.mode is Mode.TRUST:
@@ -183,29 +155,26 @@ class Supervisor:
                 "use a repository whose pipeline is part of diffusers",
                 request.model,
             )
-        job: Job = Job(request, self._wake)
-        self._enqueue(job)
-        return job
+        return self._enqueue(request, Ticket(priority, group, label))
 
-    def submit_conversion(self, request: ConversionRequest) -> Job[ConversionReport]:
+    def submit_conversion(
+        self, request: ConversionRequest, *, priority: int = 0, group: str = "", label: str = ""
+    ) -> Job[ConversionReport]:
         """Queue a conversion (supervisor/conversion.py); for the rest as `submit`."""
         if not isinstance(request, ConversionRequest):
             raise InvalidRequest(f"a ConversionRequest is needed, not a {type(request).__name__}")
-        job: Job[ConversionReport] = Job(request, self._wake)
-        self._enqueue(job)
-        return job
+        return self._enqueue(request, Ticket(priority, group, label))
 
-    def _enqueue(self, job: Job[Any]) -> None:
+    def _enqueue(self, request: GenerationRequest | ConversionRequest, ticket: Ticket) -> Job[Any]:
         with self._lock:
             if self._closing:
                 raise InvalidRequest("the supervisor is closed")
-            if self._runner is None:
-                self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-                # A daemon, so that a program that forgets to close can still end; atexit then closes for it.
-                self._runner = threading.Thread(target=self._run, name="wan-compat-runner", daemon=True)
+            if not self._runners:
                 atexit.register(_close_at_exit, weakref.ref(self))
-                self._runner.start()
-            self._jobs.put(job)
+            job: Job[Any] = Job(request, f"j{next(self._numbers)}", ticket, self._cancelled)
+            self._queue.put(job)
+            self._runners.ensure()
+        return job
 
     def generate(self, request: GenerationRequest | None = None, **fields: Any) -> VideoGenerationResult:
         """Run one request and wait for it; `fields` build a GenerationRequest. Raises the job's error."""
@@ -238,19 +207,90 @@ class Supervisor:
 
         return scan_model(model, hash_weights=hash_weights)
 
+    # -- looking and steering ------------------------------------------------------------------------------------
+
+    def status(self) -> SupervisorStatus:
+        """Return what its workers and jobs do now, what waits, and what happened lately. For any thread."""
+        from wan_compat.protocol.status import MAX_LISTED_JOBS, SupervisorStatus
+        from wan_compat.supervisor.status_report import CpuMeter, machine_status, worker_status
+
+        notes, ended, counts = self._record().read()
+        living = self._runners.pool.living() if self._runners.pool is not None else []
+        with self._lock:
+            self._cpu = self._cpu or CpuMeter()
+            busy = self._cpu.percents([worker.pid for worker, _ in living if worker.pid])
+        running = [job.status() for job in self._queue.running()[:MAX_LISTED_JOBS]]
+        return SupervisorStatus(
+            id=self.id,
+            pid=os.getpid(),
+            program=clean_text(self.program, 500),
+            version=__version__,
+            mode=self.mode.value,
+            started_unix_s=self._started_unix_s,
+            now_unix_s=time.time(),
+            paused=self._queue.paused,
+            draining=self._queue.draining,
+            max_workers=self.workers,
+            workers=tuple(
+                worker_status(worker, idle=idle, cpu_percent=busy.get(worker.pid)) for worker, idle in living
+            ),
+            running=tuple(job for job in running if job.state == "running"),
+            queued=tuple(job.status() for job in self._queue.waiting(MAX_LISTED_JOBS)),
+            ended=ended,
+            queued_count=len(self._queue),
+            done_count=counts.get("done", 0),
+            failed_count=counts.get("failed", 0),
+            cancelled_count=counts.get("cancelled", 0),
+            notes=notes,
+            machine=machine_status(),
+        )
+
+    def find(self, job_id: str) -> Job[Any] | None:
+        """Return a job that waits or runs."""
+        return self._queue.find(job_id)
+
+    def cancel(self, job_id: str) -> bool:
+        """Cancel a job that waits or runs; return whether there is one of that id."""
+        job = self._queue.find(job_id)
+        if job is not None:
+            job.cancel()
+        return job is not None
+
+    def kill_worker(self, worker_id: str) -> bool:
+        """Kill a worker at once; its job, if it has one, fails with WorkerKilled. Return whether there is one."""
+        pool = self._runners.pool
+        killed = pool is not None and pool.kill(worker_id)
+        if killed:
+            self._record().note("warning", f"worker {worker_id} was killed on request", worker=worker_id)
+        return killed
+
+    def pause(self) -> None:
+        """Start no more jobs until `resume`; what runs goes on, and `submit` still queues."""
+        self._queue.pause(True)
+
+    def resume(self) -> None:
+        self._queue.pause(False)
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Accept no more jobs, and wait for those that wait and run; a pause ends.
+
+        Returns:
+            Whether all are over; after `timeout_s` they may not be, and go on.
+        """
+        self._queue.drain()
+        return self._queue.wait_empty(timeout_s)
+
     def close(self) -> None:
         """Cancel what runs, end all processes, remove what was made. Safe to call twice."""
         with self._lock:
             self._closing = True
-            runner, current = self._runner, self._current
-        if runner is None:
-            return
-        if current is not None:
-            current.cancel()
-        self._jobs.put(None)
-        self._wake()
-        runner.join(CLOSE_TIMEOUT_S)
-        atexit.unregister(_close_at_exit)
+        for job in self._queue.close():
+            self._finish(job, JobCancelled("the supervisor was closed before the job started"))
+        for job in self._queue.running():
+            job.cancel()
+        self._runners.join(CLOSE_TIMEOUT_S)
+        if self._runners:
+            atexit.unregister(_close_at_exit)
 
     def __enter__(self) -> Supervisor:
         return self
@@ -265,40 +305,61 @@ class Supervisor:
         audit_log.note_error(error, model=model, mode=self.mode.value)
         return error
 
-    # -- the runner thread ---------------------------------------------------------------------------------------
+    # -- for the runners -----------------------------------------------------------------------------------------
 
-    def _wake(self) -> None:
-        with contextlib.suppress(OSError):
-            if self._wake_fd >= 0:
-                os.eventfd_write(self._wake_fd, 1)
+    def _record(self) -> Records:
+        with self._lock:
+            if self._records is None:
+                from wan_compat.supervisor.status_report import Records
 
-    def _run(self) -> None:
-        pool = WorkerPool(
+                self._records = Records()
+            return self._records
+
+    def _make_pool(self) -> WorkerPool:
+        return WorkerPool(
             spawn_only=self._spawn_only,
-            wake_fd=self._wake_fd,
             zygote_program=self._zygote_program,
+            workers=self.workers,
+            max_warm=self._max_warm,
+            name=self.id,
+            tell=lambda worker, why: self._record().note("info", f"worker {worker} was ended: {why}", worker=worker),
         )
-        try:
-            while (job := self._jobs.get()) is not None:
-                self._current = job
-                if self._closing or job.is_cancelled():
-                    job.finish(JobCancelled("cancelled before it started"))
-                    continue
-                job.finish(self._run_job(job, pool))
-                self._current = None
-        finally:
-            pool.close()
-            self._refuse_rest()
-            os.close(self._wake_fd)
-            self._wake_fd = -1
 
-    def _run_job(self, job: Job[Any], pool: WorkerPool) -> VideoGenerationResult | ConversionReport | WanCompatError:
+    def _cancelled(self, job: Job[Any]) -> None:
+        """A job was cancelled: it ends here if it still waits, and in its runner if it runs."""
+        if self._queue.remove(job):
+            self._finish(job, JobCancelled("cancelled before it started"))
+        else:
+            self._runners.wake(job)
+
+    def _finish(self, job: Job[Any], outcome: Any) -> None:
+        job.finish(outcome)
+        records, status = self._record(), job.status()
+        records.ended(status)
+        if status.state == "failed":
+            records.note("error", outcome.message, code=outcome.code, job=job.id, worker=status.worker)
+
+    def _run(self, job: Job[Any], pool: WorkerPool, wake: Wake) -> None:
+        if self._closing or job.is_cancelled():
+            self._finish(job, JobCancelled("cancelled before it started"))
+        else:
+            self._finish(job, self._run_job(job, pool, wake))
+
+    def _run_job(
+        self, job: Job[Any], pool: WorkerPool, wake: Wake
+    ) -> VideoGenerationResult | ConversionReport | WanCompatError:
+        def is_over() -> bool:
+            wake.clear()
+            return job.is_cancelled() or self._closing
+
         context = JobContext(
             pool=pool,
             emit=job.emit,
-            cancelled=lambda: self._is_over(job),
-            wake_fd=self._wake_fd,
+            cancelled=is_over,
+            wake_fd=wake.fd,
             policy=self.policy,
+            job=job.id,
+            hold=job.hold,
         )
         try:
             if isinstance(job.request, ConversionRequest):
@@ -316,21 +377,6 @@ class Supervisor:
             failure.__cause__ = error
             return failure
 
-    def _is_over(self, job: Job[Any]) -> bool:
-        """Whether the running job shall stop. Takes back what woke the runner, which may have been another job's."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake_fd)
-        return job.is_cancelled() or self._closing
-
-    def _refuse_rest(self) -> None:
-        while True:
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                return
-            if job is not None:
-                job.finish(JobCancelled("the supervisor was closed before the job started"))
-
 
 def _choice(kind: Any, value: Any, name: str) -> Any:
     try:
@@ -338,6 +384,12 @@ def _choice(kind: Any, value: Any, name: str) -> Any:
     except ValueError as error:
         known = ", ".join(repr(item.value) for item in kind)
         raise InvalidRequest(f"{name} is {value!r}; known are {known}") from error
+
+
+def _number(value: int, least: int, most: int, name: str) -> int:
+    if not isinstance(value, int) or not least <= value <= most:
+        raise InvalidRequest(f"{name} is {value!r}; it is a whole number from {least} to {most}")
+    return value
 
 
 def _close_at_exit(reference: weakref.ref[Supervisor]) -> None:

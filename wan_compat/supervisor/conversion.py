@@ -93,9 +93,10 @@ class ConversionRun:
             admitted=tuple(source.fact for source in sources),
             pipeline=None,
             requested_limit_bytes=requested,
-            memory_limit_bytes=memory_limit(requested, read_host()),
+            memory_limit_bytes=memory_limit(requested, context.pool.share(read_host())),
             policy=context.policy,
             mode=request.mode,
+            model=request.model,
         )
         limits = deadlines(weight_bytes=source_bytes, timeout_s=self._timeout_s)
         with contextlib.ExitStack() as stack:
@@ -120,7 +121,15 @@ class ConversionRun:
 
     def _acquire(self, order: WorkerOrder, limits: Deadlines) -> Worker:
         self._enter("start_worker")
-        worker = self._context.pool.acquire(order, limits, fresh=True, cancelled=self._interrupted)
+        worker = self._context.pool.acquire(
+            order,
+            limits,
+            fresh=True,
+            cancelled=self._interrupted,
+            wake_fd=self._context.wake_fd,
+            job=self._context.job,
+        )
+        self._context.hold(worker.name)
         assert worker.tier is not None
         self._context.emit(ev.Started(worker.tier.tier.value, worker.layers))
         return worker

@@ -83,6 +83,8 @@ class JobContext:
     cancelled: Callable[[], bool]
     wake_fd: int
     policy: Policy
+    job: str | None = None
+    hold: Callable[[str], None] = lambda worker: None  # hears which worker does the job
 
 
 class FrameSink(Protocol):
@@ -167,7 +169,7 @@ class JobRun:
 
     def _execute(self, decided: list[ModelDecision]) -> VideoGenerationResult:
         request, context = self._request, self._context
-        host = read_host()
+        host = context.pool.share(read_host())
         requested = _narrower(request.memory_limit_bytes, context.policy.memory_limit_bytes)
         limit = memory_limit(requested, host)
         model = choose_model(
@@ -201,7 +203,9 @@ class JobRun:
             step: Step | None = None
             try:
                 while True:
-                    order = context.pool.order(context.policy, request.mode, model, requested, limit, gpu_limit, site)
+                    order = context.pool.order(
+                        context.policy, request.mode, model, requested, limit, gpu_limit, site, request.model
+                    )
                     try:
                         return self._attempt(order, model, resolved, limits, environment, step, attempts)
                     except (WanCompatError, OSError) as error:
@@ -323,7 +327,10 @@ class JobRun:
             limits,
             fresh=self._request.isolation is Isolation.JOB,
             cancelled=self._interrupted,
+            wake_fd=self._context.wake_fd,
+            job=self._context.job,
         )
+        self._context.hold(worker.name)
         self._timings = dataclasses.replace(self._timings, worker_start_s=time.monotonic() - began)
         assert worker.tier is not None
         self._context.emit(ev.Started(worker.tier.tier.value, worker.layers))

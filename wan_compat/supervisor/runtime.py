@@ -46,13 +46,18 @@ def runtime_base() -> str:
     return base
 
 
+def fresh_name() -> str:
+    """Return a name for a runtime folder, short and nobody else's."""
+    return secrets.token_hex(4)
+
+
 class RuntimeFolder:
     """One supervisor's folder. Close removes it; a crash leaves it to the next `sweep_stale`."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str | None = None) -> None:
         base = runtime_base()
         sweep_stale(base)
-        self.path = os.path.join(base, secrets.token_hex(4))
+        self.path = os.path.join(base, name or fresh_name())
         os.mkdir(self.path, 0o700)
         self._lock = os.open(os.path.join(self.path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

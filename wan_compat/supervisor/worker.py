@@ -16,6 +16,7 @@ import os
 import secrets
 import select
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -36,6 +37,7 @@ from wan_compat.protocol.errors import (
     SandboxUnavailable,
     WanCompatError,
     WorkerDied,
+    WorkerKilled,
     WorkerSilent,
 )
 from wan_compat.protocol.launch import SpawnWorker
@@ -43,13 +45,13 @@ from wan_compat.protocol.states import Conversation, WorkerState
 from wan_compat.protocol.values import Mode, PipelineSpec, Value
 from wan_compat.sandbox import cgroup as cgroups
 from wan_compat.sandbox import runtime_view, seccomp_notify, selftest
-from wan_compat.sandbox.spec import CONTROL_TARGET, Identity, Layer, to_wire
+from wan_compat.sandbox.spec import CONTROL_TARGET, Identity, Layer, Tier, to_wire
 from wan_compat.supervisor import incidents
 from wan_compat.supervisor.bwrap_zygote import BwrapZygote
 from wan_compat.supervisor.frame_ring import FrameRing
 from wan_compat.supervisor.gpu_memory import GpuWatch
 from wan_compat.supervisor.host import fresh_identity
-from wan_compat.supervisor.memory_watch import POLL_S, MemoryWatch
+from wan_compat.supervisor.memory_watch import POLL_S, MemoryWatch, resident_bytes
 from wan_compat.supervisor.runtime import RuntimeFolder
 from wan_compat.supervisor.worker_log import BoundedLog
 from wan_compat.supervisor.zygote import Zygote
@@ -79,6 +81,7 @@ class WorkerOrder:
     mode: Mode
     tree_hash: str | None = None  # of the approved repository, in trust mode
     site: str | None = None  # packages of the model's own environment, which come before the usual ones
+    model: str = dataclasses.field(default="", compare=False)  # as the request named it; for people
 
     @property
     def threads(self) -> int:
@@ -96,7 +99,11 @@ class Heard:
 
 
 class Worker:
-    """A running worker. Belongs to the runner thread. Use `start`, then `close` in every case."""
+    """A running worker. Use `start`, then `close` in every case.
+
+    Belongs to one thread at a time: the runner whose job it does, or whoever took it out of the pool's idle ones. Only
+    `kill` and what is read for a status may be used by any thread.
+    """
 
     def __init__(
         self,
@@ -110,6 +117,10 @@ class Worker:
         self.order = order
         self._ordered_layers = layers
         self.pid = 0
+        self.job: str | None = None  # the one that it does now
+        self.started_unix_s = time.time()
+        self.ending = False
+        self.wanted_tier: Tier | None = None  # until it said what it could enter
         self.tier: TierDecision | None = None
         self.layers: tuple[str, ...] = ()
         self.self_test: dict[str, bool] = {}
@@ -121,9 +132,10 @@ class Worker:
         self._runtime = runtime
         self._conversation = Conversation()
         self._pidfd = self._listener = -1
-        self._dead = False
+        self._pidfd_lock = threading.Lock()
+        self._dead = self._killed_on_request = False
         self._answered = self._pinged = self._polled = time.monotonic()
-        self._nonce = 0
+        self._nonce = self._echoed = 0
         self._zygote: Zygote | None = None
         self._watch: MemoryWatch | None = None
         self._gpu_watch: GpuWatch | None = None
@@ -198,7 +210,7 @@ class Worker:
         # A user namespace may have come along with what was asked for.
         self._spec = dataclasses.replace(self._spec, outer=zygote.outer)
         folder_inside = CONTROL_TARGET if Layer.VIEW in self._ordered_layers else self._folder
-        self.pid, self._pidfd, self._listener = zygote.spawn(
+        pid, pidfd, self._listener = zygote.spawn(
             SpawnWorker(
                 worker=self.name,
                 endpoint=f"ipc://{folder_inside}/{SOCKET_NAME}",
@@ -207,6 +219,10 @@ class Worker:
             ),
             (*self.ring.worker_descriptors, self._log_writer),
         )
+        with self._pidfd_lock:
+            self.pid, self._pidfd = pid, pidfd
+        if self._killed_on_request:
+            self.kill()
         self.ring.close_worker_ends()
         self._close_log_writer()
         self._watch = MemoryWatch(self.pid)
@@ -249,8 +265,16 @@ class Worker:
     def alive(self) -> bool:
         return self._pidfd >= 0 and not self._dead and not self._call_is_held()
 
+    def kill(self) -> None:
+        """Kill it because somebody asked, from any thread; whoever it works for then hears WorkerKilled."""
+        self._killed_on_request = True
+        with self._pidfd_lock, contextlib.suppress(ProcessLookupError):
+            if self._pidfd >= 0:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
     def close(self, grace_s: float = 0.0) -> None:
         """End the worker and remove everything that belonged to it. `grace_s` > 0 asks first."""
+        self.ending = True
         self._forbidden_call()  # also one that nobody waited for, while the worker was warm
         if self.alive and grace_s > 0 and self.state not in (WorkerState.CONNECTING, WorkerState.GREETED):
             with contextlib.suppress(WanCompatError):
@@ -261,8 +285,9 @@ class Worker:
         if self._pidfd >= 0:
             if self._zygote is not None and self._zygote.alive():
                 self._zygote.exit_status(self.name, 1.0)
-            os.close(self._pidfd)
-            self._pidfd = -1
+            with self._pidfd_lock:
+                os.close(self._pidfd)
+                self._pidfd = -1
         if self._listener >= 0:
             os.close(self._listener)
             self._listener = -1
@@ -345,9 +370,27 @@ class Worker:
             self._answered = time.monotonic()
             if isinstance(message, m.ModelLoaded):
                 self._loaded = message
-            if not isinstance(message, m.Pong):
+            if isinstance(message, m.Pong):
+                self._echoed = message.nonce
+            else:
                 drained.append(message)
         return drained
+
+    def answers(self, timeout_s: float) -> bool:
+        """Ask a worker that does nothing whether it is there; return whether it answered in time.
+
+        For one that was idle: how long nobody asked it is not held against it.
+        """
+        self._answered = time.monotonic()
+        deadline = self._answered + timeout_s
+        with contextlib.suppress(WanCompatError):
+            self._nonce += 1
+            asked = self._nonce
+            self.send(m.Ping(nonce=asked))
+            while self._echoed != asked and (left := deadline - time.monotonic()) > 0:
+                self.pump(left)
+            return self._echoed == asked
+        return False
 
     def _expect(self, kind: type[V], timeout_s: float, cancelled: Callable[[], bool], wake_fd: int) -> V:
         deadline = time.monotonic() + timeout_s
@@ -447,12 +490,23 @@ class Worker:
             peak = self._cgroup.usage().peak_bytes or peak
         return peak
 
+    def used_now(self) -> int:
+        """As `used_bytes`, for any thread: changes nothing that the watch over the worker goes by."""
+        return resident_bytes(self.pid) if self.pid else 0
+
+    @property
+    def vram_bytes(self) -> int | None:
+        """The GPU memory that it was last seen to use, None where it is not looked for."""
+        return self._gpu_watch.used_bytes if self._gpu_watch is not None else None
+
     def used_bytes(self) -> int:
         """Return the memory that the worker uses now, or was last seen to use."""
         return self._watch.poll() if self._watch is not None else 0
 
     def _death(self) -> WanCompatError:
         self.log.collect()
+        if self._killed_on_request:
+            return WorkerKilled(f"the worker was killed on request while {self.state.value}")
         status = self._zygote.exit_status(self.name, 1.0) if self._zygote is not None else None
         if self._cgroup is not None and self._cgroup.usage().oom_kills:
             return self._memory_exceeded(self._cgroup.usage().peak_bytes)

@@ -1,17 +1,25 @@
-"""Keeps the zygote and the workers of one supervisor: one worker stays warm, and goes when another is needed.
+"""Keeps the zygotes and the workers of one supervisor: who works, who stays warm, and who goes for another.
 
-Belongs to the runner thread. The full zygote is started when the first worker is needed, so that a refused job costs
-nothing; the light one only when the full one cannot fork.
+Shared by the runner threads. A worker belongs to the runner that acquired it until it is released; in between it is
+idle and warm, and belongs to whoever takes it from there. The full zygote is started when the first worker is needed,
+so that a refused job costs nothing; the light one only when the full one cannot fork.
+
+    acquire -> busy -- release(keep) --> idle, most recently used last -- acquire of an equal order --> busy
+                  '- release ---------> ended                         '- its place or memory is needed --> ended
+
+`workers` and `max_warm` bound the processes: as many as the larger of the two, busy and idle together.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from wan_compat.policies.confinement import Candidate, minimum_tier, plan_candidates, policy_for_code
-from wan_compat.policies.limits import Deadlines
+from wan_compat.policies.facts import HostFacts
+from wan_compat.policies.limits import HOST_SHARE, Deadlines, share
 from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.policy import Policy
 from wan_compat.protocol.errors import (
@@ -19,6 +27,7 @@ from wan_compat.protocol.errors import (
     JobTimeout,
     SandboxEntryFailed,
     SandboxUnavailable,
+    WanCompatError,
     WorkerStartFailed,
 )
 from wan_compat.protocol.values import Mode
@@ -31,25 +40,50 @@ from wan_compat.supervisor.runtime import RuntimeFolder
 from wan_compat.supervisor.worker import Worker, WorkerOrder
 from wan_compat.supervisor.zygote import ZYGOTE_PROGRAM, Zygote
 
-MAX_WARM = 1
-MAX_ZYGOTES = 3  # each holds the libraries; a job that needs another one gets it in the place of the oldest
+MAX_ZYGOTES = 3  # each holds the libraries; a job that needs another one gets it in the place of an unused one
+# An idle worker has nothing to do but answer; a machine that is busy or swaps may keep it from that for a while.
+ANSWER_S = 10.0
+TEND_S = 1.0  # how often idle workers are looked after
 
 
 class WorkerPool:
     """
     Args:
         spawn_only: Use the light zygote only.
-        wake_fd: Becomes readable when the runner shall look up (a job was cancelled).
+        wake_fd: Becomes readable when the runner shall look up (a job was cancelled); for who acquires without one.
         zygote_program: What Python runs as the zygote; tests put programs here that misbehave.
+        workers: How many jobs run at once.
+        max_warm: How many workers may stay when their job is over.
+        name: Of the runtime folder; None is a fresh one.
+        tell: Hears about workers that were ended between jobs: the worker's name and why.
     """
 
-    def __init__(self, *, spawn_only: bool, wake_fd: int, zygote_program: Sequence[str] = ZYGOTE_PROGRAM) -> None:
+    def __init__(
+        self,
+        *,
+        spawn_only: bool,
+        wake_fd: int = -1,
+        zygote_program: Sequence[str] = ZYGOTE_PROGRAM,
+        workers: int = 1,
+        max_warm: int = 1,
+        name: str | None = None,
+        tell: Callable[[str, str], None] = lambda worker, why: None,
+    ) -> None:
         self._zygote_program = zygote_program
         self._wake_fd = wake_fd
+        self._workers, self._max_warm = workers, max_warm
+        self._places = max(workers, max_warm)
+        self._name = name
+        self._tell = tell
+        self._lock = threading.RLock()  # of everything below; never held while something is waited for
         self._runtime: RuntimeFolder | None = None
         self._zygotes: dict[tuple[bool, str | None], Zygote] = {}  # by lightness and environment
+        self._retired: list[Zygote] = []  # those that ended while a worker of theirs was still being ended
+        self._leases: dict[str, Zygote] = {}  # by the worker that uses it
         self._spawn_only = spawn_only
-        self._warm: list[Worker] = []
+        self._living: dict[str, Worker] = {}
+        self._warm: list[Worker] = []  # of the living ones; least recently used first
+        self._busy = 0  # acquired, or being started
         self._count = 0
         self._cgroup: cgroups.CgroupSupport | None = None
         # What this machine said to namespaces of our own, and whether it let them be made.
@@ -65,8 +99,9 @@ class WorkerPool:
         memory_limit_bytes: int,
         gpu_memory_limit_bytes: int | None = None,
         site: str | None = None,
+        name: str = "",
     ) -> WorkerOrder:
-        """Compose what a job needs."""
+        """Compose what a job needs. `name` is the model's, as the user wrote it."""
         return WorkerOrder(
             admitted=model.admitted,
             pipeline=model.pipeline.model_copy(update={"gpu_memory_limit_bytes": gpu_memory_limit_bytes}),
@@ -76,73 +111,198 @@ class WorkerPool:
             mode=mode,
             tree_hash=model.trust.tree.hash if model.trust is not None else None,
             site=site,
+            model=name,
         )
 
+    def share(self, host: HostFacts) -> HostFacts:
+        """Return what one of the workers may count on, of what `host` has (policies/limits.py)."""
+        with self._lock:
+            living = list(self._living.values())
+        return share(host, workers=self._workers, ours=[worker.used_now() for worker in living])
+
     def acquire(
-        self, order: WorkerOrder, deadlines: Deadlines, *, fresh: bool, cancelled: Callable[[], bool]
+        self,
+        order: WorkerOrder,
+        deadlines: Deadlines,
+        *,
+        fresh: bool,
+        cancelled: Callable[[], bool],
+        wake_fd: int | None = None,
+        job: str | None = None,
+        wants_bytes: int = 0,
     ) -> Worker:
         """Return a READY or LOADED worker for `order`; give it back with `release`.
+
+        Args:
+            fresh: A new one, whatever is warm.
+            wake_fd: Instead of the pool's own.
+            job: Which job it is for.
+            wants_bytes: What the job will need of main memory; idle workers go until that is free.
 
         Raises:
             JobCancelled: `cancelled` became true while the zygote was importing.
             SandboxUnavailable, WorkerStartFailed, ...: As `Worker.start`.
         """
-        for worker in [worker for worker in self._warm if not fresh and worker.order == order]:
-            self._warm.remove(worker)
-            if worker.alive:
-                return worker
-            worker.close()
-        while len(self._warm) >= MAX_WARM:
-            self._warm.pop(0).close(grace_s=deadlines.stop_grace_s)
-        self._runtime_folder()
+        starter = _Starter(deadlines, cancelled, self._wake_fd if wake_fd is None else wake_fd, job)
+        with self._lock:
+            self._busy += 1
         try:
-            return self._start(order, deadlines, self._spawn_only, cancelled)
-        except WorkerStartFailed as error:
-            if self._spawn_only or error.details.get("code") != "zygote_threads":
-                raise
-            return self._start(order, deadlines, True, cancelled)
+            worker = None if fresh else self._take_warm(order)
+            if worker is None:
+                self._make_room(deadlines, wants_bytes)
+                self.runtime_folder()
+                worker = self._start_somehow(order, starter)
+            worker.job = job
+            return worker
+        except BaseException:
+            with self._lock:
+                self._busy -= 1
+            raise
+
+    def release(self, worker: Worker, *, keep: bool) -> None:
+        """Take a worker back: keep it warm for the next job of the same model, or end it."""
+        surplus: list[Worker] = []
+        with self._lock:
+            worker.job = None
+            self._busy -= 1
+            keep = keep and self._max_warm > 0 and worker.alive
+            if keep:
+                self._warm.append(worker)
+                while len(self._warm) > self._max_warm:
+                    surplus.append(self._warm.pop(0))
+        if not keep:
+            self._end(worker)
+        for other in surplus:
+            self._let_go(other, 0.0, "other models were used since")
+
+    def kill(self, name: str) -> bool:
+        """Kill a worker by its name, because somebody asked; return whether there is one."""
+        with self._lock:
+            worker = self._living.get(name)
+            idle = worker is not None and worker in self._warm
+            if worker is not None and idle:
+                self._warm.remove(worker)
+        if worker is None:
+            return False
+        worker.kill()
+        if idle:
+            self._end(worker)
+        return True
+
+    def tend(self) -> None:
+        """Look after the idle workers: hear them, watch their memory, and end those that died or misbehave."""
+        ended: list[tuple[Worker, str]] = []
+        with self._lock:
+            for worker in list(self._warm):
+                try:
+                    worker.pump(0.0)
+                except WanCompatError as error:
+                    self._warm.remove(worker)
+                    ended.append((worker, f"{error.code}: {error.message}"))
+        for worker, why in ended:
+            self._let_go(worker, 0.0, why)
+
+    def living(self) -> list[tuple[Worker, bool]]:
+        """Return every worker, oldest first, and whether it is idle. For onlookers."""
+        with self._lock:
+            return [(worker, worker in self._warm) for worker in self._living.values()]
+
+    @property
+    def has_idle(self) -> bool:
+        return bool(self._warm)
 
     @contextlib.contextmanager
     def leftover(self, path: str) -> Iterator[None]:
         """Note a file or folder that must not outlive its job; should we be killed, the next supervisor removes it."""
-        note = self._runtime_folder().note_leftover(path)
+        note = self.runtime_folder().note_leftover(path)
         try:
             yield
         finally:
             os.unlink(note)
 
-    def _runtime_folder(self) -> RuntimeFolder:
-        if self._runtime is None:
-            cgroups.sweep_stale()
-            self._runtime = RuntimeFolder()
-        return self._runtime
+    def runtime_folder(self) -> RuntimeFolder:
+        """Return this supervisor's folder for sockets; made when first asked for.
 
-    def release(self, worker: Worker, *, keep: bool) -> None:
-        """Take a worker back: keep it warm for the next job of the same model, or end it."""
-        if keep and worker.alive:
-            self._warm.append(worker)
-        else:
-            worker.close()
+        Raises:
+            EnvironmentLacks: There is no place for it that is private.
+        """
+        with self._lock:
+            if self._runtime is None:
+                cgroups.sweep_stale()
+                self._runtime = RuntimeFolder(self._name)
+            return self._runtime
 
     def close(self) -> None:
-        """End all workers and zygotes and remove the runtime folder."""
-        for worker in self._warm:
-            worker.close(grace_s=0.5)
-        self._warm.clear()
-        self._close_zygotes()
-        if self._runtime is not None:
-            self._runtime.close()
-            self._runtime = None
+        """End all workers and zygotes and remove the runtime folder. For when no runner uses it any more."""
+        with self._lock:
+            idle, self._warm = self._warm, []
+        for worker in idle:
+            self._end(worker, 0.5)
+        with self._lock:
+            for zygote in (*self._zygotes.values(), *self._retired):
+                zygote.close()
+            self._zygotes.clear()
+            self._retired.clear()
+            if self._runtime is not None:
+                self._runtime.close()
+                self._runtime = None
 
-    def _close_zygotes(self) -> None:
-        for zygote in self._zygotes.values():
-            zygote.close()
-        self._zygotes.clear()
+    # -- warm workers --------------------------------------------------------------------------------------------
 
-    def _start(self, order: WorkerOrder, deadlines: Deadlines, light: bool, cancelled: Callable[[], bool]) -> Worker:
+    def _take_warm(self, order: WorkerOrder) -> Worker | None:
+        """Return an idle worker of an equal order that answers, the most recently used one."""
+        while True:
+            with self._lock:
+                worker = next((worker for worker in reversed(self._warm) if worker.order == order), None)
+                if worker is None:
+                    return None
+                self._warm.remove(worker)
+            if worker.alive and worker.answers(ANSWER_S):
+                return worker
+            self._let_go(worker, 0.0, "it did not answer")
+
+    def _make_room(self, deadlines: Deadlines, wants_bytes: int) -> None:
+        """End idle workers, the least recently used first, until there is a place and the memory for another one."""
+        while True:
+            with self._lock:
+                if not self._warm:
+                    return
+                crowded = self._busy + len(self._warm) > self._places
+            if not crowded and wants_bytes <= read_host().memory_available_bytes * HOST_SHARE:
+                return
+            with self._lock:
+                worker = self._warm.pop(0) if self._warm else None
+            if worker is not None:
+                why = "another model needs its place" if crowded else "another model needs its memory"
+                self._let_go(worker, deadlines.stop_grace_s, why)
+
+    def _let_go(self, worker: Worker, grace_s: float, why: str) -> None:
+        self._end(worker, grace_s)
+        self._tell(worker.name, why)
+
+    def _end(self, worker: Worker, grace_s: float = 0.0) -> None:
+        try:
+            worker.close(grace_s=grace_s)
+        finally:
+            with self._lock:
+                self._living.pop(worker.name, None)
+                self._return_zygote(worker.name)
+
+    # -- starting ------------------------------------------------------------------------------------------------
+
+    def _start_somehow(self, order: WorkerOrder, starter: _Starter) -> Worker:
+        try:
+            return self._start(order, self._spawn_only, starter)
+        except WorkerStartFailed as error:
+            if self._spawn_only or error.details.get("code") != "zygote_threads":
+                raise
+            return self._start(order, True, starter)
+
+    def _start(self, order: WorkerOrder, light: bool, starter: _Starter) -> Worker:
         """Start a worker in the strongest tier that can be entered, down to the order's minimum and not below."""
-        if self._cgroup is None:
-            self._cgroup = cgroups.detect()
+        with self._lock:
+            if self._cgroup is None:
+                self._cgroup = cgroups.detect()
         candidates = plan_candidates(
             read_host(),
             order.policy,
@@ -154,7 +314,7 @@ class WorkerPool:
         downgrades: list[SandboxEntryFailed] = []
         for candidate in candidates:
             try:
-                worker = self._start_one(light, order, candidate, deadlines, cancelled)
+                worker = self._start_one(light, order, candidate, starter)
             except SandboxEntryFailed as error:
                 downgrades.append(error)
                 continue
@@ -173,53 +333,99 @@ class WorkerPool:
             details=last.details,
         ) from last
 
-    def _start_one(
-        self,
-        light: bool,
-        order: WorkerOrder,
-        candidate: Candidate,
-        deadlines: Deadlines,
-        cancelled: Callable[[], bool],
-    ) -> Worker:
+    def _start_one(self, light: bool, order: WorkerOrder, candidate: Candidate, starter: _Starter) -> Worker:
         needs_own = bool(candidate.layers & NAMESPACE_LAYERS) and not candidate.outer
         if needs_own and self._refused is not None:
             raise self._refused
         # Seconds of imports should not be thrown away: where the answer is in doubt, the light zygote asks first.
         light = light or (needs_own and not self._permitted and namespaces_are_doubtful())
-        zygote = None if candidate.outer else self._zygote(light, order.site, deadlines, cancelled)
-        self._count += 1
-        worker = Worker(f"w{self._count}", order, candidate.layers, self._runtime_folder(), candidate.outer)
+        with self._lock:
+            self._count += 1
+            name = f"w{self._count}"
+        zygote = None
+        try:
+            if not candidate.outer:
+                zygote = self._zygote(name, light, order.site, starter)
+            worker = Worker(name, order, candidate.layers, self.runtime_folder(), candidate.outer)
+        except BaseException:
+            with self._lock:
+                self._return_zygote(name)
+            raise
+        worker.job, worker.wanted_tier = starter.job, candidate.tier
+        with self._lock:
+            self._living[name] = worker
         try:
             if zygote is None:
-                zygote = worker.make_own_zygote(deadlines, cancelled, self._wake_fd)
-                self._close_zygotes()  # the shared ones, which could not do this; they hold much memory
-            worker.start(zygote, deadlines, cancelled, self._wake_fd)
+                zygote = worker.make_own_zygote(starter.deadlines, starter.cancelled, starter.wake_fd)
+                self._close_unused_zygotes()  # the shared ones, which could not do this; they hold much memory
+            worker.start(zygote, starter.deadlines, starter.cancelled, starter.wake_fd)
         except SandboxEntryFailed as error:
-            worker.close()
+            self._end(worker)
             if needs_own and error.details.get("layer") in NAMESPACE_LAYERS:
                 self._refused = error
             raise
         except BaseException:
-            worker.close()
+            self._end(worker)
             raise
         self._permitted = self._permitted or needs_own
         return worker
 
-    def _zygote(self, light: bool, site: str | None, deadlines: Deadlines, cancelled: Callable[[], bool]) -> Zygote:
+    # -- zygotes -------------------------------------------------------------------------------------------------
+
+    def _zygote(self, worker: str, light: bool, site: str | None, starter: _Starter) -> Zygote:
+        """Return a zygote that is ready, leased to a worker until `_return_zygote`."""
         key = (light, site)
-        zygote = self._zygotes.get(key)
-        if zygote is not None and not zygote.alive():
-            self._zygotes.pop(key).close()
-            zygote = None
-        if zygote is None:
-            while len(self._zygotes) >= MAX_ZYGOTES:  # none of them has a worker now: the warm ones were let go
-                self._zygotes.pop(next(iter(self._zygotes))).close()
-            zygote = self._zygotes[key] = Zygote(light=light, program=self._zygote_program, site=site)
+        with self._lock:
+            zygote = self._zygotes.get(key)
+            if zygote is not None and not zygote.alive():
+                self._retire(key)
+                zygote = None
+            if zygote is None:
+                self._make_room_for_zygote()
+                zygote = self._zygotes[key] = Zygote(light=light, program=self._zygote_program, site=site)
+            self._leases[worker] = zygote
         try:
-            zygote.wait_ready(deadlines.zygote_s, cancelled, self._wake_fd)
+            zygote.wait_ready(starter.deadlines.zygote_s, starter.cancelled, starter.wake_fd)
         except (JobCancelled, JobTimeout):
             raise  # the job is over; the imports go on, for the next one
         except BaseException:
-            self._zygotes.pop(key).close()
+            with self._lock:
+                if self._zygotes.get(key) is zygote:
+                    self._retire(key)
             raise
         return zygote
+
+    def _make_room_for_zygote(self) -> None:
+        while len(self._zygotes) >= MAX_ZYGOTES:
+            used = {id(zygote) for zygote in self._leases.values()}
+            unused = next((key for key, zygote in self._zygotes.items() if id(zygote) not in used), None)
+            if unused is None:
+                return  # as many as there are workers, which are bounded too
+            self._retire(unused)
+
+    def _retire(self, key: tuple[bool, str | None]) -> None:
+        """Use a zygote no more, and end it as soon as nobody waits for it or asks it about a worker's end."""
+        zygote = self._zygotes.pop(key)
+        if any(leased is zygote for leased in self._leases.values()):
+            self._retired.append(zygote)
+        else:
+            zygote.close()
+
+    def _return_zygote(self, worker: str) -> None:
+        zygote = self._leases.pop(worker, None)
+        if zygote in self._retired and not any(leased is zygote for leased in self._leases.values()):
+            self._retired.remove(zygote)
+            zygote.close()
+
+    def _close_unused_zygotes(self) -> None:
+        with self._lock:
+            for key, zygote in list(self._zygotes.items()):
+                if not any(leased is zygote for leased in self._leases.values()):
+                    self._retire(key)
+
+
+class _Starter:
+    """For whom a worker is started, and how long that may take."""
+
+    def __init__(self, deadlines: Deadlines, cancelled: Callable[[], bool], wake_fd: int, job: str | None) -> None:
+        self.deadlines, self.cancelled, self.wake_fd, self.job = deadlines, cancelled, wake_fd, job

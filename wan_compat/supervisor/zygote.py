@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -67,10 +68,14 @@ ZYGOTE_ENVIRONMENT = {
 ZYGOTE_PROGRAM = ("-m", "wan_compat.workers.zygote")
 
 REPLY_TIMEOUT_S = 20.0
+# How long one thread at most keeps the others from the socket while it waits; how often one looks at what they heard.
+_TURN_S = 0.05
+_LOOK_S = 0.2
 
 
 class Zygote:
-    """One running zygote process. Not thread-safe: it belongs to the supervisor's runner thread.
+    """One running zygote process, for all runner threads of a supervisor: whoever reads its socket notes what he hears
+    for the others. `close` is for when nobody uses it any more.
 
     `outer`: the layers that are in force around it already (`bwrap_zygote.py`); none here. `site`: the packages of an
     isolated environment, which come before the usual ones.
@@ -84,6 +89,7 @@ class Zygote:
         self.light = light
         self.ready: ZygoteReady | None = None
         self._exits: dict[str, int] = {}
+        self._turn = threading.RLock()  # of the socket and the log
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         log_reader, log_writer = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(log_reader, False)
@@ -143,15 +149,16 @@ class Zygote:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise DeadlineExceeded(f"the zygote was not ready after {deadline_s:g} s")
-            wanted = [fd for fd in (self._socket.fileno(), self.log.fileno(), wake_fd) if fd >= 0]
-            readable, _, _ = select.select(wanted, [], [], min(left, 1.0))
-            self.log.collect()
+            wanted = [fd for fd in (self._socket.fileno(), wake_fd) if fd >= 0]
+            readable, _, _ = select.select(wanted, [], [], min(left, _LOOK_S))
             if cancelled():
                 raise JobCancelled("cancelled while the worker's libraries were being imported")
-            if self._socket.fileno() in readable:
-                message = self._receive()
-                if isinstance(message, ZygoteReady):
-                    self.ready = message
+            with self._turn:
+                self.log.collect()
+                if self.ready is None and self._socket.fileno() in readable and self._is_readable(0.0):
+                    message = self._receive()
+                    if isinstance(message, ZygoteReady):
+                        self.ready = message
 
     def spawn(self, message: SpawnWorker, descriptors: tuple[int, ...]) -> tuple[int, int, int]:
         """Have one worker forked and confined; return (pid, pidfd, listener of forbidden calls or -1).
@@ -162,34 +169,39 @@ class Zygote:
             SandboxEntryFailed: A layer could not be entered; nothing of the worker is left.
             WorkerStartFailed: The fork itself failed; `details["code"]` tells why.
         """
-        send_packet(self._socket, message, descriptors)
-        deadline = time.monotonic() + REPLY_TIMEOUT_S
-        while True:
-            readable, _, _ = select.select([self._socket], [], [], max(0.0, deadline - time.monotonic()))
-            if not readable:
-                raise WorkerStartFailed(f"the zygote did not fork a worker within {REPLY_TIMEOUT_S:g} s")
-            reply, received = self._receive_with_descriptors()
-            complete = 1 <= len(received) <= len(SPAWNED_DESCRIPTORS)
-            if isinstance(reply, WorkerSpawned) and reply.worker == message.worker and complete:
-                return _host_pid(received[0]), received[0], received[1] if len(received) > 1 else -1
-            for descriptor in received:
-                os.close(descriptor)
-            if isinstance(reply, SpawnFailed):
-                raise _spawn_error(reply)
+        with self._turn:
+            send_packet(self._socket, message, descriptors)
+            deadline = time.monotonic() + REPLY_TIMEOUT_S
+            while True:
+                if not self._is_readable(deadline - time.monotonic()):
+                    raise WorkerStartFailed(f"the zygote did not fork a worker within {REPLY_TIMEOUT_S:g} s")
+                reply, received = self._receive_with_descriptors()
+                complete = 1 <= len(received) <= len(SPAWNED_DESCRIPTORS)
+                if isinstance(reply, WorkerSpawned) and reply.worker == message.worker and complete:
+                    return _host_pid(received[0]), received[0], received[1] if len(received) > 1 else -1
+                for descriptor in received:
+                    os.close(descriptor)
+                if isinstance(reply, SpawnFailed):
+                    raise _spawn_error(reply)
 
     def exit_status(self, worker: str, timeout_s: float) -> int | None:
         """Return the wait status of an ended worker, waiting up to `timeout_s` for the zygote to tell it."""
         deadline = time.monotonic() + timeout_s
-        while worker not in self._exits:
+        while True:
             left = deadline - time.monotonic()
-            readable, _, _ = select.select([self._socket], [], [], max(0.0, left))
-            if not readable:
-                return None
-            try:
-                self._receive()
-            except WanCompatError:
-                return None
-        return self._exits.pop(worker)
+            with self._turn:
+                if worker in self._exits:
+                    return self._exits.pop(worker)
+                if self._is_readable(min(left, _TURN_S)):
+                    try:
+                        self._receive()
+                    except WanCompatError:
+                        return None
+                elif left <= 0:
+                    return None
+
+    def _is_readable(self, timeout_s: float) -> bool:
+        return bool(select.select([self._socket], [], [], max(0.0, timeout_s))[0])
 
     def _receive(self) -> object:
         message, descriptors = self._receive_with_descriptors()

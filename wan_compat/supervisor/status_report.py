@@ -1,0 +1,128 @@
+"""What a supervisor says about itself (protocol/status.py), put together from its queue, pool and records.
+
+For onlookers in any thread: nothing here waits, and nothing here changes what is looked at.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+
+from wan_compat.protocol.errors import EnvironmentLacks, clean_text
+from wan_compat.supervisor.host import read_host
+from wan_compat.supervisor.worker import Worker
+
+if TYPE_CHECKING:
+    from wan_compat.protocol.status import JobStatus, MachineStatus, Note, NoteLevel, WorkerStatus
+
+_TEXT_CHARS = 500
+
+
+class Records:
+    """What happened lately, and how many jobs ended how. Thread-safe, bounded."""
+
+    def __init__(self) -> None:
+        from wan_compat.protocol.status import MAX_LISTED_JOBS, MAX_NOTES
+
+        self._lock = threading.Lock()
+        self._notes: collections.deque[Note] = collections.deque(maxlen=MAX_NOTES)
+        self._ended: collections.deque[JobStatus] = collections.deque(maxlen=MAX_LISTED_JOBS)
+        self._counts: collections.Counter[str] = collections.Counter()
+
+    def note(
+        self, level: NoteLevel, text: str, *, code: str | None = None, job: str | None = None, worker: str | None = None
+    ) -> None:
+        from wan_compat.protocol.status import Note
+
+        entry = Note(
+            at_unix_s=time.time(), level=level, text=clean_text(text, _TEXT_CHARS), code=code, job=job, worker=worker
+        )
+        with self._lock:
+            self._notes.appendleft(entry)
+
+    def ended(self, job: JobStatus) -> None:
+        with self._lock:
+            self._ended.appendleft(job)
+            self._counts[job.state] += 1
+
+    def read(self) -> tuple[tuple[Note, ...], tuple[JobStatus, ...], dict[str, int]]:
+        """Return notes and ended jobs, newest first, and how many jobs ended in each state."""
+        with self._lock:
+            return tuple(self._notes), tuple(self._ended), dict(self._counts)
+
+
+class CpuMeter:
+    """Tells how busy processes were between two looks, in percent of one core."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[float, float]] = {}
+
+    def percents(self, pids: list[int]) -> dict[int, float]:
+        """Return the share of each process that was there at the last look too."""
+        now, found = time.monotonic(), {}
+        seen, self._seen = self._seen, {}
+        for pid in pids:
+            try:
+                times = psutil.Process(pid).cpu_times()
+            except (psutil.Error, OSError, ValueError):
+                continue
+            used = times.user + times.system
+            self._seen[pid] = (used, now)
+            if pid in seen and now > seen[pid][1]:
+                found[pid] = min(10_000.0, max(0.0, 100.0 * (used - seen[pid][0]) / (now - seen[pid][1])))
+        return found
+
+
+def worker_status(worker: Worker, *, idle: bool, cpu_percent: float | None) -> WorkerStatus:
+    """Return what a monitor shows of a worker."""
+    from wan_compat.protocol.status import WorkerStatus
+
+    tier = worker.tier.tier if worker.tier is not None else worker.wanted_tier
+    starting, ending = worker.tier is None, worker.ending
+    return WorkerStatus(
+        id=worker.name,
+        pid=worker.pid,
+        activity="ending" if ending else "starting" if starting else "idle" if idle else "busy",
+        mode=worker.order.mode.value,
+        tier="E" if tier is None else tier.value,
+        model=clean_text(worker.order.model, _TEXT_CHARS),
+        job=worker.job,
+        rss_bytes=worker.used_now(),
+        memory_limit_bytes=worker.order.memory_limit_bytes,
+        vram_bytes=worker.vram_bytes,
+        cpu_percent=cpu_percent,
+        started_unix_s=worker.started_unix_s,
+        jobs_done=max(0, worker.jobs_started - (0 if idle else 1)),
+    )
+
+
+def machine_status() -> MachineStatus:
+    """Return what the machine has and uses."""
+    from wan_compat.protocol.status import MachineStatus
+    from wan_compat.supervisor.nvml import Nvml
+
+    total = used = None
+    try:
+        with Nvml() as nvml:
+            gpus = nvml.gpus()
+        total = sum(gpu.memory_total_bytes for gpu in gpus)
+        used = total - sum(gpu.memory_free_bytes for gpu in gpus)
+    except OSError:
+        pass  # no driver
+    try:
+        host = read_host()
+    except EnvironmentLacks:
+        return MachineStatus(vram_total_bytes=total, vram_used_bytes=used, load_1=os.getloadavg()[0])
+    return MachineStatus(
+        ram_total_bytes=host.memory_total_bytes,
+        ram_available_bytes=host.memory_available_bytes,
+        vram_total_bytes=total,
+        vram_used_bytes=used,
+        cpu_count=host.cpu_count,
+        load_1=os.getloadavg()[0],
+    )
