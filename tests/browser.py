@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 BROWSER = shutil.which("chromium-headless-shell")
-TIMEOUT_S = 40.0
+TIMEOUT_S = 20.0
 
 
 class Browser:

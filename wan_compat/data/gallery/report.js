@@ -190,6 +190,7 @@
     viewer.querySelector(".file").textContent = `#${card.dataset.index}  ${link.title}`;
     byId("open").href = link.href;
     if (!viewer.open) viewer.showModal();
+    viewer.focus(); // not the video, whose own keys are the arrows too
   }
 
   function step(by) {
