@@ -16,6 +16,7 @@ import pytest
 from hypothesis import settings
 
 from tests import second_run
+from wan_compat import Supervisor
 from wan_compat.supervisor.runtime import runtime_base
 
 # No examples are kept between runs: the checkout may belong to another user than the one who tests it.
@@ -85,6 +86,13 @@ def incidents_of_tests_are_not_the_users(tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture(scope="session")
+def supervisor(nothing_is_left_behind: None) -> Iterator[Supervisor]:
+    """A supervisor as programs make it. Shared, since the imports of its zygote take four seconds: not to be closed."""
+    with Supervisor() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +20,6 @@ from wan_compat.supervisor import events as ev
 
 PLAIN_SCRIPT = Path(__file__).resolve().parent / "programs" / "worker_plain_script.py"
 SIZE = {"height": 64, "width": 96, "num_frames": 17, "num_inference_steps": 3}
-
-
-@pytest.fixture(scope="module")
-def supervisor() -> Iterator[Supervisor]:
-    with Supervisor() as supervisor:
-        yield supervisor
 
 
 def request(kind: str, **fields: object) -> GenerationRequest:

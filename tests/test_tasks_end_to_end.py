@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.assets.tiny_wan import tiny_model
-from wan_compat import GenerationRequest, Supervisor
+from wan_compat import GenerationRequest
 from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.supervisor.frame_files import png_bytes
 
@@ -24,12 +23,6 @@ PLAIN_SCRIPT = Path(__file__).resolve().parent / "programs" / "worker_plain_scri
 WIDTH, HEIGHT, FRAMES = 96, 64, 9
 SIZE = {"height": HEIGHT, "width": WIDTH, "num_frames": FRAMES, "num_inference_steps": 2}
 PROMPT = "a red ball bounces"
-
-
-@pytest.fixture(scope="module")
-def supervisor() -> Iterator[Supervisor]:
-    with Supervisor() as supervisor:
-        yield supervisor
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,6 @@ from wan_compat import GenerationRequest, Supervisor
 from wan_compat.protocol.errors import InvalidRequest, WanCompatError
 
 SIZE = {"height": 64, "width": 96, "num_frames": 5, "num_inference_steps": 1, "seed": 1, "guidance_scale": 1.0}
-
-
-@pytest.fixture(scope="module")
-def supervisor() -> Iterator[Supervisor]:
-    with Supervisor() as supervisor:
-        yield supervisor
 
 
 def request(role: str, path: Path) -> GenerationRequest:

@@ -7,7 +7,6 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +56,6 @@ PAYLOADS = {
     "exec": lambda canary: Runs(exec, f"import pathlib; pathlib.Path({str(canary)!r}).touch()"),
     "a class of the standard library": lambda canary: Runs(Path(canary).touch),
 }
-
-
-@pytest.fixture(scope="module")
-def supervisor() -> Iterator[Supervisor]:
-    with Supervisor() as made:
-        yield made
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,6 @@ def test_a_time_that_was_set_back_shows_in_the_ctime(listed: tuple[Path, tuple[F
     path, facts = listed
     rewrite(path, "quietly")
     assert check_unchanged(facts) == ("model.safetensors",)
-
-
-@pytest.fixture(scope="module")
-def supervisor() -> Iterator[Supervisor]:
-    with Supervisor() as supervisor:
-        yield supervisor
 
 
 def request_for(model: Path, output: Path) -> GenerationRequest:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,6 @@ from wan_compat.supervisor import events as ev
 
 # The longest thing that one of these jobs does without looking whether it shall stop, on a machine that is busy besides.
 STEP_S = 5.0
-
-
-@pytest.fixture(scope="module")
-def supervisor() -> Iterator[Supervisor]:
-    with Supervisor() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 
 from tests.assets.original_layout import original_model
 from tests.assets.tiny_wan import tiny_model
-from wan_compat import Supervisor
 from wan_compat.protocol import errors
 from wan_compat.protocol import messages as m
 from wan_compat.protocol.conversion import MAX_LISTED, ConversionRequest, ListedTensor
@@ -26,12 +24,6 @@ from wan_compat.supervisor.inspection import read_facts
 VIDEO: dict[str, Any] = {
     "prompt": "a red ball", "height": 64, "width": 96, "num_frames": 5, "num_inference_steps": 2, "seed": 1,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def supervisor() -> Iterator[Supervisor]:
-    with Supervisor() as made:
-        yield made
 
 
 def weights(folder: Path) -> dict[str, dict[str, bytes]]:

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from tests.assets.tiny_wan import tiny_model
 from wan_compat import GenerationRequest, Supervisor
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.demo import DEMO_CLIP, demo_model
-
-
-@pytest.fixture(scope="module")
-def supervisor() -> Iterator[Supervisor]:
-    with Supervisor() as made:
-        yield made
 
 
 def request_of(model: str, **fields: object) -> GenerationRequest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,6 @@ from wan_compat.protocol.errors import InvalidRequest, MemoryExceeded, UnusableF
 from wan_compat.supervisor.integration import IntegrationValidator
 from wan_compat.supervisor.load_test import LoadTestReport, decided, load_and_test
 from wan_compat.supervisor.performance_monitor import PerformanceMonitor
-
-
-@pytest.fixture(scope="module")
-def supervisor() -> Iterator[Supervisor]:
-    with Supervisor() as made:
-        yield made
 
 
 @pytest.fixture(autouse=True)

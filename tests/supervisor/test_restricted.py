@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -71,12 +71,6 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
         return folder
 
     return build
-
-
-@pytest.fixture(scope="module")
-def supervisor() -> Iterator[Supervisor]:
-    with Supervisor() as made:
-        yield made
 
 
 def asked(model: Path, **fields: object) -> GenerationRequest:
