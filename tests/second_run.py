@@ -29,6 +29,7 @@ PURE = (
     "tests/supervisor/test_architecture_detector.py",
     "tests/supervisor/test_check.py::test_random_damage_ends_in_a_report",
     "tests/supervisor/test_check.py::test_whether_known_repositories_load_is_as_recorded",
+    "tests/supervisor/test_given_pictures.py",
     "tests/supervisor/test_schema_validator.py",
     "tests/supervisor/test_signed_file.py",
     "tests/cli/test_quantities.py",
@@ -46,6 +47,8 @@ OTHERWISE_THE_SAME = {
     # tests/test_end_to_end.py.
     "tests/workers": "what a worker computes",
     "tests/test_tasks_end_to_end.py": "pixels of each task; media as an ordinary user: tests/supervisor/test_media.py, security/",
+    "tests/test_drop_in.py": "pixels of SandboxedPipeline, compared with diffusers",
+    "tests/supervisor/test_sandboxed_pipeline.py": "arguments and their requests; jobs as an ordinary user: test_client.py",
     "tests/test_layouts.py": "pixels of each layout",
     "tests/test_relatives.py": "pixels of Wan's relatives",
     "tests/test_modular.py": "pixels of modular pipelines",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from wan_compat.protocol.values import GenerationRequest
     from wan_compat.supervisor.check import ModelReport
     from wan_compat.supervisor.client import Job, Supervisor
+    from wan_compat.supervisor.sandboxed_pipeline import SandboxedPipeline
 
 _HOMES = {
     "GenerationMetadata": "wan_compat.protocol.results",
@@ -22,6 +23,7 @@ _HOMES = {
     "Job": "wan_compat.supervisor.client",
     "ModelReport": "wan_compat.supervisor.check",
     "ProcessedFrames": "wan_compat.protocol.results",
+    "SandboxedPipeline": "wan_compat.supervisor.sandboxed_pipeline",
     "Supervisor": "wan_compat.supervisor.client",
     "VideoGenerationResult": "wan_compat.protocol.results",
 }
@@ -32,6 +34,7 @@ __all__ = [
     "Job",
     "ModelReport",
     "ProcessedFrames",
+    "SandboxedPipeline",
     "Supervisor",
     "VideoGenerationResult",
     "__version__",

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from wan_compat.protocol.errors import DiskExceeded, InvalidRequest, OutputNotWritable, WanCompatError
 from wan_compat.protocol.values import MAX_FRAMES, MAX_SIDE, FrameSpec
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _NPY_MAGIC = b"\x93NUMPY\x01\x00"
 _MAX_NPY_HEADER = 4096
 # Level 1 takes a third of the time of zlib's default, for files a tenth larger.
@@ -38,6 +38,20 @@ def png_bytes(pixels: memoryview, width: int, height: int, comment: str = "") ->
         pixels: (height, width, 3) uint8, as one run of bytes.
         comment: ASCII text to carry.
     """
+    chunks = [(b"IHDR", png_header(width, height)), (b"sRGB", _SRGB)]
+    if comment:
+        chunks.append((b"tEXt", b"Comment\0" + comment.encode("ascii", "replace")))
+    chunks += [(b"IDAT", png_data(pixels, width, height)), (b"IEND", b"")]
+    return PNG_SIGNATURE + b"".join(png_chunk(kind, data) for kind, data in chunks)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """Return the content of IHDR for 8-bit RGB."""
+    return struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+
+
+def png_data(pixels: memoryview, width: int, height: int) -> bytes:
+    """Return the content of IDAT for (height, width, 3) uint8."""
     import numpy as np
 
     rows = np.frombuffer(pixels, np.uint8).reshape(height, width * 3)
@@ -46,13 +60,11 @@ def png_bytes(pixels: memoryview, width: int, height: int, comment: str = "") ->
     filtered[:, 0] = 2
     filtered[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"sRGB", _SRGB)]
-    if comment:
-        chunks.append((b"tEXt", b"Comment\0" + comment.encode("ascii", "replace")))
-    chunks += [(b"IDAT", zlib.compress(filtered.data, _ZLIB_LEVEL)), (b"IEND", b"")]
-    return _PNG_SIGNATURE + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
+    return zlib.compress(filtered.data, _ZLIB_LEVEL)
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def npy_header(frames: FrameSpec) -> bytes:
