@@ -9,6 +9,7 @@ import collections
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import psutil
@@ -24,11 +25,16 @@ _TEXT_CHARS = 500
 
 
 class Records:
-    """What happened lately, and how many jobs ended how. Thread-safe, bounded."""
+    """What happened lately, and how many jobs ended how. Thread-safe, bounded.
 
-    def __init__(self) -> None:
+    Args:
+        tell: Given every note, once it is here.
+    """
+
+    def __init__(self, tell: Callable[[Note], None] = lambda _note: None) -> None:
         from wan_compat.protocol.status import MAX_LISTED_JOBS, MAX_NOTES
 
+        self._tell = tell
         self._lock = threading.Lock()
         self._notes: collections.deque[Note] = collections.deque(maxlen=MAX_NOTES)
         self._ended: collections.deque[JobStatus] = collections.deque(maxlen=MAX_LISTED_JOBS)
@@ -44,6 +50,7 @@ class Records:
         )
         with self._lock:
             self._notes.appendleft(entry)
+        self._tell(entry)
 
     def ended(self, job: JobStatus) -> None:
         with self._lock:
