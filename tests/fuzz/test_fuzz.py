@@ -50,9 +50,9 @@ def test_mutated_and_random_input_is_accepted_or_a_typed_refusal(name, data):
 
 @pytest.fixture(scope="module")
 def guided_run(tmp_path_factory):
-    """The command as it is, over all targets: where it kept findings, how it ended, what it said."""
+    """A short run of the command over all targets: where it kept findings, how it ended, what it said."""
     folder = tmp_path_factory.mktemp("fuzz")
-    command = [sys.executable, "-m", "tests.fuzz", "--folder", str(folder)]
+    command = [sys.executable, "-m", "tests.fuzz", "--seconds", "10", "--folder", str(folder)]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=110, check=False)
     return folder, ended
 

@@ -194,7 +194,7 @@ def test_ffmpeg_that_dies_during_denoising_costs_nothing_but_another_encoding(mi
 def test_soak_of_workers_killed_at_random_moments_leaves_no_trace():
     """The short form of `python -m tests.soak`, which runs 500."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.soak", "--workers", "12", "--seed", "3"],
+        [sys.executable, "-m", "tests.soak", "--workers", "8", "--seed", "3"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
