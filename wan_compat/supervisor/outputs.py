@@ -32,7 +32,7 @@ from wan_compat.protocol.errors import (
 
 MIN_FREE_BYTES = 64 << 20
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RENAME_NOREPLACE = 1
 # What a kernel, a file system or a seccomp filter answers that does not know the flag.
 _FLAG_UNKNOWN = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
@@ -231,7 +231,7 @@ def _understood(path: str) -> Iterator[None]:
         what = f"{path!r} cannot be written: {error.strerror}"
         if error.errno == errno.ENAMETOOLONG:
             raise InvalidRequest(what, hint="choose a shorter name") from error
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             raise DiskExceeded(what, hint="free some space or choose another folder") from error
         hint = "choose a folder that you may write to"
         if error.errno in (errno.ENOENT, errno.ENOTDIR):

@@ -144,6 +144,10 @@ class BadLine(ValueError):
     """A line that is not a whole record."""
 
 
+class UnknownRecord(ValueError):
+    """A whole line with something in it that this version does not know."""
+
+
 class OtherVersion(ValueError):
     """A whole journal, of a version that this program does not read."""
 
@@ -175,12 +179,12 @@ def decode_header(line: bytes) -> Header:
 
 
 def decode(line: bytes) -> Any:
-    """Return the record in a line, its end included. Raises BadLine."""
+    """Return the record in a line, its end included. Raises BadLine, UnknownRecord."""
     text = _checked(line)
     try:
         return _record.validate_json(text)
     except ValidationError as error:
-        raise BadLine("holds a record of a kind that this version does not know") from error
+        raise UnknownRecord("holds a record that this version does not know") from error
 
 
 def _checked(line: bytes) -> bytes:

@@ -104,7 +104,8 @@ def _count(text: str) -> None:
             aliases += 1
         if depth > MAX_DEPTH or aliases > MAX_ALIASES or number > MAX_EVENTS:
             what = "values in each other" if depth > MAX_DEPTH else "aliases" if aliases > MAX_ALIASES else "values"
-            raise _Wrong(event.start_mark.line + 1, f"has more {what} than a batch needs")
+            line = event.start_mark.line + 1 if event.start_mark is not None else 0
+            raise _Wrong(line, f"has more {what} than a batch needs")
 
 
 class _Walk:
