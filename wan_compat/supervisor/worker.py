@@ -272,15 +272,23 @@ class Worker:
             if self._pidfd >= 0:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
+    def ask_to_end(self) -> bool:
+        """Ask the worker to end, once; return whether it was asked and so may do it. `close` must follow."""
+        if self.ending or not self.alive or self.state in (WorkerState.CONNECTING, WorkerState.GREETED):
+            return self.ending
+        self.ending = True
+        with contextlib.suppress(WanCompatError):
+            self.send(m.Shutdown())
+            return True
+        return False
+
     def close(self, grace_s: float = 0.0) -> None:
         """End the worker and remove everything that belonged to it. `grace_s` > 0 asks first."""
-        self.ending = True
         self._forbidden_call()  # also one that nobody waited for, while the worker was warm
-        if self.alive and grace_s > 0 and self.state not in (WorkerState.CONNECTING, WorkerState.GREETED):
-            with contextlib.suppress(WanCompatError):
-                self.send(m.Shutdown())
-                self._wait_death(grace_s)
-                self._forbidden_call()
+        if grace_s > 0 and self.ask_to_end():
+            self._wait_death(grace_s)
+            self._forbidden_call()
+        self.ending = True
         self._kill()
         if self._pidfd >= 0:
             if self._zygote is not None and self._zygote.alive():

@@ -236,6 +236,8 @@ class WorkerPool:
         """End all workers and zygotes and remove the runtime folder. For when no runner uses it any more."""
         with self._lock:
             idle, self._warm = self._warm, []
+        for worker in idle:  # all at once: each needs its moment
+            worker.ask_to_end()
         for worker in idle:
             self._end(worker, 0.5)
         with self._lock:
