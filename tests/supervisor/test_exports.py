@@ -9,9 +9,9 @@ from types import ModuleType
 
 import pytest
 
-from wan_compat import policies, supervisor
+from wan_compat import policies, protocol, supervisor
 
-ROOMS = (policies, supervisor)
+ROOMS = (policies, protocol, supervisor)
 
 
 @pytest.mark.parametrize(("room", "name"), [(room, name) for room in ROOMS for name in room._HOMES])
@@ -29,5 +29,5 @@ def test_what_is_not_there_is_an_attribute_error(room: ModuleType) -> None:
 
 
 def test_importing_the_rooms_loads_nothing() -> None:
-    code = "import sys, wan_compat.supervisor, wan_compat.policies; assert 'pydantic' not in sys.modules"
+    code = "import sys, wan_compat.supervisor, wan_compat.policies, wan_compat.protocol; assert 'pydantic' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
