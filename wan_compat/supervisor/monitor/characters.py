@@ -7,14 +7,16 @@ too: a supervisor of another version, or one that went mad, must not be able to 
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.cells import cell_len, set_cell_size
 
 from wan_compat.protocol.errors import clean_text
 
 _DAY_S = 86_400
+_UTF_8 = re.compile(r"(?i)utf-?8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +111,14 @@ ASCII = Characters(
 )
 
 
-def characters_for(encoding: str) -> Characters:
-    """Return the set for what a stream is encoded in: everything in UTF-8, plain ASCII drawings elsewhere."""
-    try:
-        "█▁└▸…─✓✗↑".encode(encoding)
-    except (UnicodeEncodeError, LookupError):
-        return ASCII
-    return UNICODE if encoding.lower().replace("-", "") == "utf8" else dataclasses.replace(UNICODE, encoding=encoding)
+def characters_for(encoding: str | None, environ: Mapping[str, str]) -> Characters:
+    """Return the set for a stream of this encoding in this environment: plain ASCII where UTF-8 is not promised.
+
+    Python writes UTF-8 in the C locale too (PEP 540), so that a stream's encoding alone does not tell what the terminal
+    shows: the locale has to agree, in the order of setlocale(3).
+    """
+    locale = next((value for name in ("LC_ALL", "LC_CTYPE", "LANG") if (value := environ.get(name))), "UTF-8")
+    return UNICODE if all(_UTF_8.search(name) for name in (encoding or "", locale)) else ASCII
 
 
 def show_size(count: int) -> str:
@@ -184,4 +187,4 @@ def model_name(path: str) -> str:
 
 
 def _short(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}" if value < 100 else f"{value:.0f}" if value < 100_000 else ">99999"
+    return f"{value:.{digits}f}" if value < 100 else f"{value:.0f}" if value < 10_000 else ">9999"

@@ -151,7 +151,7 @@ def _supervisor(seen: Seen, state: State, columns: Columns, chars: Characters) -
     parts: Line = [(seen.id, "bold cyan")]
     right: Line = []
     if seen.condition is Condition.GONE:
-        right = [("  gone ", WARNING)]
+        right = [("  gone", WARNING)]
     elif seen.condition is Condition.SILENT or (status is None and state.now_s - seen.heard_s > 2):
         right = [(f"  no answer for {show_length(max(0.0, state.now_s - seen.heard_s))} ", PROBLEM)]
     if status is None or seen.trouble:
@@ -167,10 +167,11 @@ def _supervisor(seen: Seen, state: State, columns: Columns, chars: Characters) -
     ):
         if is_so:
             parts.append((f"  {word}", style))
-    if not right:
-        if columns.history:
+    if seen.condition is not Condition.SILENT:
+        if columns.history and seen.condition is Condition.LIVE:
             right.append((f"  {len(status.workers)}/{status.max_workers} workers", ""))
-        right.append((f"  {_many(status.queued_count)} waiting", ""))
+        if seen.condition is Condition.LIVE:
+            right.append((f"  {_many(status.queued_count)} waiting", ""))
         right.append((f"  {_many(status.done_count)} done", "green" if status.done_count else ""))
         right.append((f"  {_many(status.failed_count)} failed ", PROBLEM if status.failed_count else ""))
     pid = f"  pid {status.pid}"

@@ -99,8 +99,8 @@ def list_rows(
 
 def _rows_of(seen: Seen, sort: Sort, reverse: bool, text: str, *, expanded: bool) -> Iterator[Row]:
     status = seen.status
-    if status is None:
-        return
+    if status is None or seen.condition is Condition.GONE:
+        return  # what it was last heard to do, nobody does any more
     jobs = {job.id: job for job in status.running}
     for worker in _sorted(status, sort, reverse):
         job = jobs.pop(worker.job, None) if worker.job else None
