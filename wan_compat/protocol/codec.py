@@ -1,14 +1,16 @@
 """Bytes to messages and back: msgpack under hard limits, then a closed pydantic schema.
 
-The only place that sees raw bytes from a worker. The order of checks is the order of cost: total size, then a
-structural walk over the bytes (depth, counts, types, no extension types) before anything is built, then msgpack with
-its own limits, then pydantic in strict mode. The first failure raises ProtocolViolation; nothing is repaired.
+The only place that sees raw bytes from a worker, or from a client of the control socket (control.py), which has limits
+of its own. The order of checks is the order of cost: total size, then a structural walk over the bytes (depth, counts,
+types, no extension types) before anything is built, then msgpack with its own limits, then pydantic in strict mode. The
+first failure raises ProtocolViolation; nothing is repaired.
 
 Wire form of one message: the array `[version, seq, map]`, one ZeroMQ frame. `seq` counts from 1 per direction.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Generic, TypeVar
 
 import msgpack
@@ -25,22 +27,40 @@ MAX_NODES = 8192  # of one message
 MAX_STRING_BYTES = 128 << 10
 EVIDENCE_BYTES = 64
 
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Of one message: its bytes, how deep it nests, items of one array or map, values in all, bytes of one string."""
+
+    message_bytes: int = MAX_MESSAGE_BYTES
+    depth: int = MAX_DEPTH
+    items: int = MAX_ITEMS
+    nodes: int = MAX_NODES
+    string_bytes: int = MAX_STRING_BYTES
+
+
+WORKER_LIMITS = Limits()
+
 M = TypeVar("M", bound=Value)
 
 
 class Codec(Generic[M]):
     """One direction of the wire. Stateless; the sequence number is checked by the state machine."""
 
-    def __init__(self, union: Any) -> None:
+    def __init__(self, union: Any, *, version: int = PROTOCOL_VERSION, limits: Limits = WORKER_LIMITS) -> None:
         self._adapter: TypeAdapter[M] = TypeAdapter(union)
+        self._version = version
+        self._limits = limits
 
     def encode(self, message: M, seq: int) -> bytes:
         """Return the wire form. Raises ProtocolViolation when our own message breaks a limit, before it is sent."""
         data: bytes = msgpack.packb(
-            [PROTOCOL_VERSION, seq, message.model_dump(mode="python")], use_bin_type=True, strict_types=False
+            [self._version, seq, message.model_dump(mode="python")], use_bin_type=True, strict_types=False
         )
-        if len(data) > MAX_MESSAGE_BYTES:
-            raise ProtocolViolation(f"a {type(message).__name__} of {len(data)} bytes exceeds {MAX_MESSAGE_BYTES}")
+        if len(data) > self._limits.message_bytes:
+            raise ProtocolViolation(
+                f"a {type(message).__name__} of {len(data)} bytes exceeds {self._limits.message_bytes}"
+            )
         return data
 
     def decode(self, data: bytes | memoryview) -> tuple[int, M]:
@@ -55,20 +75,21 @@ class Codec(Generic[M]):
             raise
 
     def _decode(self, data: bytes | memoryview) -> tuple[int, M]:
-        body = bytes(data) if len(data) <= MAX_MESSAGE_BYTES else None
+        limits = self._limits
+        body = bytes(data) if len(data) <= limits.message_bytes else None
         if body is None:
-            raise ProtocolViolation(f"message of {len(data)} bytes exceeds {MAX_MESSAGE_BYTES}")
-        check_structure(body)
+            raise ProtocolViolation(f"message of {len(data)} bytes exceeds {limits.message_bytes}")
+        check_structure(body, limits)
         try:
             envelope = msgpack.unpackb(
                 body,
                 raw=False,
                 use_list=False,
                 strict_map_key=True,
-                max_str_len=MAX_STRING_BYTES,
+                max_str_len=limits.string_bytes,
                 max_bin_len=0,
-                max_array_len=MAX_ITEMS,
-                max_map_len=MAX_ITEMS,
+                max_array_len=limits.items,
+                max_map_len=limits.items,
                 max_ext_len=0,
             )
         except (ValueError, msgpack.exceptions.UnpackException) as error:
@@ -76,8 +97,8 @@ class Codec(Generic[M]):
         if not isinstance(envelope, tuple) or len(envelope) != 3:
             raise ProtocolViolation("message is not [version, seq, map]")
         version, seq, payload = envelope
-        if type(version) is not int or version != PROTOCOL_VERSION:
-            raise ProtocolViolation(f"protocol version {PROTOCOL_VERSION} expected")
+        if type(version) is not int or version != self._version:
+            raise ProtocolViolation(f"protocol version {self._version} expected")
         if type(seq) is not int or not 1 <= seq < 2**53:
             raise ProtocolViolation("sequence number out of range")
         if not isinstance(payload, dict):
@@ -90,7 +111,7 @@ class Codec(Generic[M]):
             raise ProtocolViolation(f"message refused at {clean_text(where, 100)}: {first['type']}") from error
 
 
-def check_structure(data: bytes) -> None:
+def check_structure(data: bytes, limits: Limits = WORKER_LIMITS) -> None:
     """Walk msgpack bytes without building anything: bounded depth, item and node counts, allowed types only.
 
     Allowed are nil, booleans, integers, float64, strings, arrays and maps. Binary, float32 and extension types
@@ -105,8 +126,8 @@ def check_structure(data: bytes) -> None:
             continue
         remaining[-1] -= 1
         nodes += 1
-        if nodes > MAX_NODES:
-            raise ProtocolViolation(f"message has more than {MAX_NODES} values")
+        if nodes > limits.nodes:
+            raise ProtocolViolation(f"message has more than {limits.nodes} values")
         if position >= end:
             raise ProtocolViolation("message is truncated")
         first = data[position]
@@ -129,18 +150,18 @@ def check_structure(data: bytes) -> None:
             count = int.from_bytes(data[position : position + width], "big")
             position += width
             if first in _STRINGS:
-                if count > MAX_STRING_BYTES:
-                    raise ProtocolViolation(f"string of {count} bytes exceeds {MAX_STRING_BYTES}")
+                if count > limits.string_bytes:
+                    raise ProtocolViolation(f"string of {count} bytes exceeds {limits.string_bytes}")
                 position += count
                 continue
             items = count * 2 if first in _MAPS else count
         else:
             raise ProtocolViolation(f"msgpack type 0x{first:02x} is not allowed")
-        if items > 2 * MAX_ITEMS:
-            raise ProtocolViolation(f"container of {items} values exceeds {MAX_ITEMS} items")
+        if items > 2 * limits.items:
+            raise ProtocolViolation(f"container of {items} values exceeds {limits.items} items")
         remaining.append(items)
-        if len(remaining) > MAX_DEPTH + 1:
-            raise ProtocolViolation(f"message is nested deeper than {MAX_DEPTH}")
+        if len(remaining) > limits.depth + 1:
+            raise ProtocolViolation(f"message is nested deeper than {limits.depth}")
     if position > end:
         raise ProtocolViolation("message is truncated")
     if position < end:
