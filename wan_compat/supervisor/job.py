@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from wan_compat.protocol.results import ConversionReport, VideoGenerationResult
 from wan_compat.protocol.values import GenerationRequest
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor import incidents
+from wan_compat.supervisor.event_log import MAX_KEPT, EventLog
 
 if TYPE_CHECKING:
     from wan_compat.protocol.status import JobState, JobStatus
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 # What a job gives back; a bare `Job` makes a video.
 R = TypeVar("R", VideoGenerationResult, ConversionReport, default=VideoGenerationResult)
 
-# Nobody has to read a job's events: beyond this many unread ones, progress is dropped (and only progress).
-MAX_UNREAD_EVENTS = 10_000
+MAX_UNREAD_EVENTS = MAX_KEPT
 MAX_NAME_CHARS = 200  # of a group or a label
 _SHOWN_CHARS = 500  # of a text in a status
 
@@ -74,6 +73,7 @@ class Job(Generic[R]):
 
     Attributes:
         id: "j1", "j2", ...; unique in its supervisor.
+        log: What happened to it so far, bounded.
     """
 
     def __init__(
@@ -87,16 +87,20 @@ class Job(Generic[R]):
         self.id = id
         self.ticket = ticket
         self._on_cancel = on_cancel
-        self._events: queue.Queue[ev.Event | None] = queue.Queue()
+        self.observe: Callable[[Job[Any], ev.Event], None] = lambda _job, _event: None
+        self.log = EventLog()
         self._future: concurrent.futures.Future[R] = concurrent.futures.Future()
         self._cancelled = threading.Event()
         self._submitted_unix_s = time.time()
         self._progress = _Progress()
 
     def events(self) -> Iterator[ev.Event]:
-        """Yield what happens until the job is over; the last event is Finished or Ended. For one reader."""
-        while (event := self._events.get()) is not None:
-            yield event
+        """Yield what happens, from the beginning until the job is over; the last event is Finished or Ended.
+
+        For any number of readers, in any thread; each sees all of it. One that comes very late or reads very slowly
+        misses progress that newer progress made old (event_log.py).
+        """
+        return iter(self.log)
 
     def result(self, timeout: float | None = None) -> R:
         """Wait for the end and return the result, or raise the job's error.
@@ -173,9 +177,8 @@ class Job(Generic[R]):
 
     def emit(self, event: ev.Event) -> None:
         self._follow(event)
-        if isinstance(event, ev.Progress) and self._events.qsize() >= MAX_UNREAD_EVENTS:
-            return
-        self._events.put(event)
+        self.log.append(event)
+        self.observe(self, event)
 
     def finish(self, outcome: R | WanCompatError) -> None:
         self._progress.ended_unix_s = time.time()
@@ -183,11 +186,11 @@ class Job(Generic[R]):
             if (incident := incidents.of_error(outcome)) is not None:
                 self.emit(ev.Incident(incident))
             self._future.set_exception(outcome)
-            self.emit(ev.Ended(outcome))
         else:
             self._future.set_result(outcome)
-            self.emit(ev.Finished(outcome))
-        self._events.put(None)
+        last = ev.Ended(outcome) if isinstance(outcome, WanCompatError) else ev.Finished(outcome)
+        self.log.end(last)
+        self.observe(self, last)
 
     def _follow(self, event: ev.Event) -> None:
         now = self._progress

@@ -44,10 +44,12 @@ class Runners:
     def __bool__(self) -> bool:
         return bool(self._threads)
 
-    def ensure(self) -> None:
-        """See to it that somebody takes the next job, unless all are busy."""
+    def ensure(self, *, at_once: bool = False) -> None:
+        """See to it that somebody takes the next job, unless all are busy; with `at_once` before there is one."""
         with self._lock:
-            if len(self._threads) >= self._workers or not self._queue.needs_taker():
+            if at_once and self._threads:
+                return
+            if len(self._threads) >= self._workers or not (at_once or self._queue.needs_taker()):
                 return
             self.pool = self.pool or self._make_pool()
             # Daemons, so that a program that forgets to close can still end; atexit then closes for it.
