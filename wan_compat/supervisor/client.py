@@ -34,6 +34,7 @@ from wan_compat.protocol.errors import (
     InvalidRequest,
     JobCancelled,
     RefusedByPolicy,
+    UnknownJob,
     WanCompatError,
     clean_text,
 )
@@ -44,6 +45,7 @@ from wan_compat.supervisor import audit_log
 from wan_compat.supervisor.job import MAX_UNREAD_EVENTS, Job, R, Ticket
 from wan_compat.supervisor.job_queue import JobQueue
 from wan_compat.supervisor.job_run import JobContext, JobRun
+from wan_compat.supervisor.observers import Observers
 from wan_compat.supervisor.runners import Runners
 from wan_compat.supervisor.runtime import fresh_name
 from wan_compat.supervisor.wake import Wake
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from wan_compat.policies.scan.report import ScanReport
     from wan_compat.protocol.status import SupervisorStatus
     from wan_compat.supervisor.check import ModelReport
+    from wan_compat.supervisor.control_server import ControlServer
     from wan_compat.supervisor.status_report import Records
 
 __all__ = ["MAX_UNREAD_EVENTS", "Job", "R", "Supervisor"]
@@ -75,10 +78,13 @@ class Supervisor:
         workers: How many jobs run at once; memory and cores are shared among them.
         max_queued: How many jobs may wait; `submit` raises QueueFull beyond.
         max_warm: How many workers may stay for the next job of their model; None is as many as `workers`.
+        control: What other programs of this user may do through its control socket (docs/embed.md): "full" is to watch
+            it and to cancel, kill, pause and drain; "read-only" to watch; "none" leaves the socket out.
 
     Attributes:
         id: Name of its runtime folder, unique on this machine.
         program: What it is part of, for a status.
+        observers: Who is told what its jobs do (operations.py).
 
     Raises:
         InvalidRequest: Unknown mode, tier or start method, or a number out of range.
@@ -95,6 +101,7 @@ class Supervisor:
         workers: int = 1,
         max_queued: int = 1000,
         max_warm: int | None = None,
+        control: str = "full",
     ) -> None:
         self.mode = _choice(Mode, mode, "mode")
         fields: dict[str, Any] = {}
@@ -114,6 +121,10 @@ class Supervisor:
             raise self._refusal("the policy allows safe mode only", "run the model in safe mode")
         if start_method not in ("zygote", "spawn"):
             raise InvalidRequest(f"start_method is {start_method!r}; known are 'zygote' and 'spawn'")
+        if control not in ("full", "read-only", "none"):
+            raise InvalidRequest(f"control is {control!r}; known are 'full', 'read-only' and 'none'")
+        self._control_rights = control
+        self._control: ControlServer | None = None
         self.workers = _number(workers, 1, MAX_WORKERS, "workers")
         self._max_warm = self.workers if max_warm is None else _number(max_warm, 0, MAX_WORKERS, "max_warm")
         self.id = fresh_name()
@@ -126,6 +137,7 @@ class Supervisor:
         self._numbers = itertools.count(1)
         self._started_unix_s = time.time()
         self._records: Records | None = None
+        self.observers = Observers(lambda why: self._record().note("warning", why))
         self._cpu: Any = None
         self._closing = False
 
@@ -172,9 +184,58 @@ class Supervisor:
             if not self._runners:
                 atexit.register(_close_at_exit, weakref.ref(self))
             job: Job[Any] = Job(request, f"j{next(self._numbers)}", ticket, self._cancelled)
+            job.observe = self.observers.event
             self._queue.put(job)
+            is_first = not self._runners
             self._runners.ensure()
+        if is_first:
+            self._open_control()
+        self.observers.queued(job)
         return job
+
+    def _open_control(self) -> None:
+        """Let other programs of this user look at it; a supervisor without does its jobs all the same."""
+        if self._control_rights == "none" or self._control is not None:
+            return
+        from wan_compat.supervisor.control_server import open_control
+
+        try:
+            control = open_control(self, self._runtime_folder(), read_only=self._control_rights == "read-only")
+        except WanCompatError as error:
+            self._record().note("warning", f"no control socket: {error.message}", code=error.code)
+            return
+        self._keep_control(control)
+
+    def serve(self, path: str) -> None:
+        """Take jobs of other programs of this user at the socket `path` too (docs/embed.md), until `close`.
+
+        What is asked for there is judged like a request of this program: it can only narrow mode and policy.
+
+        Raises:
+            InvalidRequest: It runs or serves already, or its control is not "full".
+            AlreadyServing: Another one serves there.
+            EnvironmentLacks: The socket cannot be made, or not in a folder that only this user writes to.
+        """
+        from wan_compat.supervisor.serving import open_served
+
+        with self._lock:
+            if self._runners or self._closing or self._control_rights != "full":
+                raise InvalidRequest("a supervisor serves from its beginning, and with control='full'")
+            atexit.register(_close_at_exit, weakref.ref(self))
+            self._runners.ensure(at_once=True)
+        self._keep_control(open_served(self, self._runtime_folder(), path))
+
+    def _runtime_folder(self) -> str:
+        pool = self._runners.pool
+        assert pool is not None
+        return pool.runtime_folder().path
+
+    def _keep_control(self, control: ControlServer) -> None:
+        with self._lock:
+            if not self._closing:
+                self._control, control = control, None  # type: ignore[assignment]
+        if control is not None:
+            control.close()
 
     def generate(self, request: GenerationRequest | None = None, **fields: Any) -> VideoGenerationResult:
         """Run one request and wait for it; `fields` build a GenerationRequest. Raises the job's error."""
@@ -249,6 +310,13 @@ class Supervisor:
         """Return a job that waits or runs."""
         return self._queue.find(job_id)
 
+    def job(self, id: str) -> Job[Any]:
+        """Return a job that waits or runs. Raises UnknownJob."""
+        job = self._queue.find(id)
+        if job is None:
+            raise UnknownJob(f"no job {id} waits or runs here", hint="keep the job that submit returned")
+        return job
+
     def cancel(self, job_id: str) -> bool:
         """Cancel a job that waits or runs; return whether there is one of that id."""
         job = self._queue.find(job_id)
@@ -280,8 +348,12 @@ class Supervisor:
         self._queue.drain()
         return self._queue.wait_empty(timeout_s)
 
-    def close(self) -> None:
-        """Cancel what runs, end all processes, remove what was made. Safe to call twice."""
+    def close(self, *, linger_s: float = 0.0) -> None:
+        """Cancel what runs, end all processes, remove what was made. Safe to call twice.
+
+        Args:
+            linger_s: How long programs that are connected may still fetch results of jobs that are over.
+        """
         with self._lock:
             self._closing = True
         for job in self._queue.close():
@@ -289,6 +361,9 @@ class Supervisor:
         for job in self._queue.running():
             job.cancel()
         self._runners.join(CLOSE_TIMEOUT_S)
+        if self._control is not None:
+            self._control.close(linger_s)  # last, so that who follows a job there learns how it ended
+        self.observers.close()
         if self._runners:
             atexit.unregister(_close_at_exit)
 
@@ -312,7 +387,7 @@ class Supervisor:
             if self._records is None:
                 from wan_compat.supervisor.status_report import Records
 
-                self._records = Records()
+                self._records = Records(self.observers.note)
             return self._records
 
     def _make_pool(self) -> WorkerPool:
