@@ -67,6 +67,7 @@ class LogFile:
         self._encode = encode
         self._waiting: queue.Queue[Document | None] = queue.Queue(MAX_WAITING)
         self._lost = 0
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="wan-compat-log", daemon=True)
         self._thread.start()
 
@@ -75,7 +76,7 @@ class LogFile:
         try:
             self._waiting.put_nowait(document)
         except queue.Full:
-            self._lost += 1
+            self._count_lost(1)
 
     def close(self) -> None:
         """Write what waits, for CLOSE_TIMEOUT_S at most."""
@@ -85,13 +86,17 @@ class LogFile:
 
     def _run(self) -> None:
         while (document := self._waiting.get()) is not None:
-            if self._lost:
-                lost = {"time": document.get("time"), "level": "warning", "event": "lines_lost", "count": self._lost}
-                if self._write(lost):
-                    self._lost = 0
+            if lost := self._lost:
+                told = {"time": document.get("time"), "level": "warning", "event": "lines_lost", "count": lost}
+                if self._write(told):
+                    self._count_lost(-lost)
             if not self._write(document):
-                self._lost += 1
+                self._count_lost(1)
         self._handler.close()
+
+    def _count_lost(self, more: int) -> None:
+        with self._lock:
+            self._lost += more
 
     def _write(self, document: Document) -> bool:
         try:
@@ -134,7 +139,7 @@ class _Handler(logging.handlers.RotatingFileHandler):
                 raise
 
     def _open(self) -> io.TextIOWrapper:
-        stream = open(self.baseFilename, "a", encoding="ascii", opener=_open_private)
+        stream = open(self.baseFilename, "a", encoding="ascii", opener=_open_private)  # noqa: SIM115 - kept open
         size = os.fstat(stream.fileno()).st_size
         if size and os.pread(stream.fileno(), 1, size - 1) != b"\n":  # its writer was killed, or the disk was full
             os.write(stream.fileno(), b"\n")

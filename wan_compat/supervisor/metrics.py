@@ -100,7 +100,10 @@ class Metrics(Observer):
         else:
             self._server = _serve(address, prometheus.make_wsgi_app(self._registry))
             self.address = (address[0], self._server.server_port)
-            self._thread = threading.Thread(target=self._server.serve_forever, name="wan-compat-metrics", daemon=True)
+            # 0.1: seconds until it sees that it shall end.
+            self._thread = threading.Thread(
+                target=self._server.serve_forever, args=(0.1,), name="wan-compat-metrics", daemon=True
+            )
         self._thread.start()
 
     def event(self, job: Job[Any], event: ev.Event) -> None:
