@@ -43,8 +43,9 @@ from wan_compat.protocol.values import GenerationRequest, Mode
 from wan_compat.sandbox.spec import Tier
 from wan_compat.supervisor import audit_log
 from wan_compat.supervisor.job import MAX_UNREAD_EVENTS, Job, R, Ticket
+from wan_compat.supervisor.job_context import JobContext
 from wan_compat.supervisor.job_queue import JobQueue
-from wan_compat.supervisor.job_run import JobContext, JobRun
+from wan_compat.supervisor.job_run import JobRun
 from wan_compat.supervisor.observers import Observers
 from wan_compat.supervisor.runners import Runners
 from wan_compat.supervisor.runtime import fresh_name

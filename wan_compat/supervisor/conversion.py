@@ -53,7 +53,7 @@ from wan_compat.protocol.results import ConversionReport, ConvertedFile, Sandbox
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.inspection import read_facts, read_model
-from wan_compat.supervisor.job_run import JobContext
+from wan_compat.supervisor.job_context import JobContext
 from wan_compat.supervisor.new_folder import new_folder, refuse_target
 from wan_compat.supervisor.repair import copy_file
 from wan_compat.supervisor.worker import Worker, WorkerOrder

@@ -340,10 +340,11 @@ class Worker:
             return self._pump(timeout_s, silence_s, read, write)
 
     def _pump(self, timeout_s: float, silence_s: float, read: Sequence[int], write: Sequence[int]) -> Heard:
+        answered = self._answered
         heard = Heard(self._drain(), 0, frozenset(), frozenset())
         frames = self.ring.collect()
         # The edge-triggered ZeroMQ descriptor stays silent about what was already drained: look before waiting.
-        wait_s = 0.0 if heard.messages else min(timeout_s, POLL_S if self._cgroup is None else 5 * POLL_S)
+        wait_s = 0.0 if self._answered != answered else min(timeout_s, POLL_S if self._cgroup is None else 5 * POLL_S)
         poller = select.poll()
         for descriptor in {self._channel.fileno(), self.ring.fileno(), self.log.fileno(), self._listener, *read} - {-1}:
             poller.register(descriptor, select.POLLIN)
