@@ -26,6 +26,10 @@ def _fields(names: str) -> Promise:
     return Promise(fields=tuple(names.split()))
 
 
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # A parameter with "=VALUE" has this default; one with "=" alone has some default; "**name" takes keywords.
 CLASSES: Mapping[str, Mapping[str, Promise]] = {
     "supervisor": {
@@ -65,12 +69,10 @@ CLASSES: Mapping[str, Mapping[str, Promise]] = {
                 "suggest_alternative_models": ("target_architecture",),
             }
         ),
-        "OptimizationManager": Promise(
+        "OptimizationManager": Promise(  # what decides; what acts is the worker's
             {
                 "analyze_system_resources": (),
                 "recommend_optimizations": ("model_requirements", "system_resources"),
-                "apply_memory_optimizations": ("pipeline", "plan"),
-                "enable_chunked_processing": ("pipeline", "chunk_size=None"),
             }
         ),
         # Frames and videos.
@@ -163,15 +165,23 @@ CLASSES: Mapping[str, Mapping[str, Promise]] = {
         "ModelIndexSchema": Promise(
             {"validate_wan_architecture": (), "get_schema_validation_errors": ()},
             tuple(
-                "class_name diffusers_version scheduler text_encoder tokenizer vae unet"
-                " transformer transformer_2 boundary_ratio custom_attributes".split()
+                sorted(
+                    _names(
+                        "class_name diffusers_version scheduler text_encoder tokenizer vae unet"
+                        " transformer transformer_2 boundary_ratio custom_attributes"
+                    )
+                )
             ),
         ),
         "ModelDiagnostics": Promise(
             {"to_json": ()},
             tuple(
-                "model_path model_name timestamp system_info model_analysis pipeline_attempt"
-                " errors warnings recommendations".split()
+                sorted(
+                    _names(
+                        "model_path model_name timestamp system_info model_analysis pipeline_attempt"
+                        " errors warnings recommendations"
+                    )
+                )
             ),
         ),
         "FallbackStrategy": _fields("strategy_type description implementation_steps expected_limitations"),
@@ -204,6 +214,12 @@ CLASSES: Mapping[str, Mapping[str, Promise]] = {
                 "__init__": ("pipeline", "optimizations"),
                 "generate": ("prompt", "**kwargs"),
                 "estimate_memory_usage": ("**generation_kwargs",),
+            }
+        ),
+        "OptimizationManager": Promise(
+            {
+                "apply_memory_optimizations": ("pipeline", "plan"),
+                "enable_chunked_processing": ("pipeline", "chunk_size=None"),
             }
         ),
         "OptimizedPipeline": _fields("pipeline plan applied"),
@@ -260,24 +276,24 @@ EVENTS = ("Started", "Progress", "Preview", "Encoded", "Recovered")
 EVENT_FIELDS: Mapping[str, tuple[str, ...]] = {"Progress": ("step", "total")}
 
 # Values that fields are promised to have.
-ARCHITECTURE_TYPES = frozenset(
-    "wan_t2v wan_i2v wan_flf2v wan_v2v wan_vace wan_ti2v wan_animate wan_s2v wan_t2i wan_family stable_diffusion unknown".split()
+ARCHITECTURE_TYPES = _names(
+    "wan_t2v wan_i2v wan_flf2v wan_v2v wan_vace wan_ti2v wan_animate wan_s2v wan_t2i wan_family stable_diffusion unknown"
 )
 FALLBACK_TYPES = frozenset({"component_isolation", "alternative_model", "reduced_functionality"})
 OFFLOAD_STRATEGIES = frozenset({"none", "model", "group", "sequential", "full"})
 RISK_LEVELS = frozenset({"low", "medium", "high"})
 VAE_TYPES = frozenset({"TWO_D", "THREE_D", "UNKNOWN"})
 DIAGNOSTIC_FIELDS: Mapping[str, frozenset[str]] = {
-    "system_info": frozenset("gpu vram_total vram_available python_version torch_version diffusers_version".split()),
-    "model_analysis": frozenset(
-        "architecture_detected has_model_index model_index_valid components_found vae_dimensions custom_attributes".split()
+    "system_info": _names("gpu vram_total vram_available python_version torch_version diffusers_version"),
+    "model_analysis": _names(
+        "architecture_detected has_model_index model_index_valid components_found vae_dimensions custom_attributes"
     ),
-    "pipeline_attempt": frozenset(
-        "attempted_pipeline pipeline_available trust_remote_code remote_code_fetched load_success error_type".split()
+    "pipeline_attempt": _names(
+        "attempted_pipeline pipeline_available trust_remote_code remote_code_fetched load_success error_type"
     ),
 }
-REGISTRY_KEYS = frozenset(
-    "pipeline_class min_diffusers_version required_dependencies pipeline_source vram_requirements supported_optimizations".split()
+REGISTRY_KEYS = _names(
+    "pipeline_class min_diffusers_version required_dependencies pipeline_source vram_requirements supported_optimizations"
 )
 REGISTRY_EXAMPLE = ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "WanPipeline")
 
@@ -333,24 +349,22 @@ GLOBAL_OPTIONS = ("--version", "-q", "-v", "-h", "--install-completion", "--show
 
 # Fields of parts of documents.
 PARTS: Mapping[str, frozenset[str]] = {
-    "timings": frozenset(
-        "worker_start_s load_s text_encode_s denoise_s decode_s first_frame_s encode_s total_s".split()
-    ),
-    "sandbox": frozenset("tier layers memory_limit_bytes".split()),
-    "output": frozenset("path codec width height fps num_frames sha256".split()),
-    "recovery": frozenset("error action outcome".split()),
-    "peak": frozenset("worker_rss_bytes vram_bytes".split()),
-    "finding": frozenset("code severity component message fix".split()),
-    "scan finding": frozenset("code severity component message fix path line rule".split()),
-    "scanned file": frozenset("path sha256 format bytes".split()),
-    "evidence": frozenset("fact source".split()),
-    "component": frozenset("library class_name config_path weight_path dtype parameters bytes is_custom".split()),
-    "layer": frozenset("available reason remedy".split()),
-    "phase": frozenset("vram_bytes ram_bytes".split()),
-    "error": frozenset("code title message fixes diagnostic".split()),
+    "timings": _names("worker_start_s load_s text_encode_s denoise_s decode_s first_frame_s encode_s total_s"),
+    "sandbox": _names("tier layers memory_limit_bytes"),
+    "output": _names("path codec width height fps num_frames sha256"),
+    "recovery": _names("error action outcome"),
+    "peak": _names("worker_rss_bytes vram_bytes"),
+    "finding": _names("code severity component message fix"),
+    "scan finding": _names("code severity component message fix path line rule"),
+    "scanned file": _names("path sha256 format bytes"),
+    "evidence": _names("fact source"),
+    "component": _names("library class_name config_path weight_path dtype parameters bytes is_custom"),
+    "layer": _names("available reason remedy"),
+    "phase": _names("vram_bytes ram_bytes"),
+    "error": _names("code title message fixes diagnostic"),
 }
-PHASES = frozenset("text_encode denoise_high denoise_low decode".split())
-LAYOUTS = frozenset("diffusers modular single_file original gguf lora component unknown".split())
+PHASES = _names("text_encode denoise_high denoise_low decode")
+LAYOUTS = _names("diffusers modular single_file original gguf lora component unknown")
 
 EXIT_CODES: Mapping[int, str] = {
     1: "findings, or not compatible here",

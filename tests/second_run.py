@@ -97,6 +97,8 @@ OTHERWISE_THE_SAME = {
     "tests/cli/test_demo.py::test_demo_never_overwrites": "names; supervisor/test_outputs.py writes the files",
     "tests/cli/test_demo.py::test_demo_says_the_same_to_a_program": "the document",
     "tests/cli/test_generate.py::test_a_drawn_seed_is_told_and_repeats_the_video": "seeds",
+    "tests/cli/test_generate.py::test_a_dry_run_tells_everything_and_starts_and_writes_nothing": "options",
+    "tests/cli/test_generate.py::test_a_dry_run_ends_as_the_job_would": "options",
     "tests/cli/test_generate.py::test_a_prompt_from_stdin_is_bounded": "options",
     "tests/cli/test_generate.py::test_the_prompt_may_come_from_stdin": "options",
     "tests/cli/test_generate.py::test_refusals_come_before_a_worker_and_leave_nothing": "exit codes",

@@ -48,6 +48,25 @@ def test_the_prompt_may_come_from_stdin(cli: RunCli) -> None:
     assert ended.document["metadata"]["generation_params"]["prompt"] == "ein grüner Ball"
 
 
+def test_a_dry_run_tells_everything_and_starts_and_writes_nothing(cli: RunCli, cwd: Path) -> None:
+    asked = ("generate", MODEL, "--prompt", "a red ball", *SMALL, "--dry-run")
+    told = cli(*asked, "--seed", "7")
+    assert told.code == 0, told
+    assert "Would write" in told.out and "5 frames, 96x64, 8 fps" in told.out and "seed 7" in told.out
+    document = cli(*asked, "--json").document
+    assert document["dry_run"] and document["generation_params"]["num_frames"] == 5
+    assert document["generation_params"]["seed"] is None and document["plan"]["device"] == "cpu"
+    assert {"path", "bytes"} == set(document["admitted"][0]) and document["sandbox"]["min_tier"] == "B"
+    assert list(cwd.iterdir()) == []
+
+
+def test_a_dry_run_ends_as_the_job_would(cli: RunCli, cwd: Path) -> None:
+    (cwd / "there.mp4").write_bytes(b"x")
+    for extra, code in ((["--width", "70"], 2), (["--output", "there.mp4"], 2), (["--mode", "trust"], 5)):
+        ended = cli("generate", MODEL, "--prompt", "x", "--dry-run", *extra)
+        assert ended.code == code, ended
+
+
 @pytest.mark.parametrize(
     ("stdin", "message"),
     [(b"\xff\xfe", "not UTF-8"), (b"x" * (MAX_PROMPT_CHARS + 1), "longer than"), (b"y" * 10_000_000, "longer than")],

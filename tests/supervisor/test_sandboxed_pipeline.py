@@ -273,3 +273,13 @@ def test_a_pipeline_that_is_forgotten_closes_its_supervisor():
     assert gone() is None
     with pytest.raises(InvalidRequest, match="closed"):
         supervisor.generate(model="m", prompt="p")
+
+
+def test_a_class_that_a_script_names_must_be_one_in_which_the_model_runs():
+    from wan_compat.supervisor import PipelineManager
+
+    with pytest.raises(errors.ModelNotCompatible, match="WanVACEPipeline") as caught:
+        PipelineManager().load_custom_pipeline(str(tiny_model("t2v")), "WanVACEPipeline")
+    assert "WanVideoToVideoPipeline" in (caught.value.hint or "")
+    with PipelineManager().load_custom_pipeline(str(tiny_model("t2v")), "WanVideoToVideoPipeline") as pipe:
+        assert isinstance(pipe, SandboxedPipeline)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from packaging.version import InvalidVersion, Version
 
@@ -19,6 +19,9 @@ from wan_compat.policies.registry_document import PipelineEntry
 from wan_compat.protocol.errors import ModelNotCompatible, clean_text
 from wan_compat.supervisor.installed import InstalledPackage, PipelineSignature, find_package
 from wan_compat.supervisor.registry import CompatibilityRegistry
+
+if TYPE_CHECKING:
+    from wan_compat.supervisor.sandboxed_pipeline import SandboxedPipeline
 
 
 class PipelineManager:
@@ -44,6 +47,21 @@ class PipelineManager:
                 hint="see `wan-compat check MODEL` for what it is and what to use instead",
             )
         return choice.pipeline_class
+
+    def load_custom_pipeline(self, model_path: str, pipeline_class: str, **kwargs: Any) -> SandboxedPipeline:
+        """Return what runs a model in a worker: called as the pipeline would be, which never exists in this process.
+
+        Args:
+            kwargs: Of `SandboxedPipeline.from_pretrained` (`mode`, `torch_dtype`, `supervisor`, ...).
+
+        Raises:
+            ModelNotCompatible: The model does not run in this class; names those in which it does.
+            PipelineFeatureMissing: An argument that asks for what is not done.
+            WanCompatError: Whatever speaks against the model: a code of its own that nobody approved, a pickle, ...
+        """
+        from wan_compat.supervisor.sandboxed_pipeline import SandboxedPipeline
+
+        return SandboxedPipeline.from_pretrained(model_path, pipeline_class=pipeline_class, **kwargs)
 
     def get_pipeline_requirements(self, pipeline_class: str) -> PipelineRequirements:
         """Return what a class asks for: arguments of its call, packages, and the least memory that one of its models

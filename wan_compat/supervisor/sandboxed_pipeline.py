@@ -21,8 +21,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from wan_compat.policies import drop_in
+from wan_compat.policies.pipelines import ways_of
 from wan_compat.policies.policy import Policy
-from wan_compat.protocol.errors import InvalidRequest, PipelineFeatureMissing
+from wan_compat.protocol.errors import InvalidRequest, ModelNotCompatible, PipelineFeatureMissing
 from wan_compat.protocol.results import VideoGenerationResult
 from wan_compat.protocol.values import GenerationRequest, Mode
 from wan_compat.sandbox.spec import Tier
@@ -64,6 +65,7 @@ class SandboxedPipeline(PipelineSettings):
         mode: Mode | str = Mode.SAFE,
         *,
         torch_dtype: Any = None,
+        pipeline_class: str | None = None,
         supervisor: Supervisor | None = None,
         policy: Policy | None = None,
         min_tier: Tier | str | None = None,
@@ -87,6 +89,7 @@ class SandboxedPipeline(PipelineSettings):
             mode: "safe", or "trust" for files that were approved (docs/trust.md).
             torch_dtype: Of transformer and text encoder: a torch.dtype or its name. None lets the plan choose, where
                 diffusers loads float32.
+            pipeline_class: The class that a script names, where another one than the model's shall be an error.
             supervisor: Whose workers to use, and which stays open; None makes one that ends with this object.
             policy, min_tier, memory_limit_bytes: As for `Supervisor`.
             timeout_s, isolation, attention_backend, quantize, components: As for `GenerationRequest`, for every call.
@@ -121,7 +124,7 @@ class SandboxedPipeline(PipelineSettings):
                 )
             elif (policy, min_tier, memory_limit_bytes) != (None, None, None):
                 raise InvalidRequest("policy, min_tier and memory_limit_bytes are the supervisor's that was given")
-            pipeline = cls(supervisor, fields, _pipeline_class(fields), owned=owned)
+            pipeline = cls(supervisor, fields, _pipeline_class(fields, pipeline_class), owned=owned)
             stack.pop_all()
         return pipeline
 
@@ -315,7 +318,7 @@ def _path_of_part(name: str, part: Any) -> str | None:
     return os.fspath(part)
 
 
-def _pipeline_class(fields: Mapping[str, Any]) -> str:
+def _pipeline_class(fields: Mapping[str, Any], wanted: str | None) -> str:
     """Return the class of the usual task, or raise what a job of this model would end with."""
     request = _request(fields, prompt="")
     host = read_host()
@@ -326,4 +329,10 @@ def _pipeline_class(fields: Mapping[str, Any]) -> str:
         memory_limit_bytes=host.memory_total_bytes,
         parts=parts_of(request),
     )
-    return decision.pipeline.pipeline_class
+    usual = decision.pipeline.pipeline_class
+    known = {usual, *(way.pipeline for way in (ways_of(decision.way.weights) if decision.way is not None else ()))}
+    if wanted is not None and wanted not in known:
+        raise ModelNotCompatible(
+            f"{request.model} does not run in {wanted!r}", hint=f"it runs in {' and '.join(sorted(known))}"
+        )
+    return usual if wanted is None else wanted

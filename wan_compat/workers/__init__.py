@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "OptimizationManager": "wan_compat.workers.optimization_manager",
     "OptimizedPipeline": "wan_compat.workers.pipeline_loader",
     "WanPipelineLoader": "wan_compat.workers.pipeline_loader",
     "WanPipelineWrapper": "wan_compat.workers.pipeline_loader",

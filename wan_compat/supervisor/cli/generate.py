@@ -174,6 +174,9 @@ def generate(
         bool, typer.Option("--no-recovery", help="Stop at the first error, instead of trying other ways.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask at the first use of a model.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Decide and tell everything; start and write nothing.")
+    ] = False,
     download: Download = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -187,6 +190,7 @@ def generate(
     chosen = settle_mode(mode, trust_remote_code=trust_remote_code, safe_mode=safe_mode)
 
     from wan_compat.supervisor.cli.confirm import confirm_first_use
+    from wan_compat.supervisor.cli.outlook_view import show_outlook
     from wan_compat.supervisor.cli.runner import build_request, describe_result, free_name, name_for_prompt, run_request
     from wan_compat.supervisor.performance_monitor import note as note_timings
 
@@ -262,6 +266,9 @@ def generate(
         recover=not no_recovery,
         **fields,
     )
+    if dry_run:
+        show_outlook(session, request, min_tier=min_tier.value if min_tier else None)
+        return 0
     obtain(session, model, download=download, code=chosen is Mode.TRUST)
     confirm_first_use(session, model, chosen, yes=yes)
     result = run_request(session, request, min_tier=min_tier.value if min_tier else None)

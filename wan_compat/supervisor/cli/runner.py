@@ -33,7 +33,7 @@ def run_request(session: Session, request: GenerationRequest, *, min_tier: str |
     The first Ctrl-C cancels the job and waits for its orderly end, a second one ends it at once; leaving the
     supervisor kills and reaps whatever is still there, in both cases and on any error.
     """
-    with _supervisor(request.mode, min_tier) as supervisor:
+    with supervisor_of_settings(request.mode, min_tier) as supervisor:
         return _follow(session, supervisor.submit(request))
 
 
@@ -44,7 +44,7 @@ def run_load_test(
     from wan_compat.supervisor.load_test import DEFAULT_RUNS, load_and_test
 
     fields = {name: getattr(request, name) for name in request.model_fields_set - {"model", "prompt"}}
-    with _supervisor(request.mode, min_tier) as supervisor:
+    with supervisor_of_settings(request.mode, min_tier) as supervisor:
         return load_and_test(
             supervisor,
             request.model,
@@ -55,7 +55,8 @@ def run_load_test(
         )
 
 
-def _supervisor(mode: Mode, min_tier: str | None) -> Supervisor:
+def supervisor_of_settings(mode: Mode, min_tier: str | None) -> Supervisor:
+    """Return a supervisor under the settings that are in force here; it starts nothing until it gets a job."""
     from wan_compat.supervisor.client import Supervisor
     from wan_compat.supervisor.settings import load_settings
 
@@ -93,7 +94,7 @@ def run_conversion(session: Session, *, min_tier: str | None = None, **fields: A
     from wan_compat.protocol.conversion import ConversionRequest
 
     request = built(ConversionRequest, fields)
-    with _supervisor(request.mode, min_tier) as supervisor:
+    with supervisor_of_settings(request.mode, min_tier) as supervisor:
         return _follow(session, supervisor.submit_conversion(request))
 
 
