@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import tempfile
 import weakref
@@ -13,8 +14,10 @@ import pytest
 
 from tests.assets.tiny_wan import tiny_model
 from wan_compat import SandboxedPipeline
+from wan_compat.policies import drop_in
 from wan_compat.protocol import errors
 from wan_compat.protocol.errors import InvalidRequest, PipelineFeatureMissing
+from wan_compat.supervisor.installed import find_package
 
 SIZE = {"height": 64, "width": 96, "num_frames": 9, "num_inference_steps": 2}
 
@@ -104,10 +107,8 @@ def test_an_error_of_one_job_ends_the_call_with_its_code(misbehaving):
 
 
 def test_what_is_left_out_has_the_defaults_of_diffusers(asked):
-    from wan_compat.policies.drop_in import CALL_DEFAULTS
-
     request = asked()
-    assert {name: getattr(request, name) for name in CALL_DEFAULTS} == CALL_DEFAULTS
+    assert {name: getattr(request, name) for name in drop_in.CALL_DEFAULTS} == drop_in.CALL_DEFAULTS
     assert request.seed is None and request.negative_prompt is None and request.guidance_scale_2 is None
 
 
@@ -169,6 +170,18 @@ def test_loras_are_laid_over_in_their_order_and_weighed(pipe, asked, tmp_path):
 def test_a_gpu_that_workers_do_not_get_is_an_error_and_not_hours_on_the_processor(pipe):
     with pytest.raises(errors.EnvironmentLacks, match="processor"):
         pipe.to("cuda:0")
+
+
+@pytest.mark.parametrize("name", sorted(drop_in.WITH_CALL_DEFAULTS))
+def test_every_argument_of_diffusers_is_taken_or_has_an_alternative_and_defaults_are_its_own(name):
+    package = find_package("diffusers")
+    assert package is not None
+    signature = package.signature(name)
+    assert signature is not None and signature.call is not None
+    taken = inspect.signature(SandboxedPipeline.__call__).parameters.keys() | drop_in.CALL_INSTEAD.keys()
+    assert not {*signature.call.names} - taken
+    theirs = {key: float(text) for key, text in signature.call.optional.items() if key in drop_in.CALL_DEFAULTS}
+    assert theirs == {key: drop_in.CALL_DEFAULTS[key] for key in theirs} and len(theirs) >= 4
 
 
 # -- what is not done --------------------------------------------------------------------------------------------------
