@@ -340,6 +340,11 @@ class Supervisor:
     def resume(self) -> None:
         self._queue.pause(False)
 
+    @property
+    def draining(self) -> bool:
+        """Whether somebody asked it to accept no more jobs."""
+        return self._queue.draining
+
     def drain(self, timeout_s: float | None = None) -> bool:
         """Accept no more jobs, and wait for those that wait and run; a pause ends.
 
