@@ -35,6 +35,7 @@ from wan_compat.supervisor.cli.load_test import test_load
 from wan_compat.supervisor.cli.options import Quiet, Verbose
 from wan_compat.supervisor.cli.plan import plan
 from wan_compat.supervisor.cli.scan import scan
+from wan_compat.supervisor.cli.serve import serve
 from wan_compat.supervisor.cli.session import Session
 from wan_compat.supervisor.cli.trust import trust
 from wan_compat.supervisor.cli.update_registry import update_registry
@@ -52,7 +53,7 @@ app = typer.Typer(
 )
 for verb in (
     *(demo, check, scan, plan, diagnose, test_load, generate, encode, info, convert),
-    *(doctor, install_deps, update_registry),
+    *(serve, doctor, install_deps, update_registry),
 ):
     app.command()(verb)
 app.add_typer(trust)
