@@ -158,3 +158,79 @@ def test_malformed_registry_setting_is_refused(folder, user_config, line):
     user_config.write_text(line + "\n")
     with pytest.raises(InvalidRequest, match="registry_"):
         load(folder)
+
+
+# -- where log and metrics go ------------------------------------------------------------------------------------------
+
+
+def test_log_and_metrics_are_the_users_and_the_environment_goes_before_the_file(folder, user_config):
+    user_config.write_text('log_file = "~/wan.jsonl"\nlog_prompts = true\nmetrics = "127.0.0.1:9464"\n')
+    own = load(folder, HOME="/home/x", WAN_COMPAT_METRICS="/run/x.prom", WAN_COMPAT_LOG_PROMPTS="false").own
+    assert own.log_file is not None and own.log_file.endswith("/wan.jsonl") and own.log_file.startswith("/")
+    assert own.log_prompts is False
+    assert own.metrics == "/run/x.prom"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'log_file = "relative.jsonl"',
+        "log_file = 5",
+        'log_file = ""',
+        'log_file = "/x/\\u0000"',
+        'log_file = "/x/\\u001b[31m"',
+        'log_prompts = "maybe"',
+        "log_prompts = 1",
+        'metrics = "0.0.0.0:9464"',
+        'metrics = "wan.prom"',
+        "metrics = true",
+    ],
+)
+def test_malformed_log_and_metrics_settings_are_refused(folder, user_config, line):
+    user_config.write_text(line + "\n")
+    with pytest.raises(InvalidRequest, match=line.split()[0]):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["log_file", "log_prompts", "metrics", "package_index"])
+@pytest.mark.parametrize("file", ["wan-compat.toml", "pyproject.toml"])
+def test_working_folder_cannot_say_where_log_and_metrics_go(folder, file, name):
+    section = "[tool.wan-compat]\n" if file == "pyproject.toml" else ""
+    (folder / file).write_text(f'{section}{name} = "/tmp/x"\n')
+    with pytest.raises(RefusedByPolicy, match=name):
+        load(folder)
+
+
+# -- what is said about where it comes from ----------------------------------------------------------------------------
+
+
+def test_every_source_of_a_setting_is_remembered_in_its_order(folder, user_config):
+    user_config.write_text("[policy]\nthreads = 512\n")
+    (folder / "wan-compat.toml").write_text("[policy]\nthreads = 64\n")
+    settings = load(folder, WAN_COMPAT_THREADS="256", WAN_COMPAT_LOG_FILE="/x.jsonl")
+    assert [value for _, value in settings.history["threads"]] == [128, 512, 256, 64]
+    assert [source for source, _ in settings.history["threads"]] == [
+        "built in", str(user_config), "environment", str(folder / "wan-compat.toml"),
+    ]  # fmt: skip
+    assert settings.history["min_tier"] == (("built in", "B"),)
+    assert settings.history["log_file"] == (("built in", None), ("WAN_COMPAT_LOG_FILE", "/x.jsonl"))
+    assert settings.origins["log_file"] == "WAN_COMPAT_LOG_FILE"
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ('log_fil = "/x"', "log_file"),
+        ("threads = 5", r"\[policy\]"),
+        ("[polcy]\nthreads = 5", "policy"),
+        ("[zzz]", "registry_url"),
+    ],
+)
+@pytest.mark.parametrize("where", ["user", "folder"])
+def test_a_name_that_means_nothing_is_refused_and_the_right_one_named(folder, user_config, line, hint, where):
+    (user_config if where == "user" else folder / "wan-compat.toml").write_text(line + "\n")
+    with pytest.raises(InvalidRequest, match="no setting") as caught:
+        load(folder)
+    import re
+
+    assert re.search(hint, caught.value.fixes[0])

@@ -4,13 +4,8 @@
     working folder       wan-compat.toml, or [tool.wan-compat] of pyproject.toml     may only narrow
     environment          WAN_COMPAT_MIN_TIER, WAN_COMPAT_MEMORY_LIMIT, ...           may widen
 
-Where signed registry updates come from, and whose signature they need, is for the user's own file alone to say:
-
-    registry_url = "https://..."              registry_public_key = "<base64 of an Ed25519 key>"
-
-So it is for the index that `install-deps` fetches wheels from, which the environment may name too:
-
-    package_index = "https://pypi.org/simple", or a folder with wheels        WAN_COMPAT_PACKAGE_INDEX
+What says where things come from and go to (own_settings.py: the registry's updates, the index of packages, log and
+metrics) is for the user's own file and the environment alone to say.
 
 The working folder is judged last whatever its place in the order of precedence, so that nothing found there can loosen
 what the user set. Files are read whole or refused whole, up to MAX_FILE_BYTES.
@@ -18,42 +13,58 @@ what the user set. Files are read whole or refused whole, up to MAX_FILE_BYTES.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import contextlib
 import dataclasses
+import difflib
 import os
 import stat
 import tomllib
-import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
-from wan_compat.policies.policy import SETTINGS, Policy, narrow, read_policy, replace
-from wan_compat.protocol.errors import InvalidRequest, RefusedByPolicy
+from wan_compat.policies.policy import SETTINGS, Policy, narrow, read_policy, replace, setting_of
+from wan_compat.protocol.errors import InvalidRequest, RefusedByPolicy, clean_text
+from wan_compat.supervisor.own_settings import (
+    BUILT_IN,
+    ENVIRONMENT_PREFIX,
+    OWN_SETTINGS,
+    OwnSettings,
+    read_own_settings,
+)
 
 MAX_FILE_BYTES = 256 << 10
-MAX_URL_CHARS = 2000
-ENVIRONMENT_PREFIX = "WAN_COMPAT_"
-REGISTRY_SETTINGS = ("registry_url", "registry_public_key")
-PACKAGE_INDEX = "package_index"
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The effective policy and, by field, the source that had the last word.
+    """What is in force.
 
-    `registry_url` is where signed registry updates lie, `registry_public_key` the 32 bytes of the key they need,
-    `package_index` where wheels come from (None: PyPI)."""
+    Attributes:
+        origins: By field of the policy and by own setting, the source that had the last word.
+        history: By setting, (source, value) for each source that set it, in the order of reading; "built in" first.
+    """
 
     policy: Policy
     origins: Mapping[str, str]
-    registry_url: str | None = None
-    registry_public_key: bytes | None = None
-    package_index: str | None = None
+    own: OwnSettings = dataclasses.field(default_factory=OwnSettings)
+    history: Mapping[str, tuple[tuple[str, Any], ...]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def registry_url(self) -> str | None:
+        """Where signed registry updates lie."""
+        return self.own.registry_url
+
+    @property
+    def registry_public_key(self) -> bytes | None:
+        """The 32 bytes of the key that they need."""
+        return self.own.registry_public_key
+
+    @property
+    def package_index(self) -> str | None:
+        """Where wheels come from; None is PyPI."""
+        return self.own.package_index
 
 
 def load_settings(folder: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
@@ -67,22 +78,37 @@ def load_settings(folder: Path | None = None, environment: Mapping[str, str] | N
         InvalidRequest: A source is malformed; nothing of it is used.
         RefusedByPolicy: A file in the working folder would loosen something.
     """
-    policy, origins = Policy(), dict.fromkeys(Policy.model_fields, "built in")
+    environment = os.environ if environment is None else environment
+    policy = Policy()
+    origins = dict.fromkeys((*Policy.model_fields, *OWN_SETTINGS), BUILT_IN)
+    history: dict[str, list[tuple[str, Any]]] = {name: [(BUILT_IN, setting_of(policy, name)[1])] for name in SETTINGS}
+
+    def note(source: str, table: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+        origins.update(dict.fromkeys(fields, source))
+        for name in table:
+            history[name].append((source, setting_of(policy, name)[1]))
+
     user_file = _user_file()
     user_table = _read_toml(user_file)
+    _check_names(user_table, str(user_file))
     for source, table in (
         (str(user_file), user_table.get("policy", {})),
-        ("environment", _from_environment(os.environ if environment is None else environment)),
+        ("environment", _from_environment(environment)),
     ):
         fields = read_policy(_table(table, source), source)
         policy = replace(policy, fields)
-        origins.update(dict.fromkeys(fields, source))
+        note(source, table, fields)
     for path, table in _working_folder(folder or Path.cwd()):
         fields = read_policy(_table(table, path), path)
         policy = narrow(policy, fields, path)
-        origins.update(dict.fromkeys(fields, path))
-    index = _package_index(user_table, str(user_file), os.environ if environment is None else environment)
-    return Settings(policy, origins, *_registry_settings(user_table, str(user_file)), index)
+        note(path, table, fields)
+    own, said = read_own_settings(user_table, str(user_file), environment)
+    for field in dataclasses.fields(OwnSettings):
+        history[field.name] = [(BUILT_IN, field.default)]
+    for name, source, value in said:
+        origins[name] = source
+        history[name].append((source, value))
+    return Settings(policy, origins, own, {name: tuple(entries) for name, entries in history.items()})
 
 
 def sources(folder: Path | None = None) -> tuple[str, ...]:
@@ -103,63 +129,36 @@ def _user_file() -> Path:
 def _working_folder(folder: Path) -> list[tuple[str, Any]]:
     own, project = folder / "wan-compat.toml", folder / "pyproject.toml"
     own_table = _read_toml(own)
-    _refuse_registry_settings(own_table, str(own))
+    _refuse_own_settings(own_table, str(own))
+    _check_names(own_table, str(own))
     tables = [(str(own), own_table.get("policy", {}))]
     tool = _read_toml(project).get("tool", {})
     if isinstance(tool, dict) and "wan-compat" in tool:
         section = _table(tool["wan-compat"], str(project))
-        _refuse_registry_settings(section, str(project))
+        _refuse_own_settings(section, str(project))
+        _check_names(section, f"{project} [tool.wan-compat]")
         tables.append((f"{project} [tool.wan-compat]", section.get("policy", {})))
     return tables
 
 
-def _registry_settings(table: Mapping[str, Any], source: str) -> tuple[str | None, bytes | None]:
-    """Return (url, public key) of the user's file, checked."""
-    url, key = (table.get(name) for name in REGISTRY_SETTINGS)
-    for name, value in zip(REGISTRY_SETTINGS, (url, key), strict=True):
-        if value is not None and (not isinstance(value, str) or len(value) > MAX_URL_CHARS):
-            raise InvalidRequest(f"{source}: {name} must be a text of at most {MAX_URL_CHARS} characters")
-    if url is not None:
-        try:
-            parts = urllib.parse.urlsplit(url)
-            usable = parts.scheme == "https" and bool(parts.hostname) and not parts.username and url.isprintable()
-        except ValueError:
-            usable = False
-        if not usable:
-            raise InvalidRequest(f"{source}: registry_url must be an https:// address without a user name")
-    try:
-        raw = base64.b64decode(key, validate=True) if key is not None else None
-    except (binascii.Error, ValueError):
-        raw = b""
-    if raw is not None and len(raw) != 32:
-        raise InvalidRequest(f"{source}: registry_public_key must be an Ed25519 key: 32 bytes in base64")
-    return url, raw
-
-
-def _package_index(table: Mapping[str, Any], source: str, environment: Mapping[str, str]) -> str | None:
-    """Return the index or folder for wheels; the environment goes before the user's file."""
-    variable = ENVIRONMENT_PREFIX + PACKAGE_INDEX.upper()
-    source, value = (variable, environment[variable]) if variable in environment else (source, table.get(PACKAGE_INDEX))
-    if value is None:
-        return None
-    if isinstance(value, str) and value.isprintable() and len(value) <= MAX_URL_CHARS:
-        if os.path.isabs(value):
-            return value
-        with contextlib.suppress(ValueError):
-            parts = urllib.parse.urlsplit(value)
-            if parts.scheme == "https" and parts.hostname and not parts.username:
-                return value
-    raise InvalidRequest(
-        f"{source}: {PACKAGE_INDEX} must be an https:// address without a user name, or the full path of a folder"
-    )
-
-
-def _refuse_registry_settings(table: Mapping[str, Any], source: str) -> None:
-    for name in (*REGISTRY_SETTINGS, PACKAGE_INDEX):
+def _refuse_own_settings(table: Mapping[str, Any], source: str) -> None:
+    for name in OWN_SETTINGS:
         if name in table:
             raise RefusedByPolicy(
-                f"{source} sets {name}: where updates and packages come from is not for a working folder to say",
+                f"{source} sets {name}: where things come from and go to is not for a working folder to say",
                 hint=f"put it into {_user_file()} if you mean it",
+            )
+
+
+def _check_names(table: Mapping[str, Any], source: str) -> None:
+    """Refuse a name that means nothing: a typing error in a setting must not look like one that is in force."""
+    for name in table:
+        if name != "policy" and name not in OWN_SETTINGS:
+            in_policy = f"[policy] has {name}; write it below that line" if name in SETTINGS else None
+            near = difflib.get_close_matches(str(name), ("policy", *OWN_SETTINGS), 1)
+            raise InvalidRequest(
+                f"{source}: there is no setting {clean_text(str(name), 60)!r}",
+                hint=in_policy or (f"did you mean {near[0]}?" if near else f"known are {', '.join(OWN_SETTINGS)}"),
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -14,35 +14,60 @@ config = typer.Typer(name="config", help="Settings: what is in force, and why.",
 
 
 @config.command()
-def show(context: typer.Context, json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> int:
-    """Print the effective policy; each line names the source that had the last word."""
+def show(
+    context: typer.Context,
+    origin: Annotated[
+        bool, typer.Option("--origin", help="Show for each setting every source that set it, later ones last.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Print the effective settings; each line names the source that had the last word."""
     session: Session = context.obj.louder(json=json, quiet=quiet, verbose=verbose)
-    from wan_compat.policies.policy import SETTINGS, setting_of
+    from wan_compat.policies.policy import SETTINGS
+    from wan_compat.supervisor.own_settings import OWN_SETTINGS
     from wan_compat.supervisor.settings import load_settings, sources
 
     settings = load_settings()
-    values: dict[str, dict[str, Any]] = {}
-    for setting in SETTINGS:
-        name, value = setting_of(settings.policy, setting)
-        values[setting] = {"value": value, "origin": settings.origins[name]}
-    key = settings.registry_public_key
-    registry = {"url": settings.registry_url, "public_key": base64.b64encode(key).decode() if key else None}
+    said = {
+        name: [{"source": source, "value": _plain(value)} for source, value in entries]
+        for name, entries in settings.history.items()
+    }
+    values: dict[str, dict[str, Any]] = {
+        name: {"value": entries[-1]["value"], "origin": entries[-1]["source"]} for name, entries in said.items()
+    }
+    if origin:
+        for name, entries in said.items():
+            values[name]["history"] = entries
     if session.json:
+        own = {name: values[name] for name in OWN_SETTINGS}
         session.document(
             {
                 "schema_version": 1,
-                "settings": values,
-                "registry": registry,
-                "package_index": settings.package_index,
+                "settings": {name: values[name] for name in SETTINGS},
+                "registry": {
+                    "url": own["registry_url"]["value"],
+                    "public_key": own["registry_public_key"]["value"],
+                },
+                "package_index": own["package_index"]["value"],
+                "own_settings": own,
                 "sources": list(sources()),
             }
         )
-    else:
-        lines = [
-            f"{setting:<18} {'-' if entry['value'] is None else entry['value']!s:<12} {entry['origin']}"
-            for setting, entry in values.items()
-        ]
-        lines += [f"registry_{name:<9} {value or '-'}" for name, value in registry.items()]
-        lines.append(f"{'package_index':<18} {settings.package_index or '-'}")
-        session.say("\n".join([*lines, "", "Read from, later ones last:", *(f"  {source}" for source in sources())]))
+        return 0
+    lines = []
+    for name, entry in values.items():
+        lines.append(f"{name:<20} {_shown(entry['value']):<12} {entry['origin']}")
+        if len(said[name]) > 1:
+            lines += [f"    {_shown(step['value']):<12} {step['source']}" for step in entry.get("history", [])]
+    session.say("\n".join([*lines, "", "Read from, later ones last:", *(f"  {source}" for source in sources())]))
     return 0
+
+
+def _plain(value: Any) -> Any:
+    return base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else value
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
