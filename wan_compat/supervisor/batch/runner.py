@@ -357,7 +357,9 @@ class BatchRun:
         facts = {"sha256": result.output.sha256, "bytes": result.output.bytes} | done_fields(result.to_json())
         # There is a video now: its record is worth waiting for room, whatever else was asked for meanwhile.
         record = self._record_in_time(Done, item, output=running.output, **facts)
-        self._seconds.append(time.monotonic() - running.began)
+        # Without what only the first video of a worker costs, so that the rest is not thought as slow.
+        spent = result.timings
+        self._seconds.append(max(0.0, spent.total_s - spent.worker_start_s - spent.load_s))
         learned = lesson(result.recovery)
         if learned and self._lessons.get(item.request.model) != learned and record is not None:
             self._lessons[item.request.model] = learned

@@ -3,7 +3,7 @@
 Stays light (tests/test_package.py holds it to a budget): verbs import what they need when they run.
 
     0 ok · 1 findings, or not compatible here · 2 usage · 3 environment lacks something · 4 model invalid
-    5 refused by policy · 6 not enough memory or disk · 7 generation failed · 8 encoding failed
+    5 refused by policy · 6 not enough memory or disk · 7 generation failed · 8 encoding failed · 9 batch partly failed
     10 sandbox not available · 70 a bug of ours · 124 timeout · 130 interrupted · 141 broken pipe · 143 terminated
 """
 
@@ -21,6 +21,7 @@ import typer
 
 from wan_compat._version import __version__
 from wan_compat.protocol.errors import InvalidRequest, JobCancelled, Terminated, WanCompatError, clean_text
+from wan_compat.supervisor.cli.batch import batch
 from wan_compat.supervisor.cli.check import check
 from wan_compat.supervisor.cli.config import config
 from wan_compat.supervisor.cli.convert import convert
@@ -32,6 +33,7 @@ from wan_compat.supervisor.cli.generate import generate
 from wan_compat.supervisor.cli.info import info
 from wan_compat.supervisor.cli.install_deps import install_deps
 from wan_compat.supervisor.cli.load_test import test_load
+from wan_compat.supervisor.cli.monitor import monitor
 from wan_compat.supervisor.cli.options import Quiet, Verbose
 from wan_compat.supervisor.cli.plan import plan
 from wan_compat.supervisor.cli.scan import scan
@@ -53,9 +55,10 @@ app = typer.Typer(
 )
 for verb in (
     *(demo, check, scan, plan, diagnose, test_load, generate, encode, info, convert),
-    *(serve, doctor, install_deps, update_registry),
+    *(serve, monitor, doctor, install_deps, update_registry),
 ):
     app.command()(verb)
+app.add_typer(batch)
 app.add_typer(trust)
 app.add_typer(config)
 
