@@ -12,6 +12,7 @@ import pytest
 from tests.assets.tiny_wan import tiny_model
 from wan_compat import Job, Supervisor
 from wan_compat.protocol import errors
+from wan_compat.supervisor.events import Warned
 
 SLOW_STEPS = 10  # of 50 ms each, in a "slow" worker
 
@@ -160,6 +161,38 @@ def test_an_idle_worker_that_died_or_does_not_answer_is_replaced(misbehaving, su
         assert job.result(30).success
         assert job.status().worker == expected
     assert any("did not answer" in note.text for note in supervisor.status().notes)
+
+
+def test_a_model_whose_workers_die_again_and_again_waits_and_is_given_up(misbehaving, submit, monkeypatch):
+    monkeypatch.setattr("wan_compat.policies.restarts.PAUSES_S", (0.01, 0.5, 0.01))
+    supervisor = misbehaving("load:exit")
+    for _ in range(5):
+        job = submit(supervisor)
+        with pytest.raises(errors.WorkerDied):
+            job.result(30)
+    assert any("waiting" in event.message for event in job.events() if isinstance(event, Warned))
+    with pytest.raises(errors.WorkerDied):
+        submit(supervisor).result(30)
+    living = supervisor.status().workers
+    refused = submit(supervisor)
+    with pytest.raises(errors.GivenUp, match=r"6 workers of this model died .*in 5 min.*status 3") as caught:
+        refused.result(30)
+    assert caught.value.details["until_unix_s"] > time.time() + 200
+    assert supervisor.status().workers == living == ()
+    assert refused.status().error_code == "given_up"
+
+
+def test_a_zygote_that_never_comes_up_is_not_started_for_ever(misbehaving, submit, monkeypatch, tmp_path):
+    monkeypatch.setattr("wan_compat.policies.restarts.PAUSES_S", (0.01, 0.01, 0.01))
+    program = tmp_path / "zygote.py"
+    program.write_text("import sys; sys.exit('no zygote today')")
+    supervisor = misbehaving("well")
+    supervisor._zygote_program = (str(program),)
+    for _ in range(6):
+        with pytest.raises(errors.WorkerStartFailed, match="no zygote today"):
+            submit(supervisor).result(30)
+    with pytest.raises(errors.GivenUp, match="6 zygotes died"):
+        submit(supervisor).result(30)
 
 
 def test_many_threads_submit_and_cancel_at_once(misbehaving, submit):

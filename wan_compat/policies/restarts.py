@@ -4,8 +4,9 @@
     the next worker     at once     1 s    2 s    4 s    given up: 5 min, 10 min, ... up to 1 h; one more try after each
 
 A death is a worker that crashed, was killed by the kernel, fell silent or broke the protocol: nothing that it reported
-itself, and nothing that somebody asked for. One success forgets them all, and so does an hour without a death. Within
-one job, recovery restarts a worker two or three times of its own (policies/recovery/); each counts here.
+itself, nothing that somebody asked for, and no worker that never came up, which is no fault of its model's. One success
+forgets them all, and so does an hour without a death. Within one job, recovery restarts a worker two or three times of
+its own (policies/recovery/); each counts here.
 """
 
 from __future__ import annotations
@@ -20,10 +21,8 @@ FIRST_REST_S = 300.0
 LONGEST_REST_S = 3600.0
 FORGET_S = 3600.0
 
-# Codes of errors that say that a worker is gone, and that it or its zygote was to blame.
-DEATHS = frozenset(
-    {"worker_died", "worker_silent", "worker_start_failed", "protocol_violation", "corrupt_frame", "forbidden_call"}
-)
+# Codes of errors that say that a worker is gone, or had to go.
+DEATHS = frozenset({"worker_died", "worker_silent", "protocol_violation", "corrupt_frame", "forbidden_call"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Deaths:
 
     def _rest_s(self) -> float:
         # Bounded before it is computed: a count has no bound, and a float has.
-        return min(LONGEST_REST_S, FIRST_REST_S * 2 ** min(10, max(0, self.count - GIVE_UP_AFTER)))
+        return min(LONGEST_REST_S, FIRST_REST_S * 2.0 ** min(10, max(0, self.count - GIVE_UP_AFTER)))
 
     def _remembered_s(self) -> float:
         """How long a death counts: after a rest there must be time for the one more try."""

@@ -54,6 +54,7 @@ from wan_compat.supervisor.media import copied_media
 from wan_compat.supervisor.model_choice import choose_model
 from wan_compat.supervisor.model_environment import environment_of
 from wan_compat.supervisor.model_parts import parts_of
+from wan_compat.supervisor.restart_guard import key_of
 from wan_compat.supervisor.worker import Worker, WorkerOrder
 from wan_compat.supervisor.worker_log import open_log_file
 
@@ -134,6 +135,8 @@ class JobRun:
                         return self._attempt(order, model, resolved, limits, environment, step, attempts)
                     except (WanCompatError, OSError) as error:
                         self._fit = self._worker is not None and self._is_fit(self._worker, error, limits)
+                        if isinstance(error, WanCompatError):
+                            context.pool.guard.failed(key_of(request), error)
                         if isinstance(error, OSError):
                             raise
                         step = attempts.after(
@@ -175,6 +178,7 @@ class JobRun:
                     frames, output = self._generate(worker, model, resolved, limits, delivery, decoding)
             self._fit = True
             attempts.succeeded()
+            self._context.pool.guard.succeeded(key_of(self._request))
             total_s = time.monotonic() - self._watch.started
             self._timings = dataclasses.replace(self._timings, total_s=total_s)
             result = compose_result(
@@ -261,6 +265,9 @@ class JobRun:
 
     def _acquire(self, order: WorkerOrder, limits: Deadlines) -> Worker:
         self._watch.enter("start_worker")
+        self._context.pool.guard.wait_turn(
+            key_of(self._request), "workers of this model", self._watch.interrupted, self._watch.warn
+        )
         began = time.monotonic()
         worker = self._context.pool.acquire(
             order,

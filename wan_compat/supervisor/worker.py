@@ -134,6 +134,7 @@ class Worker:
         self._pidfd = self._listener = -1
         self._pidfd_lock = threading.Lock()
         self._dead = self._killed_on_request = False
+        self._exit_status: int | None = None
         self._answered = self._pinged = self._polled = time.monotonic()
         self._nonce = self._echoed = 0
         self._zygote: Zygote | None = None
@@ -291,8 +292,7 @@ class Worker:
         self.ending = True
         self._kill()
         if self._pidfd >= 0:
-            if self._zygote is not None and self._zygote.alive():
-                self._zygote.exit_status(self.name, 1.0)
+            self._reaped()
             with self._pidfd_lock:
                 os.close(self._pidfd)
                 self._pidfd = -1
@@ -314,6 +314,12 @@ class Worker:
     def _wait_death(self, timeout_s: float) -> None:
         readable, _, _ = select.select([self._pidfd], [], [], timeout_s)
         self._dead = bool(readable)
+
+    def _reaped(self) -> int | None:
+        """Return the wait status that the zygote told, None if it does not."""
+        if self._exit_status is None and self._zygote is not None:
+            self._exit_status = self._zygote.exit_status(self.name, 1.0 if self._zygote.alive() else 0.0)
+        return self._exit_status
 
     def _close_log_writer(self) -> None:
         if self._log_writer >= 0:
@@ -516,7 +522,7 @@ class Worker:
         self.log.collect()
         if self._killed_on_request:
             return WorkerKilled(f"the worker was killed on request while {self.state.value}")
-        status = self._zygote.exit_status(self.name, 1.0) if self._zygote is not None else None
+        status = self._reaped()
         if self._cgroup is not None and self._cgroup.usage().oom_kills:
             return self._memory_exceeded(self._cgroup.usage().peak_bytes)
         tail = self.log.tail()[-2000:].strip()

@@ -23,8 +23,10 @@ from wan_compat.policies.limits import HOST_SHARE, Deadlines, share
 from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.policy import Policy
 from wan_compat.protocol.errors import (
+    DeadlineExceeded,
     JobCancelled,
     JobTimeout,
+    MemoryExceeded,
     SandboxEntryFailed,
     SandboxUnavailable,
     WanCompatError,
@@ -36,6 +38,7 @@ from wan_compat.sandbox import cgroup as cgroups
 from wan_compat.sandbox.failure import namespaces_are_doubtful
 from wan_compat.sandbox.spec import NAMESPACE_LAYERS, Tier
 from wan_compat.supervisor.host import read_host
+from wan_compat.supervisor.restart_guard import RestartGuard
 from wan_compat.supervisor.runtime import RuntimeFolder
 from wan_compat.supervisor.worker import Worker, WorkerOrder
 from wan_compat.supervisor.zygote import ZYGOTE_PROGRAM, Zygote
@@ -75,6 +78,7 @@ class WorkerPool:
         self._places = max(workers, max_warm)
         self._name = name
         self._tell = tell
+        self.guard = RestartGuard()
         self._lock = threading.RLock()  # of everything below; never held while something is waited for
         self._runtime: RuntimeFolder | None = None
         self._zygotes: dict[tuple[bool, str | None], Zygote] = {}  # by lightness and environment
@@ -370,6 +374,8 @@ class WorkerPool:
             self._end(worker)
             raise
         self._permitted = self._permitted or needs_own
+        if not candidate.outer:
+            self.guard.succeeded((light, order.site))
         return worker
 
     # -- zygotes -------------------------------------------------------------------------------------------------
@@ -381,7 +387,12 @@ class WorkerPool:
             zygote = self._zygotes.get(key)
             if zygote is not None and not zygote.alive():
                 self._retire(key)
+                self.guard.died(key, "the zygote ended")
                 zygote = None
+        if zygote is None:
+            self.guard.wait_turn(key, "zygotes", starter.cancelled)
+        with self._lock:
+            zygote = self._zygotes.get(key)  # by now another runner may have started it
             if zygote is None:
                 self._make_room_for_zygote()
                 zygote = self._zygotes[key] = Zygote(light=light, program=self._zygote_program, site=site)
@@ -390,10 +401,13 @@ class WorkerPool:
             zygote.wait_ready(starter.deadlines.zygote_s, starter.cancelled, starter.wake_fd)
         except (JobCancelled, JobTimeout):
             raise  # the job is over; the imports go on, for the next one
-        except BaseException:
+        except BaseException as error:
             with self._lock:
-                if self._zygotes.get(key) is zygote:
+                first = self._zygotes.get(key) is zygote  # several runners may have waited for it
+                if first:
                     self._retire(key)
+            if first and isinstance(error, WorkerStartFailed | MemoryExceeded | DeadlineExceeded):
+                self.guard.died(key, f"{error.code}: {error.message}")
             raise
         return zygote
 
