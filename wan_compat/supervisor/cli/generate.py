@@ -10,6 +10,7 @@ import typer
 from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.supervisor.cli.again import Again
 from wan_compat.supervisor.cli.downloads import Download, obtain
+from wan_compat.supervisor.cli.operations import LogPrompts, LogTo, MetricsTo
 from wan_compat.supervisor.cli.options import Isolation, Json, MinTier, Mode, Quiet, Verbose
 from wan_compat.supervisor.cli.parts_options import (
     Components,
@@ -174,6 +175,9 @@ def generate(
         bool, typer.Option("--no-recovery", help="Stop at the first error, instead of trying other ways.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask at the first use of a model.")] = False,
+    log_file: LogTo = None,
+    log_prompts: LogPrompts = False,
+    metrics: MetricsTo = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Decide and tell everything; start and write nothing.")
     ] = False,
@@ -187,6 +191,7 @@ def generate(
     Options that are left out take the model family's defaults. Sizes are never changed in silence.
     """
     session: Session = context.obj.louder(json=json, quiet=quiet, verbose=verbose)
+    session.observed(log_file=log_file, log_prompts=log_prompts, metrics=metrics)
     chosen = settle_mode(mode, trust_remote_code=trust_remote_code, safe_mode=safe_mode)
 
     from wan_compat.supervisor.cli.confirm import confirm_first_use

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wan_compat.protocol.errors import InvalidRequest, JobCancelled, WanCompatError
+from wan_compat.supervisor.cli.operations import watched
 from wan_compat.supervisor.cli.progress import progress_view
 from wan_compat.supervisor.cli.quantities import show_bytes
 from wan_compat.supervisor.cli.session import Session
@@ -34,7 +35,7 @@ def run_request(session: Session, request: GenerationRequest, *, min_tier: str |
     supervisor kills and reaps whatever is still there, in both cases and on any error.
     """
     with supervisor_of_settings(request.mode, min_tier) as supervisor:
-        return _follow(session, supervisor.submit(request))
+        return _follow(session, watched(session, supervisor).submit(request))
 
 
 def run_load_test(
@@ -46,7 +47,7 @@ def run_load_test(
     fields = {name: getattr(request, name) for name in request.model_fields_set - {"model", "prompt"}}
     with supervisor_of_settings(request.mode, min_tier) as supervisor:
         return load_and_test(
-            supervisor,
+            watched(session, supervisor),
             request.model,
             smoke=smoke,
             runs=runs or DEFAULT_RUNS,
@@ -95,7 +96,7 @@ def run_conversion(session: Session, *, min_tier: str | None = None, **fields: A
 
     request = built(ConversionRequest, fields)
     with supervisor_of_settings(request.mode, min_tier) as supervisor:
-        return _follow(session, supervisor.submit_conversion(request))
+        return _follow(session, watched(session, supervisor).submit_conversion(request))
 
 
 def build_request(**fields: Any) -> GenerationRequest:

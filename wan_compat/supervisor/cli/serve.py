@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wan_compat.protocol.errors import JobCancelled, Terminated
+from wan_compat.supervisor.cli.operations import LogPrompts, LogTo, MetricsTo, watched
 from wan_compat.supervisor.cli.options import Json, MinTier, Mode, Quiet, Verbose
 from wan_compat.supervisor.cli.quantities import parse_bytes
 from wan_compat.supervisor.cli.session import Session
@@ -45,6 +46,9 @@ def serve(
         MinTier | None,
         typer.Option("--min-tier", help="Weakest sandbox to accept; see doctor. Default: the settings', else B."),
     ] = None,
+    log_file: LogTo = None,
+    log_prompts: LogPrompts = False,
+    metrics: MetricsTo = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -55,6 +59,7 @@ def serve(
     settings and options here hold for everybody; what a client asks for can only be narrower.
     """
     session: Session = context.obj.louder(json=json, quiet=quiet, verbose=verbose)
+    session.observed(log_file=log_file, log_prompts=log_prompts, metrics=metrics)
 
     from wan_compat.supervisor.client import Supervisor
     from wan_compat.supervisor.serving import usual_socket
@@ -71,6 +76,7 @@ def serve(
     )
     supervisor.program = "wan-compat serve"
     with supervisor, _Stops() as stops:
+        watched(session, supervisor)
         supervisor.serve(path)
         _announce(session, supervisor, path)
         while not stops.wait(_LOOK_S) and not supervisor.draining:

@@ -18,18 +18,29 @@ from wan_compat.protocol.errors import WanCompatError, clean_text
 
 @dataclasses.dataclass
 class Session:
-    """What the options that every verb shares amount to. `model` is named in error messages once a verb knows it."""
+    """What the options that every verb shares amount to, and those of operations.py where a verb has them.
+
+    `model` is named in error messages once a verb knows it.
+    """
 
     json: bool = False
     quiet: bool = False
     verbose: bool = False
     model: str | None = None
+    log_file: str | None = None
+    log_prompts: bool = False
+    metrics: str | None = None
 
     def louder(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> Session:
         """Take a verb's own flags in addition to those before the verb; returns self."""
         self.json |= json
         self.quiet |= quiet
         self.verbose |= verbose
+        return self
+
+    def observed(self, *, log_file: str | None, log_prompts: bool, metrics: str | None) -> Session:
+        """Take the options of operations.py; returns self."""
+        self.log_file, self.log_prompts, self.metrics = log_file, log_prompts, metrics
         return self
 
     def say(self, text: str) -> None:
