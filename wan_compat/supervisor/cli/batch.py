@@ -11,6 +11,7 @@ import typer
 
 from wan_compat.protocol.errors import BatchInvalid, InvalidRequest, JobCancelled, Terminated, WanCompatError
 from wan_compat.supervisor.cli.downloads import Download, obtain
+from wan_compat.supervisor.cli.operations import LogPrompts, LogTo, MetricsTo, watched
 from wan_compat.supervisor.cli.options import Isolation, Json, MinTier, Mode, Quiet, Verbose
 from wan_compat.supervisor.cli.parts_options import (
     Components,
@@ -186,6 +187,9 @@ def run(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask at the first use of a model.")] = False,
     download: Download = False,
+    log_file: LogTo = None,
+    log_prompts: LogPrompts = False,
+    metrics: MetricsTo = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -196,6 +200,7 @@ def run(
     Ctrl-C finishes what is being made, a second one stops at once.
     """
     session: Session = context.obj.louder(json=json, quiet=quiet, verbose=verbose)
+    session.observed(log_file=log_file, log_prompts=log_prompts, metrics=metrics)
     from wan_compat.policies.batch.names import DEFAULT_TEMPLATE
     from wan_compat.policies.batch.progress import Shard, parse_shard
     from wan_compat.protocol import values
@@ -284,7 +289,7 @@ def run(
         tier = min_tier.value if min_tier else None
         made = Supervisor(mode=chosen.value, policy=load_settings().policy, min_tier=tier, workers=workers)
         made.program = "wan-compat batch run"
-        return made
+        return watched(session, made)
 
     try:
         with holding(folder, part) as make_and_hold:
@@ -296,7 +301,7 @@ def run(
                 shard=part,
                 retry_failed=retry_failed,
                 run_fields=run_fields,
-                before_models=fetch,
+                fetch=fetch if download else None,
             )
             if dry_run:
                 tell_plan(session, plan)

@@ -1,4 +1,4 @@
-"""The log and the metrics of a run: options of the verbs that run jobs for long, and what the settings say otherwise."""
+"""The log and the metrics of a run: options of verbs that run jobs for long, and what the settings say otherwise."""
 
 from __future__ import annotations
 
