@@ -60,14 +60,14 @@ def prepare(
     shard: Shard | None = None,
     retry_failed: bool = False,
     run_fields: Mapping[str, Any] | None = None,
-    before_models: Callable[[Sequence[str]], None] = lambda _models: None,
+    fetch: Callable[[Sequence[str]], None] | None = None,
 ) -> BatchPlan:
     """Return the plan of a batch.
 
     Args:
         defaults: Of the command line, under the names of lines; paths in it count from the working folder.
         run_fields: What every request gets in addition: mode, limits.
-        before_models: Called with the models that are about to be looked at; may fetch them.
+        fetch: Called with the models that are about to be looked at, if nothing is wrong with the lines.
 
     Raises:
         BatchInvalid: Lines cannot be done as asked; `details["problems"]` has them all, up to a bound.
@@ -84,18 +84,19 @@ def prepare(
     problems = list(file.problems)
     lines, base = _settle(file, defaults, problems)
     taken = {name: key for key, output in progress.outputs.items() for name in names.beside(output)}
-    if not problems or file.lines:
-        items, more = expand(lines, base, template=template, base=file.folder, taken=taken, known=progress.outputs)
+    items, more = expand(lines, base, template=template, base=file.folder, taken=taken, known=progress.outputs)
+    if file.lines or not problems:  # else that there is nothing is not what is wrong
         problems += more
-    _refuse(problems, file)
     left = left_to_do(items, progress, retry_failed=retry_failed, shard=shard)
     gone = _gone(items, progress, folder, shard or Shard())
     left += [item for item in gone if item not in left]
     problems += _check_files(left)
     problems += _check_outputs(left, folder, progress)
-    _refuse(problems, file)
-    before_models(list(dict.fromkeys(item.request.model for item in left)))
-    problems += _Judge(run_fields or {}, folder).judge(left)
+    if fetch is not None:
+        _refuse(problems, file)  # gigabytes are fetched for a batch that will run
+        fetch(list(dict.fromkeys(item.request.model for item in left)))
+    lacking = {problem.line for problem in problems}
+    problems += _Judge(run_fields or {}, folder).judge([item for item in left if item.line not in lacking])
     _refuse(problems, file)
     _check_room(folder, left)
     keys = {item.key for item in items}
