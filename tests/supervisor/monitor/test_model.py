@@ -150,7 +150,7 @@ def test_long_queues_are_cut_and_counted_until_expanded() -> None:
         (Sort.AGE, ["w1", "w2", "w3"]),
         (Sort.MEMORY, ["w3", "w1", "w2"]),
         (Sort.CPU, ["w2", "w1", "w3"]),
-        (Sort.LEFT, ["w1", "w2", "w3"]),
+        (Sort.ETA, ["w1", "w2", "w3"]),
         (Sort.MODEL, ["w3", "w2", "w1"]),
     ],
 )

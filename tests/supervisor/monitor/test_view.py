@@ -57,7 +57,7 @@ def test_80x24_shows_workers_jobs_queue_and_events() -> None:
         "load 1.5 on 2 cores",
         "▸aaaa  python app.py  pid 4711                      2 waiting  0 done  1 failed",
         "w1    4720    busy     safe  A Wan2.1-T2V-1.3B-D…   98% ████░░░░ 9.1/20.0 GB",
-        "└ j12   denoise  ███░░░░░░░ 12/40  1.2 s/it  0:34 left  a red fox in snow",
+        "└ j12   denoise  ███░░░░░░░ 12/40   1.2 s/it  0:34 left  a red fox in snow",
         "w2    4721    idle     safe  A",
         "· j13   waits #1    a blue ball",
         "· j14   waits #2    priority 5  a green kite",
@@ -125,6 +125,12 @@ def test_nothing_running_says_what_to_do() -> None:
     assert "No supervisor of yours is running." in shown
     assert "wan-compat generate path/to/model" in shown
     assert "Nothing matches 'zzz'" in screen(watching([a_status()], ["/", *"zzz", "enter"]))
+
+
+def test_a_filter_and_an_order_that_is_not_the_usual_one_are_always_in_sight() -> None:
+    assert "filter: fox  esc shows all" in screen(watching([a_status()], ["/", *"fox", "enter"]))
+    assert "by memory↑" in screen(watching([a_status()], ["s", "r"]))
+    assert "CPU MEMORY" in screen(watching([a_status()], ["s", "r"]))
 
 
 def test_questions_name_what_they_are_about() -> None:

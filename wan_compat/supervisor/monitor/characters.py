@@ -36,7 +36,6 @@ class Characters:
     failed: str
     cancelled: str
     up: str
-    down: str
 
     def line(self, text: str, limit: int = 500) -> str:
         """Return untrusted text as one harmless line that this terminal can show."""
@@ -91,7 +90,6 @@ UNICODE = Characters(
     failed="✗",
     cancelled="–",
     up="↑",
-    down="↓",
 )
 ASCII = Characters(
     encoding="ascii",
@@ -107,7 +105,6 @@ ASCII = Characters(
     failed="!",
     cancelled="-",
     up="^",
-    down="v",
 )
 
 

@@ -17,19 +17,20 @@ from wan_compat.supervisor.monitor.characters import (
     show_size,
 )
 from wan_compat.supervisor.monitor.model import State
-from wan_compat.supervisor.monitor.rows import Condition, Row, Seen
+from wan_compat.supervisor.monitor.rows import Condition, Row, Seen, Sort
 from wan_compat.supervisor.monitor.styles import PROBLEM, TRUST, WARNING, Line, load_style, row_of
 
 EMPTY = (
     "No supervisor of yours is running.",
     "",
-    "They appear here by themselves as soon as one works, for example with",
+    "One appears here as soon as it has had a job. For example",
     "",
-    '    wan-compat generate path/to/model --prompt "a red fox in snow" --output fox.mp4',
-    "    wan-compat batch run prompts.jsonl path/to/folder",
+    '    wan-compat generate path/to/model --prompt "a red fox" --output fox.mp4',
+    "    wan-compat batch run prompts.jsonl --model path/to/model --out folder",
     "    wan-compat serve",
     "",
-    "or a program of yours that uses wan_compat.Supervisor. Only your own are listed.",
+    "or a program of yours that uses wan_compat.Supervisor.",
+    "Those of other users are not listed.",
 )
 PHASES = {
     "start_worker": "starting",
@@ -79,7 +80,7 @@ def list_lines(state: State, width: int, height: int, chars: Characters) -> list
     if not rows:
         return _nothing(state, width, chars)[: max(0, height)]
     columns = Columns.of(width)
-    lines = [_heading(columns, width, chars)] if height > 4 else []
+    lines = [_heading(state, columns, width, chars)] if height > 4 else []
     room = max(1, height - len(lines))
     place = next((index for index, row in enumerate(rows) if row.target == state.selected), 0)
     first = min(max(0, place - room // 2), max(0, len(rows) - room))
@@ -100,7 +101,7 @@ def _nothing(state: State, width: int, chars: Characters) -> list[Text]:
     return [row_of([], width, chars), *(row_of([(f"  {line}", "")], width, chars) for line in EMPTY)]
 
 
-def _heading(columns: Columns, width: int, chars: Characters) -> Text:
+def _heading(state: State, columns: Columns, width: int, chars: Characters) -> Text:
     names = (
         ("ID", _ID),
         ("PID", _PID),
@@ -113,8 +114,10 @@ def _heading(columns: Columns, width: int, chars: Characters) -> Text:
         ("", columns.history),
         ("   VRAM", columns.vram),
     )
-    text = "".join(chars.fit(name, size) for name, size in names)
-    return row_of([(f"  {text}", "dim")], width, chars)
+    text = "".join(chars.fit(name, size) for name, size in names).rstrip()
+    sorted_by = f" by {state.sort}{chars.up if state.reverse else ''} "
+    is_news = state.sort is not Sort.AGE or state.reverse
+    return row_of([(f"  {text}", "dim")], width, chars, [(sorted_by, "yellow")] if is_news else None)
 
 
 def _row(row: Row, state: State, columns: Columns, width: int, chars: Characters) -> Text:
@@ -224,7 +227,7 @@ def _running(row: Row, columns: Columns, chars: Characters) -> Line:
     ]
     if job.total:
         full, empty = chars.bar(job.step / job.total, columns.step_bar)
-        parts += [(full, "blue"), (empty, "dim"), (" " + _cell(chars, f"{job.step}/{job.total}", 7), "")]
+        parts += [(full, "blue"), (empty, "dim"), (" " + _cell(chars, f"{job.step}/{job.total}", 8), "")]
         parts.append((_cell(chars, show_rate(job.rate_s), 10), ""))
         parts.append((_cell(chars, f"{show_length(job.eta_s)} left" if job.eta_s is not None else "", 11), ""))
     if job.attempt > 1:

@@ -362,7 +362,7 @@ def _ordered(state: State, key: str) -> tuple[State, tuple[Order, ...]]:
 
 def _answer(state: State, order: Order, key: str) -> tuple[State, tuple[Order, ...]]:
     if key in ("y", "Y"):
-        return dataclasses.replace(state, asking=None), (order,)
+        return _say(dataclasses.replace(state, asking=None), f"{order.verb} {order.target} ..."), (order,)
     if key in ("n", "N", "escape", "q", "enter"):
         return _say(dataclasses.replace(state, asking=None), "nothing was done"), ()
     return state, ()  # neither yes nor no: the question stays

@@ -18,12 +18,13 @@ ENDED_SHOWN = 3
 
 
 class Sort(enum.StrEnum):
-    """What workers are sorted by. `AGE` is the order in which they were started."""
+    """What workers are sorted by. `AGE` is the order in which they were started, `ETA` the time
+    left of their jobs' phases."""
 
     AGE = "age"
     MEMORY = "memory"
     CPU = "cpu"
-    LEFT = "time left"
+    ETA = "eta"
     MODEL = "model"
 
 
@@ -133,7 +134,7 @@ def _sorted(status: SupervisorStatus, sort: Sort, reverse: bool) -> list[WorkerS
                 return (-worker.rss_bytes,)
             case Sort.CPU:
                 return (-(worker.cpu_percent or 0.0),)
-            case Sort.LEFT:
+            case Sort.ETA:
                 eta = left.get(worker.job or "")
                 return (eta is None, eta or 0.0)
             case Sort.MODEL:

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.cells import cell_len
 from rich.text import Text
 
 from wan_compat.supervisor.monitor import list_view, pages
 from wan_compat.supervisor.monitor.characters import Characters, show_clock, show_share
 from wan_compat.supervisor.monitor.model import Order, Page, State, ram_share, vram_share
-from wan_compat.supervisor.monitor.rows import Condition, Sort
+from wan_compat.supervisor.monitor.rows import Condition
 from wan_compat.supervisor.monitor.styles import Line, load_style, row_of
 
 SMALLEST = (20, 4)  # columns and lines; below it only that is said
@@ -74,10 +75,6 @@ def _title(state: State, width: int, chars: Characters) -> Text:
         parts.append((f"  {_count(sum(len(status.workers) for status in statuses), 'worker')}", ""))
         parts.append((f"  {sum(len(status.running) for status in statuses)} running", ""))
         parts.append((f"  {sum(status.queued_count for status in statuses)} waiting", ""))
-    if state.text and not state.typing:
-        parts.append((f"  filter: {chars.line(state.text)}", "yellow"))
-    if state.sort is not Sort.AGE or state.reverse:
-        parts.append((f"  by {state.sort}{chars.up if state.reverse else ''}", "yellow"))
     right: Line = [("READ-ONLY  ", "yellow")] if state.read_only else []
     right.append((f"{show_clock(state.now_unix_s)} ", "dim"))
     return row_of(parts, width, chars, right)
@@ -136,6 +133,11 @@ def _footer(state: State, width: int, chars: Characters) -> Text:
         return row_of(_keys((("esc", "back"), *moves, ("q", "quit"))), width, chars)
     orders = () if state.read_only else (("c", "cancel"), ("x", "kill"), ("p", "pause"))
     sort = (("s", "sort"),) if width >= 90 else ()
+    if state.text:
+        # Always in sight: who forgot a filter would believe that the rest is gone.
+        shown = chars.line(state.text)
+        badge: Line = [(f" filter: {chars.fit(shown, min(cell_len(shown), 30))} ", "bold yellow")]
+        return row_of(badge + _keys((("esc", "shows all"), *orders, ("/", "change"))), width, chars)
     names = (("j k", "select"), ("enter", "details"), *orders, ("/", "filter"), *sort, ("?", "help"), ("q", "quit"))
     return row_of(_keys(names), width, chars)
 
