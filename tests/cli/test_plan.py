@@ -7,15 +7,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
+from tests.assets import single_files as made
 from tests.assets.corpus.repositories import BUILDERS
 from tests.assets.tiny_wan import tiny_model
 from wan_compat.policies.planning.contract import OptimizationPlan
 from wan_compat.protocol.plan import Cache, Offload
 from wan_compat.protocol.values import GenerationRequest
+from wan_compat.supervisor import installed
 from wan_compat.supervisor.cli import plan_options
 from wan_compat.supervisor.cli.main import main
 
@@ -78,6 +80,63 @@ def test_pictures_need_not_be_there_to_plan_for_them(capsys):
         code, out, err = run(capsys, "plan", tiny_model(kind), "--task", task, *arguments)
         assert code == 0, err
         assert json.loads(out)["task"] == task
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    """Return the document of a plan for a small clip on a CPU."""
+    size = ("--width", 96, "--height", 64, "--num-frames", 9, "--vram", 0, "--precision", "bfloat16", "--json")
+    code, out, err = run(capsys, "plan", *arguments, *size)
+    assert code == 0, err
+    document: dict[str, Any] = json.loads(out)
+    return document
+
+
+def weights(document: dict[str, Any]) -> int:
+    found: int = document["phases"]["denoise_high"]["weights_bytes"]
+    return found
+
+
+def test_single_files_are_planned_with_by_what_they_become_in_memory(capsys, tmp_path):
+    folder = made.wide_model(tmp_path / "wide")
+    tensors = made.load(folder, "transformer")
+    matrices = {name for name, tensor in tensors.items() if "blocks." in name and tensor.ndim == 2}
+    whole = planned(capsys, folder)
+    assert whole["parts"] == []
+    file = made.original_file(folder, "transformer", tmp_path / "wan.safetensors")
+    for arguments in ((file, "--components", folder), (folder, "--transformer", file)):
+        single = planned(capsys, *arguments)
+        assert (single["parts"], single["phases"]) == (["transformer:safetensors"], whole["phases"])
+    fp8, _ = made.scaled_fp8(tensors, lambda name: name in matrices)
+    fp8_file = made.save_raw({k: v for k, v in fp8.items() if k != "scaled_fp8"}, tmp_path / "fp8.safetensors")
+    assert weights(planned(capsys, fp8_file, "--components", folder)) == weights(whole)  # multiplied out
+    made.save_gguf(tensors, tmp_path / "wan.gguf", "Q4_0", lambda name: name in matrices)
+    blocks = planned(capsys, tmp_path / "wan.gguf", "--components", folder)
+    saved = sum(tensors[name].size for name in matrices) * (2 - 18 / 32)  # 32 numbers in 18 bytes stay as they are
+    assert (blocks["parts"], weights(whole) - weights(blocks)) == (["transformer:gguf"], int(saved))
+
+
+def test_weights_in_fewer_bits_and_loras_are_planned_with(capsys, tmp_path, monkeypatch):
+    folder = tiny_model("t2v_mid")
+    monkeypatch.setattr(installed, "find_version", lambda name, *_: "1" if name == "torchao" else None)
+    whole, folded = planned(capsys, folder), planned(capsys, folder, "--quantize", "transformer=int8")
+    assert folded["parts"] == ["transformer:torchao-int8"] and weights(folded) < weights(whole)
+    tensors = made.load(folder, "transformer")
+    lora = made.lora_file(made.lora_for(tensors, ["blocks.0.attn1.to_q"]), "diffusers", tmp_path / "a.safetensors")
+    laid = planned(capsys, folder, "--lora", f"{lora}:0.5")
+    assert (laid["parts"], laid["phases"]) == (["transformer:lora"], whole["phases"])  # added to the weights
+    ways = {item["name"] for item in laid["weighed"]}
+    assert {item["name"] for item in whole["weighed"]} - ways, "weights that are changed cannot stay in their files"
+    over_folded = planned(capsys, folder, "--quantize", "transformer=int8", "--lora", lora)
+    assert weights(over_folded) > weights(folded)  # kept beside what cannot be changed
+
+
+def test_parts_that_do_not_fit_end_as_generate_does(capsys, tmp_path):
+    folder = tiny_model("t2v")
+    file = made.original_file(folder, "transformer", tmp_path / "wan.safetensors")
+    assert run(capsys, "plan", file)[0] == 2
+    assert run(capsys, "plan", folder, "--vae", file)[0] == 2
+    assert run(capsys, "plan", folder, "--quantize", "transformer=int9")[0] == 2
+    assert run(capsys, "plan", folder, "--lora", file)[0] == 4
 
 
 @pytest.mark.parametrize("flags", [("--offload", "model"), ("--offload", "sequential"), ("--precision", "float16")])

@@ -5,6 +5,7 @@ Models of every shape that differs in memory, whole and tiled decoding, weights 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,3 +101,35 @@ def test_planned_bytes_of_weights_are_those_of_the_loaded_tensors() -> None:
                 loaded = getattr(library, part.class_name).from_pretrained(path, **{key: wanted})
                 held = sum(tensor.numel() * tensor.element_size() for tensor in loaded.parameters())
                 assert part.bytes_in(dtype) == held, (kind, name, dtype)
+    compare_single_files()  # here, where torch is imported already
+
+
+def compare_single_files() -> None:
+    """The same for matrices of 8 bits with scales, and of GGUF's blocks."""
+    import tempfile
+
+    from tests.assets import single_files as made
+    from wan_compat.supervisor.model_parts import Parts, read_parts
+    from wan_compat.workers.cancellation import Cancellation
+    from wan_compat.workers.loader import _load_component
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = made.wide_model(Path(place) / "wide")
+        tensors = made.load(folder, "transformer")
+        folded = {name for name, tensor in tensors.items() if tensor.ndim == 2}
+        fp8, _ = made.scaled_fp8(tensors, lambda name: name in folded)
+        made.save_raw({k: v for k, v in fp8.items() if k != "scaled_fp8"}, Path(place) / "wan.safetensors")
+        made.save_gguf(tensors, Path(place) / "wan.gguf", "Q4_0", lambda name: name in folded)
+        for file in (Path(place) / "wan.safetensors", Path(place) / "wan.gguf"):
+            facts, _ = read_parts(str(file), Parts(str(folder)))
+            decision = decide_model(facts, threads=1, memory_limit_bytes=1 << 40)
+            found = shape_of(decision)
+            assert found is not None
+            for dtype in ("float32", "bfloat16"):
+                part = next(item for item in decision.pipeline.components if item.name == "transformer")
+                assert part.source is not None
+                source = part.source.model_copy(update={"files": (file.name,)})
+                order = part.model_copy(update={"dtype": dtype, "source": source})
+                model = _load_component(order, place, Cancellation())
+                held = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+                assert found.weights["transformer"].bytes_in(dtype) == held, (file.name, dtype)

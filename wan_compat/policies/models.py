@@ -57,6 +57,7 @@ class ModelDecision:
     repository: str | None = None  # on a hub, with the commit as revision, where it came from a Hugging Face cache
     revision: str | None = None
     loras: tuple[LoraReport, ...] = ()
+    lora_numbers: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of all LoRAs over each component
     guidance_scale: float | None = None  # where the repository itself says one: in the settings of a guider
     tensors: Mapping[str, Mapping[str, TensorFact]] = dataclasses.field(default_factory=dict)  # of each component
 

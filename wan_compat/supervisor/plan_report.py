@@ -18,6 +18,7 @@ from wan_compat.protocol.errors import MemoryExceeded, ModelNotCompatible, WanCo
 from wan_compat.protocol.values import GenerationRequest
 from wan_compat.supervisor.machine import read_machine, worker_machine
 from wan_compat.supervisor.model_choice import choose_model
+from wan_compat.supervisor.model_parts import changes_of, parts_of
 
 PLAN_SCHEMA_VERSION = 1
 _UNBOUNDED = 1 << 60  # the precision that a decision begins with does not matter: the plan has the last word
@@ -31,6 +32,7 @@ class PlanReport:
     pipeline_class: str
     task: str
     choice: Choice
+    parts: tuple[str, ...] = ()  # what is not the folder's own, or in fewer bits: `transformer:gguf`
 
     @property
     def exit_code(self) -> int:
@@ -57,6 +59,7 @@ class PlanReport:
             "model": self.model,
             "pipeline_class": self.pipeline_class,
             "task": self.task,
+            "parts": list(self.parts),
             "width": job.width,
             "height": job.height,
             "num_frames": job.num_frames,
@@ -110,6 +113,7 @@ def plan_model(
 
     Raises:
         ModelNotCompatible: It has classes of its own, whose memory nobody knows.
+        EnvironmentLacks: A part is wanted in a form that needs a package which is not installed.
         InvalidRequest, ModelNotFound, ...: As `choose_model` and `resolve_request`.
     """
     machine = _machine(vram_bytes, ram_bytes)
@@ -120,6 +124,7 @@ def plan_model(
         threads=machine.cpu_count,
         memory_limit_bytes=_UNBOUNDED,
         wish=_with_media(wish),
+        parts=parts_of(request),
     )
     shape = shape_of(model)
     if shape is None:
@@ -129,7 +134,8 @@ def plan_model(
         )
     resolved = resolve_request(request, model, seed=0)
     choice = choose(shape, job_of(model, resolved.params), machine, wishes_of(request))
-    return PlanReport(request.model, model.pipeline.pipeline_class, resolved.params.task, choice)
+    pipeline = model.pipeline.pipeline_class
+    return PlanReport(request.model, pipeline, resolved.params.task, choice, tuple(changes_of(model)))
 
 
 def default_choice(facts: ModelFacts, host: HostFacts) -> Choice | None:

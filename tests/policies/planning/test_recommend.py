@@ -37,6 +37,12 @@ def test_a_model_of_unknown_needs_is_moved_and_tiled():
     assert plan.spec.offload == "model" and plan.spec.tiling is not None
 
 
+@pytest.mark.parametrize("vram_mb", [80_000, 48_000, 16_000, 8_000, 0])
+def test_frames_leave_one_latent_frame_at_a_time_with_tiles_and_without(vram_mb):
+    for plan in (recommend(NEEDS, resources(vram_mb)), recommend(ModelRequirements(), resources(vram_mb))):
+        assert plan.streaming and plan.chunk_frames and plan.max_chunk_size == 4
+
+
 def test_resources_and_machine_are_two_words_for_one_thing():
     given = resources(16_000)
     assert resources_of(machine_of(given)).vram_free_mb == 16_000

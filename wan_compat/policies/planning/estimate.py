@@ -138,19 +138,23 @@ def _work(shape: ModelShape, job: Job, setting: Setting) -> dict[Phase, Peak]:
     held = job.held * job.height * job.width * _COLOURS * _FLOAT32 if job.pictures else 0
     conditions = held + _conditions(shape, job, math.prod(latent))
     encoder = text_work(shape.text, job.text_tokens, itemsize) if shape.text is not None else 0
-    text = Peak(encoder, encoder) + embedded
+    text = Peak(encoder, encoder) + (embedded + _unfolding(shape, shape.encoders, setting))
     if job.pictures:
         text = higher(text, _picture_work(shape, job, setting) + (embedded + conditions - held))
     forward = denoise_work(
         shape.denoiser, latent, itemsize, text_tokens=job.text_tokens, threads=setting.threads, gpu=gpu
     )
     # The model's own type besides float32, for what it is given.
-    denoise = forward + (embedded + conditions + _LATENT_COPIES * copy)
+    denoise = forward + (embedded + conditions + _LATENT_COPIES * copy + _unfolding(shape, shape.experts, setting))
     found: dict[Phase, Peak] = {"text_encode": text, "denoise_high": denoise}
     if len(shape.experts) > 1:
         found["denoise_low"] = denoise
     found["decode"] = _decode(shape, job, setting) + (embedded + conditions + _LATENT_COPIES_AT_END * copy)
     return found
+
+
+def _unfolding(shape: ModelShape, names: tuple[str, ...], setting: Setting) -> int:
+    return max((shape.weights[name].unfolding(setting.dtype) for name in names), default=0)
 
 
 def _conditions(shape: ModelShape, job: Job, latent: int) -> int:

@@ -36,7 +36,7 @@ def shape_of(model: ModelDecision) -> ModelShape | None:
     classes = {part.name: part.class_name for part in pipeline.components if part.dtype is not None}
     if pipeline.code is not None or any(not model.tensors.get(name) for name in classes):
         return None
-    bits = {part.name: part.quantization.kind for part in pipeline.components if part.quantization is not None}
+    folded = {part.name: part.quantization for part in pipeline.components if part.quantization is not None}
     return model_shape(
         pipeline.pipeline_class,
         classes,
@@ -44,8 +44,9 @@ def shape_of(model: ModelDecision) -> ModelShape | None:
         model.transformer_config,
         model.vae_config,
         expand_timesteps=pipeline.expand_timesteps,
-        quantized=bits,
-        copied=not bits and not pipeline.loras and all(part.source is None for part in pipeline.components),
+        quantized=folded,
+        laid_over=model.lora_numbers,
+        copied=not folded and not pipeline.loras and all(part.source is None for part in pipeline.components),
     )
 
 

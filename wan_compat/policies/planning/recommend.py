@@ -46,12 +46,9 @@ def recommend(needs: ModelRequirements, resources: SystemResources) -> Optimizat
                 dtype,
                 f"{reason}: {figure:,} MB of {free:,} MB",
                 reduction=0.0 if offload == "none" else max(0.0, 1 - figure / everything) if everything else 0.0,
-                streaming=not tiled,
             )
     if not needs.min_vram_mb:
-        return _plan(
-            PlanSpec(offload="model", tiling=Tiling()), dtype, "what the model needs is not known", streaming=False
-        )
+        return _plan(PlanSpec(offload="model", tiling=Tiling()), dtype, "what the model needs is not known")
     return _on_cpu(weights, resources, f"the GPU has {free:,} MB free, the leanest plan takes {needs.min_vram_mb:,} MB")
 
 
@@ -72,20 +69,19 @@ def _plan(
     *,
     device: str = "cuda",
     reduction: float = 0.0,
-    streaming: bool = True,
 ) -> OptimizationPlan:
     return OptimizationPlan(
         use_mixed_precision=dtype != "float32",
         enable_cpu_offload=device == "cuda" and spec.offload != "none",
         offload_strategy=spec.offload,
-        chunk_frames=streaming or spec.tiling is not None,
-        max_chunk_size=4 if streaming else 0,
+        chunk_frames=True,
+        max_chunk_size=4,
         estimated_vram_reduction=round(reduction, 3),
         name=spec.offload,
         device=device,
         dtype=dtype,
         vae_dtype="float32" if device == "cuda" else dtype,
-        streaming=streaming,
+        streaming=True,  # tiles stream too; a VAE for which they do not is found out when it is loaded
         spec=spec,
         cost=1.0,
         cost_basis="estimated",

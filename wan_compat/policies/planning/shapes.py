@@ -11,10 +11,10 @@ from wan_compat.policies.planning.denoiser import IMAGE_TOKENS, DenoiserShape
 from wan_compat.policies.planning.encoders import TextEncoderShape
 from wan_compat.policies.planning.vae import VaeShape
 from wan_compat.policies.planning.weights import ComponentWeights
+from wan_compat.protocol.sources import Quantization
 
 _MAX = 1 << 20
 EXPERTS = ("transformer", "transformer_2")
-_BITS = {"int8": 8, "fp8": 8, "int4": 4, "nf4": 4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,8 @@ def model_shape(
     vae: Mapping[str, Any],
     *,
     expand_timesteps: bool = False,
-    quantized: Mapping[str, str] | None = None,
+    quantized: Mapping[str, Quantization] | None = None,
+    laid_over: Mapping[str, int] | None = None,
     copied: bool = True,
 ) -> ModelShape:
     """Return the shape of a model.
@@ -57,8 +58,15 @@ def model_shape(
         tensors: Component -> what its headers say.
         transformer, vae: Their configurations; keys that are absent have diffusers' defaults.
         expand_timesteps: The pipeline gives each token a timestep of its own.
+        quantized: Component -> what folds its weights while they are loaded.
+        laid_over: Component -> numbers of the LoRAs over it.
+        copied: Tensors become weights by copying.
     """
-    weights = {name: ComponentWeights(name, class_name, tensors.get(name, {})) for name, class_name in classes.items()}
+    quantized, laid_over = quantized or {}, laid_over or {}
+    weights = {
+        name: ComponentWeights(name, class_name, tensors.get(name, {}), quantized.get(name), laid_over.get(name, 0))
+        for name, class_name in classes.items()
+    }
     return ModelShape(
         pipeline_class=pipeline_class,
         weights=weights,

@@ -15,17 +15,31 @@ from typing import Literal
 
 from wan_compat.policies.facts import TensorFact
 from wan_compat.policies.planning.denoiser import KEPT_FLOAT32
+from wan_compat.protocol.sources import Quantization
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 ITEMSIZE: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+# What is loaded in the precision that was asked for, however it is stored: both libraries cast 8-bit floats, and a
+# worker multiplies numbers of 8 bits with their scale (workers/sources/weights.py).
+_CAST = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I8"})
+_GGUF_BLOCKS = re.compile(r"I?Q\d")
+_FLOAT16 = 2
 _NAMES_IN_HEADERS: Mapping[Dtype, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 # T5's output projections overflow in float16; transformers keeps them (`_keep_in_fp32_modules` of umt5).
 _KEPT_AT_FLOAT16 = {"UMT5EncoderModel": frozenset({"wo"}), "T5EncoderModel": frozenset({"wo"})}
 _BLOCK = re.compile(r"(?:^|.*?\.)(?:blocks|vace_blocks|block|layers)\.\d+\.")
 # transformers ties them: two names, one tensor.
 _TIED = ("shared.weight", "encoder.embed_tokens.weight")
+# Backends fold linear layers and nothing else; these matrices are tables of the encoders.
+_TABLES = frozenset({"shared", "embed_tokens", "relative_attention_bias", "position_embedding"})
+# Bits of each number of a folded matrix, and how many share a scale, 0 for a row of the matrix;
+# then bytes of that scale and its zero point (torchao 0.18, optimum-quanto 0.2.7, bitsandbytes).
+_FOLDED: Mapping[str, tuple[int, int]] = {"int8": (8, 0), "fp8": (8, 0), "int4": (4, 128), "nf4": (4, 64)}
+_SCALE = {"int8": 5, "fp8": 4, "int4": 8, "nf4": 4}
+# quanto converts the layers of time too, which the others leave in float32, and leaves T5's output projections.
+_QUANTO_LEAVES = frozenset({"wo"})
+_QUANTO_FOLDS = frozenset({"time_embedder"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +54,17 @@ class _Bytes:
 
 @dataclasses.dataclass(frozen=True)
 class ComponentWeights:
-    """One component that has tensors: by its class, with what the headers say of each."""
+    """One component that has tensors: by its class, with what the headers say of each.
+
+    quantization: What folds its matrices while they are loaded.
+    laid_over: Numbers of LoRAs; they take room of their own where weights are folded, and are added to them elsewhere.
+    """
 
     name: str
     class_name: str
     tensors: Mapping[str, TensorFact]
-    bits: int | None = None  # of each number of a matrix that is quantised while it is loaded
+    quantization: Quantization | None = None
+    laid_over: int = 0
 
     @functools.cached_property
     def parameters(self) -> int:
@@ -85,6 +104,9 @@ class ComponentWeights:
         blocks: dict[str, int] = {}
         converted: dict[str, int] = {}
         total = largest = outside = 0
+        if self._is_folded_at_all:
+            # In float32 as they were read, and in the precision in which they are computed with.
+            total = outside = self.laid_over * (ITEMSIZE["float32"] + ITEMSIZE[dtype])
         for name, tensor in self._once.items():
             size = self._one(name, tensor, dtype)
             total, largest = total + size, max(largest, size)
@@ -105,12 +127,42 @@ class ComponentWeights:
             converted_block=max(converted.values(), default=0),
         )
 
+    def unfolding(self, dtype: Dtype) -> int:
+        """Return the bytes in which the largest folded matrix is computed with: unfolded in half precision, and then
+        in the one that was asked for. 0 where nothing is folded."""
+        folded = (
+            math.prod(tensor.shape) for name, tensor in self._once.items() if self._is_folded(name, tensor, dtype)
+        )
+        return max(folded, default=0) * (_FLOAT16 + ITEMSIZE[dtype])
+
     def _one(self, name: str, tensor: TensorFact, dtype: Dtype) -> int:
-        if tensor.dtype not in _FLOATS:
+        numbers = math.prod(tensor.shape)
+        if self._is_folded(name, tensor, dtype):
+            if self.quantization is None:
+                return tensor.bytes
+            bits, group = _FOLDED[self.quantization.kind]
+            scales = tensor.shape[0] * (math.ceil(tensor.shape[1] / group) if group else 1)
+            return math.ceil(numbers * bits / 8) + scales * _SCALE[self.quantization.kind]
+        if tensor.dtype not in _CAST and not _GGUF_BLOCKS.match(tensor.dtype):
             return tensor.bytes
-        if self.bits is not None and len(tensor.shape) == 2:
-            return math.ceil(math.prod(tensor.shape) * self.bits / 8)
-        return math.prod(tensor.shape) * (4 if self._is_kept(name, dtype) else ITEMSIZE[dtype])
+        return numbers * (4 if self._is_kept(name, dtype) else ITEMSIZE[dtype])
+
+    @functools.cached_property
+    def _is_folded_at_all(self) -> bool:
+        return any(self._is_folded(name, tensor, "bfloat16") for name, tensor in self._once.items())
+
+    def _is_folded(self, name: str, tensor: TensorFact, dtype: Dtype) -> bool:
+        """Whether a tensor is a matrix that stays in fewer bits: in GGUF's blocks, or by a backend."""
+        if len(tensor.shape) != 2:
+            return False
+        if self.quantization is None:
+            return _GGUF_BLOCKS.match(tensor.dtype) is not None and not self._is_kept(name, dtype)
+        parts = frozenset(name.split("."))
+        if tensor.dtype not in _CAST or parts & _TABLES or not name.endswith(".weight"):
+            return False
+        if self.quantization.backend == "quanto":
+            return not parts & _QUANTO_LEAVES and (not self._is_kept(name, dtype) or bool(parts & _QUANTO_FOLDS))
+        return not self._is_kept(name, dtype)
 
     def _is_kept(self, name: str, dtype: Dtype) -> bool:
         kept: Iterable[str] = KEPT_FLOAT32.get(self.class_name, ())

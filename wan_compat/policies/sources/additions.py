@@ -51,11 +51,15 @@ def with_loras(
         admitted += (dataclasses.replace(fact, path=place) for fact in lora.files.values())
     if not matches:
         return decision
+    numbers: dict[str, int] = {}
+    for match in matches:
+        numbers[match.spec.component] = numbers.get(match.spec.component, 0) + match.numbers
     return dataclasses.replace(
         decision,
         pipeline=decision.pipeline.model_copy(update={"loras": tuple(match.spec for match in matches)}),
         admitted=tuple(admitted),
         loras=tuple(match.report for match in matches),
+        lora_numbers=numbers,
     )
 
 

@@ -56,10 +56,11 @@ _EXPERTS = {"high": "transformer", "low": "transformer_2"}
 
 @dataclasses.dataclass(frozen=True)
 class LoraMatch:
-    """One LoRA on one transformer: what a worker is told, and what a user is."""
+    """One LoRA on one transformer: what a worker is told, and what a user is; `numbers` is how many it has."""
 
     spec: LoraSpec
     report: LoraReport
+    numbers: int
 
 
 def match_lora(
@@ -80,7 +81,8 @@ def match_lora(
     tensors = _tensors_of(lora)
     matches = []
     for name in _experts_for(lora, wanted, tensors, experts):
-        layers, unmatched = _match(lora.root, _of_expert(tensors, name, experts), experts[name])
+        meant = _of_expert(tensors, name, experts)
+        layers, unmatched = _match(lora.root, meant, experts[name])
         if not layers:
             raise ModelInvalid(
                 f"no layer of the LoRA {lora.root} is one of the {name.replace('_', ' ')}: {_for_whom(tensors)}",
@@ -101,7 +103,7 @@ def match_lora(
             unmatched=len(unmatched),
             unmatched_names=[clean_text(item, 200) for item in unmatched[:MAX_NAMED]],
         )
-        matches.append(LoraMatch(spec, report))
+        matches.append(LoraMatch(spec, report, sum(math.prod(tensor.shape) for tensor in meant.values())))
     return tuple(matches)
 
 

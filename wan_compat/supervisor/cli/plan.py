@@ -9,6 +9,17 @@ import typer
 
 from wan_compat.supervisor.cli.check import Task
 from wan_compat.supervisor.cli.options import Json, Quiet, Verbose
+from wan_compat.supervisor.cli.parts_options import (
+    Components,
+    ImageEncoder,
+    Lora,
+    Quantize,
+    TextEncoder,
+    Transformer,
+    Transformer2,
+    Vae,
+    parts_fields,
+)
 from wan_compat.supervisor.cli.plan_options import (
     AttentionBackend,
     CacheOption,
@@ -28,7 +39,7 @@ _OTHERS = 5  # ways that were not taken, unless -v
 
 def plan(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Folder of a Wan model, or a hub id in the local cache.")],
+    model: Annotated[str, typer.Argument(help="Folder or single file of a Wan model, or a hub id in the cache.")],
     task: Annotated[Task | None, typer.Option(help="What would be made. Default: the model's usual task.")] = None,
     width: Annotated[int | None, typer.Option("--width", metavar="PIXELS", help="Of the video.")] = None,
     height: Annotated[int | None, typer.Option("--height", metavar="PIXELS", help="Of the video.")] = None,
@@ -51,6 +62,14 @@ def plan(
             "--ram", metavar="SIZE", parser=parse_bytes, help="Main memory to plan for. Default: what is free."
         ),
     ] = None,
+    components: Components = None,
+    transformer: Transformer = None,
+    transformer_2: Transformer2 = None,
+    vae: Vae = None,
+    text_encoder: TextEncoder = None,
+    image_encoder: ImageEncoder = None,
+    lora: Lora = None,
+    quantize: Quantize = None,
     precision: PrecisionOption = None,
     offload: OffloadOption = None,
     vae_tiling: VaeTiling = None,
@@ -71,6 +90,14 @@ def plan(
     from wan_compat.supervisor.cli.runner import build_request
     from wan_compat.supervisor.plan_report import plan_model
 
+    files = {
+        "components": components,
+        "transformer": transformer,
+        "transformer_2": transformer_2,
+        "vae": vae,
+        "text_encoder": text_encoder,
+        "image_encoder": image_encoder,
+    }
     request = build_request(
         model=model,
         prompt="",
@@ -84,6 +111,7 @@ def plan(
         vae_tiling=vae_tiling,
         attention_backend=attention_backend,
         cache=cache.value if cache else None,
+        **parts_fields(files, lora, quantize),
     )
     report = plan_model(request, vram_bytes=vram, ram_bytes=ram)
     if session.json:
@@ -99,6 +127,8 @@ def lines(report: PlanReport, *, verbose: bool = False) -> Iterator[str]:
     chosen = choice.chosen
     on_gpu = chosen.candidate.setting.device == "cuda"
     yield f"{job.num_frames} frames of {job.width}x{job.height}, {report.task} with {report.pipeline_class}"
+    if report.parts:
+        yield f"  of {', '.join(report.parts)}"
     machine = choice.machine
     have = f"{show_bytes(machine.ram_limit_bytes)} of memory for a worker"
     yield f"  on {f'{show_bytes(machine.vram_bytes)} of VRAM, ' if machine.gpu else ''}{have}"
