@@ -78,7 +78,8 @@ class Wire:
     def _greet(self, path: str) -> c.Greeting:
         program = " ".join(["python", *(os.path.basename(word) for word in sys.argv[:1] if word)])[:500]
         try:
-            self.send(c.Greet(program=program), 1)
+            with contextlib.suppress(BrokenPipeError):  # one that is full has said so, and hung up, before we speak
+                self.send(c.Greet(program=program), 1)
             _, answer, _ = self.receive()
         except ProtocolViolation as error:
             raise EnvironmentLacks(

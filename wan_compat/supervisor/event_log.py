@@ -130,7 +130,9 @@ class EventLog:
         return guess
 
     def _forget(self, kinds: tuple[type, ...]) -> None:
-        half = len(self._events) // 2
-        kept = [item for item in self._events[:half] if not isinstance(item[1], kinds)]
-        self._events[:half] = kept[-(MAX_KEPT // 4) :]
+        """Let the older half of these kinds go; and where that does not help, the oldest of whatever kind."""
+        places = [place for place, (_, event) in enumerate(self._events) if isinstance(event, kinds)]
+        gone = set(places[: (len(places) + 1) // 2])
+        kept = [item for place, item in enumerate(self._events) if place not in gone]
+        self._events = kept if len(kept) < MAX_KEPT else kept[-MAX_KEPT // 2 :]
         self._pictures = sum(isinstance(event, ev.LatentPreview) for _, event in self._events)
