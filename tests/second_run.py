@@ -37,6 +37,7 @@ PURE = (
     "tests/cli/test_generate.py::test_names_from_prompts_are_harmless",
     "tests/test_detection_accuracy.py",
     "tests/test_findings_page.py",
+    "tests/test_troubleshooting_page.py",
     "tests/tools/test_demo_data.py",
 )
 
@@ -114,6 +115,8 @@ OTHERWISE_THE_SAME = {
     "tests/cli/test_video_files.py": "options and words; files and owners are in supervisor/test_delivery.py",
     # The repository itself: its pages, its wheel, its budgets.
     "tests/test_benchmarks.py": "the harness of the benchmarks",
+    "tests/test_contract.py": "names",
+    "tests/test_documented_commands.py": "words and options of pages; tests/cli runs them as anybody",
     "tests/test_package.py": "files of the repository",
     "tests/test_second_run.py": "this list",
     "tests/test_tasks_page.py": "a page",
