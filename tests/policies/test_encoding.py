@@ -17,6 +17,7 @@ from wan_compat.policies.encoding import (
     video_mismatches,
 )
 from wan_compat.protocol.errors import InvalidRequest
+from wan_compat.protocol.video import Quality, VideoOptions
 
 
 def test_wan_video_is_planned_as_constant_quality_h264_in_420():
@@ -25,7 +26,7 @@ def test_wan_video_is_planned_as_constant_quality_h264_in_420():
     assert config.additional_params == {
         "container": "mp4",
         "pixel_format": "yuv420p",
-        "preset": "veryfast",
+        "preset": "superfast",
         "crf": 18,
     }
     assert config.reasons == ()
@@ -98,6 +99,17 @@ def test_command_converts_then_tags_and_never_scales_or_drops():
     assert not any("w=" in part or "h=" in part or "size=" in part for part in filters)
     assert arguments[-1] == "file:/out/a.part"
     assert "-b:v" not in arguments and arguments[arguments.index("-crf") + 1] == "18"
+
+
+def test_the_default_preset_looks_ahead_and_others_are_taken_as_they_are():
+    """Without it, superfast needs far more bytes for the same picture (docs/video.md)."""
+
+    def arguments(quality):
+        return ffmpeg_arguments(plan_encoding(64, 32, 16, ".mp4", VideoOptions(quality=quality)), "/a", threads=1)
+
+    standard = arguments(Quality.STANDARD)
+    assert standard[standard.index("-preset") + 1 :][:5] == ["superfast", "-mbtree", "1", "-rc-lookahead", "10"]
+    assert "-mbtree" not in arguments(Quality.HIGH)
 
 
 def test_bitrate_replaces_constant_quality():

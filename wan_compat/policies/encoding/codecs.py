@@ -38,6 +38,7 @@ class Codec:
         qualities: What each quality means: (preset, crf), of `presets` and 0..`max_crf`. A quality that is not there
             cannot be had.
         preset_option, presets: ffmpeg's option for speed, and its values; empty where there is none.
+        preset_changes: Options by which we differ from a preset.
         crf_option, max_crf: The option for constant quality; empty where there is none.
         options: Always given.
         even_pixels, odd_pixels: Pixel format where both sides are even, and otherwise; None refuses odd sizes.
@@ -61,6 +62,7 @@ class Codec:
     colour: Colour
     preset_option: str = ""
     presets: tuple[str, ...] = ("",)
+    preset_changes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     crf_option: str = ""
     max_crf: int = 0
     options: tuple[str, ...] = ()
@@ -84,10 +86,12 @@ def _same(preset: str, crf: int = 0) -> dict[Quality, tuple[str, int]]:
 CODECS: dict[str, Codec] = {
     codec.name: codec
     for codec in (
-        # veryfast keeps up with every decoder we measured, so that no tail is left after the last frame, and crf 18
-        # is where x264's loss disappears behind that of 4:2:0. 4:2:0 stores colour for 2x2 pixels and so cannot
-        # express an odd side. 4:4:4 can, exactly; desktop players and browsers' software decoders play it, hardware
-        # decoders often do not. Wan's own sizes are multiples of 16 and never get there.
+        # crf 18 is where x264's loss disappears behind that of 4:2:0. superfast with veryfast's look-ahead, which
+        # superfast itself leaves out, has the same error as veryfast at the same crf in two thirds to four fifths of
+        # its time (docs/video.md has the figures), and keeps up with every decoder we measured: no tail is left after
+        # the last frame. 4:2:0 stores colour for 2x2 pixels and so cannot express an odd side. 4:4:4 can, exactly;
+        # desktop players and browsers' software decoders play it, hardware decoders often do not. Wan's own sizes are
+        # multiples of 16 and never get there.
         Codec(
             name="h264",
             encoder="libx264",
@@ -95,9 +99,10 @@ CODECS: dict[str, Codec] = {
             label="H.264",
             preset_option="-preset",
             presets=_X264_PRESETS,
+            preset_changes={"superfast": ("-mbtree", "1", "-rc-lookahead", "10")},
             crf_option="-crf",
             max_crf=51,
-            qualities={Q.DRAFT: ("superfast", 28), Q.STANDARD: ("veryfast", 18), Q.HIGH: ("medium", 14)},
+            qualities={Q.DRAFT: ("superfast", 28), Q.STANDARD: ("superfast", 18), Q.HIGH: ("medium", 14)},
             even_pixels="yuv420p",
             odd_pixels="yuv444p",
             colour=Colour.BT709,

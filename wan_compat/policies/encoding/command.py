@@ -144,6 +144,7 @@ def _filters(config: EncodingConfig, codec: Codec) -> str:
 def _quality(config: EncodingConfig, codec: Codec) -> list[str]:
     params = config.additional_params
     speed = [codec.preset_option, params["preset"]] if codec.preset_option.startswith("-") else []
+    speed += codec.preset_changes.get(params["preset"], ())
     if config.bitrate:
         return [*speed, "-b:v", config.bitrate]
     if not codec.crf_option:
