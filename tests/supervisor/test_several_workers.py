@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import threading
 import time
@@ -12,7 +13,7 @@ import pytest
 from tests.assets.tiny_wan import tiny_model
 from wan_compat import Job, Supervisor
 from wan_compat.protocol import errors
-from wan_compat.supervisor.events import Warned
+from wan_compat.supervisor.events import Unusual, Warned
 
 SLOW_STEPS = 10  # of 50 ms each, in a "slow" worker
 
@@ -193,6 +194,18 @@ def test_a_zygote_that_never_comes_up_is_not_started_for_ever(misbehaving, submi
             submit(supervisor).result(30)
     with pytest.raises(errors.GivenUp, match="6 zygotes died"):
         submit(supervisor).result(30)
+
+
+def test_a_worker_that_floods_its_log_is_told_about_and_left_alone(misbehaving, submit, monkeypatch):
+    monkeypatch.setattr("wan_compat.policies.consumption.FLOOD_WINDOW_S", 0.4)
+    monkeypatch.setattr("wan_compat.supervisor.worker.CONSUMPTION_S", 0.1)
+    supervisor = misbehaving("denoise:print-flood")
+    job = submit(supervisor)
+    assert Unusual("w1", "floods its log") in itertools.takewhile(lambda event: job.state == "running", job.events())
+    status = supervisor.status()
+    assert status.workers[0].unusual == ("floods its log",)
+    assert ("unusual: floods its log", "j1", "w1") in [(note.text, note.job, note.worker) for note in status.notes]
+    assert job.state == "running" and supervisor.kill_worker("w1")
 
 
 def test_many_threads_submit_and_cancel_at_once(misbehaving, submit):

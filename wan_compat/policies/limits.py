@@ -40,8 +40,6 @@ def share(host: HostFacts, *, workers: int, ours: Iterable[int] = ()) -> HostFac
         ours: Bytes that each living worker of this supervisor is seen to use. What they use is not lost: together with
             what is free, it is what is shared.
     """
-    if workers == 1:
-        return host
     used = sum(max(0, number - _SHARED_BYTES) for number in ours)
     return dataclasses.replace(
         host,

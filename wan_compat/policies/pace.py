@@ -53,7 +53,7 @@ class Pace:
                 self._later.append(each)
             self._step, self._moment_s = step, now_s
         self._total = total
-        rate = _median(self._later) if self._later else self._first
+        rate = median(self._later) if self._later else self._first
         return Estimate(rate, rate * max(0, total - step) if rate is not None else None)
 
     def stalled_s(self, now_s: float) -> float | None:
@@ -64,10 +64,10 @@ class Pace:
         if not self._later or self._step >= self._total:
             return None
         waited = now_s - self._moment_s
-        return waited if waited > max(LEAST_STALL_S, STALL_FACTOR * _median(self._later)) else None
+        return waited if waited > max(LEAST_STALL_S, STALL_FACTOR * median(self._later)) else None
 
 
-def _median(values: Iterable[float]) -> float:
+def median(values: Iterable[float]) -> float:
     """Return the middle one, the larger of two: `statistics` would cost every start of the program 10 ms."""
     ordered = sorted(values)
     return ordered[len(ordered) // 2]

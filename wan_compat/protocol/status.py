@@ -1,8 +1,8 @@
 """What a supervisor says about itself: its workers, its jobs, its queue and what happened lately.
 
 One `SupervisorStatus` is what `Supervisor.status()` returns, what crosses the control socket (docs/protocol.md) and
-what `wan-compat monitor --once --json` prints. Every list is bounded, so that a status has a greatest size; text in it comes
-from users, models and workers, and passes `clean_text` before anybody shows it.
+what `wan-compat monitor --once --json` prints. Every list is bounded, so that a status has a greatest size; text in it
+comes from users, models and workers, and passes `clean_text` before anybody shows it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class WorkerStatus(Value):
     Args:
         cpu_percent: Of one core, since the status before; None for the first.
         vram_bytes: None where there is no GPU.
-        unusual: What the watch over consumption says now ("spins without progress", "memory grows", "floods its log").
+        unusual: What the watch over consumption says now ("computes without progress", "floods its log", ...).
     """
 
     id: Id

@@ -42,6 +42,8 @@ from wan_compat.protocol.results import ConversionReport, VideoGenerationResult
 from wan_compat.protocol.values import GenerationRequest, Mode
 from wan_compat.sandbox.spec import Tier
 from wan_compat.supervisor import audit_log
+from wan_compat.supervisor import events as ev
+from wan_compat.supervisor.cpu_watch import CpuMeter
 from wan_compat.supervisor.job import MAX_UNREAD_EVENTS, Job, R, Ticket
 from wan_compat.supervisor.job_context import JobContext
 from wan_compat.supervisor.job_queue import JobQueue
@@ -139,7 +141,7 @@ class Supervisor:
         self._started_unix_s = time.time()
         self._records: Records | None = None
         self.observers = Observers(lambda why: self._record().note("warning", why))
-        self._cpu: Any = None
+        self._cpu = CpuMeter()
         self._closing = False
 
     def submit(self, request: GenerationRequest, *, priority: int = 0, group: str = "", label: str = "") -> Job:
@@ -274,12 +276,11 @@ class Supervisor:
     def status(self) -> SupervisorStatus:
         """Return what its workers and jobs do now, what waits, and what happened lately. For any thread."""
         from wan_compat.protocol.status import MAX_LISTED_JOBS, SupervisorStatus
-        from wan_compat.supervisor.status_report import CpuMeter, machine_status, worker_status
+        from wan_compat.supervisor.status_report import machine_status, worker_status
 
         notes, ended, counts = self._record().read()
         living = self._runners.pool.living() if self._runners.pool is not None else []
         with self._lock:
-            self._cpu = self._cpu or CpuMeter()
             busy = self._cpu.percents([worker.pid for worker, _ in living if worker.pid])
         running = [job.status() for job in self._queue.running()[:MAX_LISTED_JOBS]]
         return SupervisorStatus(
@@ -403,7 +404,7 @@ class Supervisor:
             workers=self.workers,
             max_warm=self._max_warm,
             name=self.id,
-            tell=lambda worker, why: self._record().note("info", f"worker {worker} was ended: {why}", worker=worker),
+            tell=lambda worker, what: self._record().note("info", f"worker {worker}: {what}", worker=worker),
         )
 
     def _cancelled(self, job: Job[Any]) -> None:
@@ -420,6 +421,14 @@ class Supervisor:
         if status.state == "failed":
             records.note("error", outcome.message, code=outcome.code, job=job.id, worker=status.worker)
 
+    def _emit(self, job: Job[Any], event: ev.Event) -> None:
+        job.emit(event)
+        if isinstance(event, ev.Recovering):
+            text = f"after {event.error}: {event.action}"
+            self._record().note("warning", text, code="recovering", job=job.id, worker=job.status().worker)
+        elif isinstance(event, ev.Unusual):
+            self._record().note("warning", f"unusual: {event.what}", code="unusual", job=job.id, worker=event.worker)
+
     def _run(self, job: Job[Any], pool: WorkerPool, wake: Wake) -> None:
         if self._closing or job.is_cancelled():
             self._finish(job, JobCancelled("cancelled before it started"))
@@ -435,7 +444,7 @@ class Supervisor:
 
         context = JobContext(
             pool=pool,
-            emit=job.emit,
+            emit=lambda event: self._emit(job, event),
             cancelled=is_over,
             wake_fd=wake.fd,
             policy=self.policy,

@@ -72,6 +72,14 @@ class Warned:
 
 
 @dataclasses.dataclass(frozen=True)
+class Unusual:
+    """The worker uses the machine in an unusual way (policies/consumption.py). Nothing was done about it."""
+
+    worker: str
+    what: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Incident:
     """The worker did what only an attacker or a grave bug does, and was ended for it. `Ended` follows."""
 
@@ -122,6 +130,7 @@ Event = (
     | Preview
     | LatentPreview
     | Warned
+    | Unusual
     | Recovering
     | Recovered
     | Incident

@@ -78,6 +78,7 @@ class JobRun:
         self._media: tuple[int, ...] = ()  # descriptors of the pictures and videos, open for the time of the job
         self._worker: Worker | None = None  # of this attempt; of the one before, while its latents are decoded again
         self._fit = False  # the worker can serve another job
+        self._weight_bytes = 0
         self._choice: Choice | None = None  # how the model is made to fit; None where no plan is made
 
     def execute(self) -> VideoGenerationResult:
@@ -113,6 +114,7 @@ class JobRun:
             require_verified(request.model, model.admitted)
         environment = environment_of(request.model)
         limits = deadlines(weight_bytes=model.weight_bytes, timeout_s=self._watch.timeout_s)
+        self._weight_bytes = model.weight_bytes
         self._note_first_use()
         with contextlib.ExitStack() as stack:
             media = stack.enter_context(copied_media(media_of(request)))
@@ -276,6 +278,7 @@ class JobRun:
             cancelled=self._watch.interrupted,
             wake_fd=self._context.wake_fd,
             job=self._context.job,
+            wants_bytes=self._choice.chosen.ram_bytes if self._choice is not None else self._weight_bytes,
         )
         self._context.hold(worker.name)
         self._timings = dataclasses.replace(self._timings, worker_start_s=time.monotonic() - began)

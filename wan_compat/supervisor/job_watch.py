@@ -43,6 +43,8 @@ class JobWatch:
     def pump(self, worker: Worker, limits: Deadlines, until: float, write: list[int] | None = None) -> Heard:
         """Wait for the worker for a moment, under the deadlines of the phase and of the job."""
         heard = worker.pump(0.5, limits.silence_s, read=[self._context.wake_fd], write=write or [])
+        for what in heard.unusual:
+            self._context.emit(ev.Unusual(worker.name, what))
         self.check_stop()
         if (stalled := self._pace.stalled_s(time.monotonic())) is not None:
             raise DeadlineExceeded(

@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import psutil
-
 from wan_compat.protocol.errors import EnvironmentLacks, clean_text
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.worker import Worker
@@ -63,28 +61,6 @@ class Records:
             return tuple(self._notes), tuple(self._ended), dict(self._counts)
 
 
-class CpuMeter:
-    """Tells how busy processes were between two looks, in percent of one core."""
-
-    def __init__(self) -> None:
-        self._seen: dict[int, tuple[float, float]] = {}
-
-    def percents(self, pids: list[int]) -> dict[int, float]:
-        """Return the share of each process that was there at the last look too."""
-        now, found = time.monotonic(), {}
-        seen, self._seen = self._seen, {}
-        for pid in pids:
-            try:
-                times = psutil.Process(pid).cpu_times()
-            except (psutil.Error, OSError, ValueError):
-                continue
-            used = times.user + times.system
-            self._seen[pid] = (used, now)
-            if pid in seen and now > seen[pid][1]:
-                found[pid] = min(10_000.0, max(0.0, 100.0 * (used - seen[pid][0]) / (now - seen[pid][1])))
-        return found
-
-
 def worker_status(worker: Worker, *, idle: bool, cpu_percent: float | None) -> WorkerStatus:
     """Return what a monitor shows of a worker."""
     from wan_compat.protocol.status import WorkerStatus
@@ -104,6 +80,7 @@ def worker_status(worker: Worker, *, idle: bool, cpu_percent: float | None) -> W
         vram_bytes=worker.vram_bytes,
         cpu_percent=cpu_percent,
         started_unix_s=worker.started_unix_s,
+        unusual=worker.unusual,
         jobs_done=max(0, worker.jobs_started - (0 if idle else 1)),
     )
 

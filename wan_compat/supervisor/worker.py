@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from wan_compat.policies.confinement import TierDecision, accept_self_test, minimum_tier, plan_confinement, plan_limits
+from wan_compat.policies.consumption import Consumption, Sample
 from wan_compat.policies.facts import FileFact
 from wan_compat.policies.limits import Deadlines
 from wan_compat.policies.policy import Policy
@@ -48,6 +49,7 @@ from wan_compat.sandbox import runtime_view, seccomp_notify, selftest
 from wan_compat.sandbox.spec import CONTROL_TARGET, Identity, Layer, Tier, to_wire
 from wan_compat.supervisor import incidents
 from wan_compat.supervisor.bwrap_zygote import BwrapZygote
+from wan_compat.supervisor.cpu_watch import cpu_seconds
 from wan_compat.supervisor.frame_ring import FrameRing
 from wan_compat.supervisor.gpu_memory import GpuWatch
 from wan_compat.supervisor.host import fresh_identity
@@ -60,6 +62,7 @@ V = TypeVar("V", bound=Value)
 
 SOCKET_NAME = "c"
 PING_S = 1.0
+CONSUMPTION_S = 1.0  # how often its consumption is looked at
 
 EXIT_S = 0.5  # longest that a process takes from giving its memory back to being ended
 
@@ -90,12 +93,16 @@ class WorkerOrder:
 
 @dataclasses.dataclass
 class Heard:
-    """What one `pump` brought: messages in order, frames ready in the ring, and which extra descriptors are ready."""
+    """What one `pump` brought: messages in order, frames ready in the ring, and which extra descriptors are ready.
+
+    unusual: What the watch over consumption sees now and did not see before.
+    """
 
     messages: list[Value]
     frames_ready: int
     readable: frozenset[int]
     writable: frozenset[int]
+    unusual: tuple[str, ...] = ()
 
 
 class Worker:
@@ -137,6 +144,9 @@ class Worker:
         self._exit_status: int | None = None
         self._answered = self._pinged = self._polled = time.monotonic()
         self._nonce = self._echoed = 0
+        self._consumption = Consumption()
+        self._sampled = time.monotonic()
+        self._told: tuple[str, int] = ("", 0)  # phase and step of the last progress
         self._zygote: Zygote | None = None
         self._watch: MemoryWatch | None = None
         self._gpu_watch: GpuWatch | None = None
@@ -253,6 +263,22 @@ class Worker:
         sealed = {probe.name: probe.denied for probe in ready.probes}
         accept_self_test(sealed, selftest.expected_sealed(self._ordered_layers), hello.layers, minimum)
         self.self_test |= sealed
+
+    def engage(self, job: str | None) -> None:
+        """It is for a job from now on: `job`, where that has an id."""
+        self.job = job
+        self._consumption.job_began()
+
+    def rest(self) -> None:
+        """It has nothing to do from now on."""
+        self.job = None
+        self._consumption.job_ended()
+        self._sampled = 0.0
+
+    @property
+    def unusual(self) -> tuple[str, ...]:
+        """What was unusual in its consumption when that was last looked at."""
+        return self._consumption.unusual
 
     @property
     def state(self) -> WorkerState:
@@ -373,8 +399,11 @@ class Worker:
             raise self._death()
         self._watch_memory()
         self._watch_gpu_memory()
+        if heard.frames_ready > frames:
+            self._consumption.progressed(time.monotonic(), step=False)
         if not self._dead:
             self._watch_silence(silence_s)
+            heard.unusual = self._watch_consumption()
         return heard
 
     def _drain(self) -> list[Value]:
@@ -389,6 +418,7 @@ class Worker:
                 self._echoed = message.nonce
             else:
                 drained.append(message)
+                self._note_progress(message)
         return drained
 
     def answers(self, timeout_s: float) -> bool:
@@ -497,6 +527,20 @@ class Worker:
             self._nonce += 1
             with contextlib.suppress(DeadlineExceeded):
                 self.send(m.Ping(nonce=self._nonce))
+
+    def _watch_consumption(self) -> tuple[str, ...]:
+        now = time.monotonic()
+        if now - self._sampled < CONSUMPTION_S or self._watch is None:
+            return ()
+        self._sampled = now
+        return self._consumption.sample(Sample(now, cpu_seconds(self.pid), self._watch.used_bytes, self.log.read_bytes))
+
+    def _note_progress(self, message: Value) -> None:
+        if not isinstance(message, m.Progress):
+            self._consumption.progressed(self._answered, step=False)
+        elif self._told != (message.phase, message.step):
+            self._told = (message.phase, message.step)
+            self._consumption.progressed(self._answered, step=message.phase == "denoise")
 
     def peak_bytes(self) -> int:
         """Return the most memory the worker was seen to use: the cgroup's own record where there is one."""

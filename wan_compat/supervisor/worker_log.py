@@ -39,6 +39,7 @@ class BoundedLog:
         self._partial = b""
         self._allowance = float(BURST_BYTES)
         self._refilled = time.monotonic()
+        self.read_bytes = 0  # in all
         self._written = 0
         self._file: TextIO | None = None
 
@@ -65,6 +66,7 @@ class BoundedLog:
                 self._end()
                 return
             self._allowance -= len(data)
+            self.read_bytes += len(data)
             self._tail += data
             del self._tail[:-TAIL_BYTES]
             self._write(data)

@@ -58,7 +58,7 @@ class WorkerPool:
         workers: How many jobs run at once.
         max_warm: How many workers may stay when their job is over.
         name: Of the runtime folder; None is a fresh one.
-        tell: Hears about workers that were ended between jobs: the worker's name and why.
+        tell: Hears about workers between jobs: the worker's name, and that it was ended and why, or what is unusual.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class WorkerPool:
     def share(self, host: HostFacts) -> HostFacts:
         """Return what one of the workers may count on, of what `host` has (policies/limits.py)."""
         with self._lock:
-            living = list(self._living.values())
+            living = list(self._living.values()) if self._places > 1 else []  # alone, it counts on what is free
         return share(host, workers=self._workers, ours=[worker.used_now() for worker in living])
 
     def acquire(
@@ -156,7 +156,7 @@ class WorkerPool:
                 self._make_room(deadlines, wants_bytes)
                 self.runtime_folder()
                 worker = self._start_somehow(order, starter)
-            worker.job = job
+            worker.engage(job)
             return worker
         except BaseException:
             with self._lock:
@@ -167,7 +167,7 @@ class WorkerPool:
         """Take a worker back: keep it warm for the next job of the same model, or end it."""
         surplus: list[Worker] = []
         with self._lock:
-            worker.job = None
+            worker.rest()
             self._busy -= 1
             keep = keep and self._max_warm > 0 and worker.alive
             if keep:
@@ -196,13 +196,16 @@ class WorkerPool:
     def tend(self) -> None:
         """Look after the idle workers: hear them, watch their memory, and end those that died or misbehave."""
         ended: list[tuple[Worker, str]] = []
+        told: list[tuple[str, str]] = []
         with self._lock:
             for worker in list(self._warm):
                 try:
-                    worker.pump(0.0)
+                    told += [(worker.name, what) for what in worker.pump(0.0).unusual]
                 except WanCompatError as error:
                     self._warm.remove(worker)
                     ended.append((worker, f"{error.code}: {error.message}"))
+        for name, what in told:
+            self._tell(name, f"unusual: {what}")
         for worker, why in ended:
             self._let_go(worker, 0.0, why)
 
@@ -284,7 +287,7 @@ class WorkerPool:
 
     def _let_go(self, worker: Worker, grace_s: float, why: str) -> None:
         self._end(worker, grace_s)
-        self._tell(worker.name, why)
+        self._tell(worker.name, f"ended while idle: {why}")
 
     def _end(self, worker: Worker, grace_s: float = 0.0) -> None:
         try:
@@ -357,7 +360,8 @@ class WorkerPool:
             with self._lock:
                 self._return_zygote(name)
             raise
-        worker.job, worker.wanted_tier = starter.job, candidate.tier
+        worker.wanted_tier = candidate.tier
+        worker.engage(starter.job)
         with self._lock:
             self._living[name] = worker
         try:

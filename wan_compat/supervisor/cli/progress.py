@@ -74,6 +74,8 @@ class LineProgress(ProgressView):
                 self._line(describe_sandbox(self._session, tier, layers))
             case events.Warned(message=message):
                 self._line(f"Warning: {message}")
+            case events.Unusual(worker=worker, what=what):
+                self._line(f"Unusual: worker {worker} {what}")
             case events.Recovering() | events.Recovered():
                 self._line(describe_recovery(event))
             case _:
@@ -119,6 +121,8 @@ class BarProgress(ProgressView):
                 self._remark(describe_sandbox(self._session, tier, layers))
             case events.Warned(message=message):
                 self._remark(f"Warning: {message}")
+            case events.Unusual(worker=worker, what=what):
+                self._remark(f"Unusual: worker {worker} {what}")
             case events.Recovering() | events.Recovered():
                 self._remark(describe_recovery(event))
             case events.Finished():
