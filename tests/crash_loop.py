@@ -119,9 +119,10 @@ def sha256(path: Path) -> str:
 
 def damage(journal: Path, chance: random.Random) -> bool:
     """Do to the journal what a crash in the middle of a record does: a part of one more line."""
-    if not journal.exists():
-        return False
-    last = journal.read_bytes().splitlines(keepends=True)[-1]
+    content = journal.read_bytes() if journal.exists() else b""
+    if not content.endswith(b"\n"):  # the kill itself did it
+        return bool(content)
+    last = content.splitlines(keepends=True)[-1]
     with journal.open("ab") as file:
         file.write(last[: chance.randrange(1, len(last))])
     return True
@@ -146,23 +147,20 @@ def crash_loop(rounds: int, seed: int, items: int, *, real: bool = False, worker
 
 
 def _crash_until_done(batch: Batch, rounds: int, chance: random.Random, crashes: Crashes, *, start_s: float) -> None:
-    longest_s = start_s
     while True:
         process = batch.start()
         last = crashes.rounds >= rounds
+        if not last:
+            _wait_for_a_moment(process, batch, chance, start_s)
         try:
-            # Not only during start-up, which is most of a short run: what is left takes longer the more is left.
-            _, said = process.communicate(timeout=RUN_TIMEOUT_S if last else chance.uniform(0.2, longest_s))
+            _, said = process.communicate(timeout=RUN_TIMEOUT_S if last else 0)
         except subprocess.TimeoutExpired:
-            if last:
-                process.kill()
-                process.communicate()
-                crashes.problems.append(f"the last run did not end within {RUN_TIMEOUT_S:g} s")
-                return
             process.send_signal(signal.SIGKILL)
             process.communicate()
+            if last:
+                crashes.problems.append(f"the last run did not end within {RUN_TIMEOUT_S:g} s")
+                return
             crashes.rounds += 1
-            longest_s = min(longest_s * 1.1, 4 * start_s)
             time.sleep(0.05)  # the kernel ends its children
             crashes.problems += batch.examine()
             if chance.random() < 0.3:
@@ -172,6 +170,31 @@ def _crash_until_done(batch: Batch, rounds: int, chance: random.Random, crashes:
             words = re.sub(r"\s+", " ", said.decode(errors="replace"))[-500:]
             crashes.problems.append(f"a run ended with {process.returncode}: {words}")
         return
+
+
+def _wait_for_a_moment(process: subprocess.Popen[bytes], batch: Batch, chance: random.Random, start_s: float) -> None:
+    """Wait for a random time; more often, until something appears in the folder and a few milliseconds more.
+
+    What is between a video's name and its record takes milliseconds, and start-up most of a run's time: by the clock
+    alone, hardly a kill would come between the two.
+    """
+    if chance.random() < 0.3:
+        end = time.monotonic() + chance.uniform(0.1, 2 * start_s)
+        while process.poll() is None and time.monotonic() < end:
+            time.sleep(0.005)
+        return
+    ending, more = chance.choice((".mp4", ".mp4", ".mp4.json", ".part")), chance.choice((1, 1, 2, 3))
+    before, end = _names(batch.out, ending), time.monotonic() + 20 * start_s
+    while process.poll() is None and len(_names(batch.out, ending) - before) < more and time.monotonic() < end:
+        time.sleep(0.001)
+    time.sleep(chance.uniform(0.0, 0.02))
+
+
+def _names(folder: Path, ending: str) -> set[str]:
+    try:
+        return {name for name in os.listdir(folder) if name.endswith(ending)}
+    except FileNotFoundError:
+        return set()
 
 
 def main() -> int:

@@ -24,7 +24,8 @@ MAX_ALIASES = 1000
 MAX_VALUES = 400_000
 
 _PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null")}
-_TEXT = "tag:yaml.org,2002:str"
+# What only looks like a date, or like YAML's own signs, is text to us.
+_TEXTS = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "merge", "value")}
 _MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -122,8 +123,8 @@ class _Walk:
         if isinstance(node, yaml.ScalarNode):
             if node.tag in _PLAIN:
                 return self._loader.construct_object(node)
-            if node.style is None and node.tag.startswith("tag:yaml.org,2002:"):
-                return node.value  # what only looks like a date, and such
+            if node.tag in _TEXTS:
+                return node.value
             raise _Wrong(_line(node), f"has the tag {clean_text(node.tag, 60)}; plain values are known")
         if isinstance(node, yaml.SequenceNode):
             if len(node.value) > 10_000:
