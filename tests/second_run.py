@@ -26,6 +26,10 @@ PURE = (
     "tests/supervisor/inspection/test_gguf_header.py",
     "tests/supervisor/inspection/test_json_document.py",
     "tests/supervisor/inspection/test_safetensors_header.py",
+    "tests/supervisor/monitor/test_keys.py",
+    "tests/supervisor/monitor/test_model.py",
+    "tests/supervisor/monitor/test_source.py",
+    "tests/supervisor/monitor/test_view.py",
     "tests/supervisor/test_architecture_detector.py",
     "tests/supervisor/test_check.py::test_random_damage_ends_in_a_report",
     "tests/supervisor/test_check.py::test_whether_known_repositories_load_is_as_recorded",
@@ -39,6 +43,7 @@ PURE = (
     "tests/test_findings_page.py",
     "tests/test_troubleshooting_page.py",
     "tests/tools/test_demo_data.py",
+    "tests/tools/test_monitor_screenshots.py",
 )
 
 # These start processes, and what they claim is none of the processes' rights. Why, and where an ordinary user's run
@@ -54,6 +59,7 @@ OTHERWISE_THE_SAME = {
     "tests/test_relatives.py": "pixels of Wan's relatives",
     "tests/test_modular.py": "pixels of modular pipelines",
     "tests/test_faults.py": "which failures are survived",
+    "tests/supervisor/monitor/test_screen.py": "a terminal over supervisors that do not exist; real ones: tests/cli/test_monitor.py",
     "tests/supervisor/test_cancel.py": "when a cancel is heard; that nothing outlives one is in test_kill_chain.py",
     "tests/supervisor/test_fallback.py": "which parts of a model load",
     "tests/supervisor/test_formats.py": "what codecs keep; files and owners are in test_delivery.py and test_outputs.py",
@@ -112,6 +118,7 @@ OTHERWISE_THE_SAME = {
     "tests/cli/test_install_deps.py": "words and exit codes; supervisor/test_dependency_manager.py installs as anybody",
     "tests/cli/test_load_test.py": "words and exit codes",
     "tests/cli/test_operations.py": "options; owners and modes of the log are in supervisor/test_log_file.py",
+    "tests/cli/test_monitor.py::test_a_terminal_is_given_back_whatever_ends_the_monitor": "modes of a terminal",
     "tests/cli/test_parts_options.py": "options",
     "tests/cli/test_plan.py": "words and exit codes",
     "tests/cli/test_progress.py": "words",

@@ -1,7 +1,8 @@
 """Pictures of `wan-compat monitor` for docs/monitor.md: `python -m tools.monitor_screenshots [FOLDER]`.
 
 The states are made up, the drawing is the program's own: statuses go through the reducer and the view as in a terminal.
-Written as SVG by rich, without its link to a font on the web.
+Written as SVG by rich, without its link to a font on the web. tests/tools/test_monitor_screenshots.py fails when a picture is
+not what this draws.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rich._export_format import CONSOLE_SVG_FORMAT
-from rich.console import Console
+from rich.console import CONSOLE_SVG_FORMAT, Console
 from rich.terminal_theme import TerminalTheme
 
 from wan_compat.protocol.status import JobStatus, MachineStatus, Note, SupervisorStatus, WorkerStatus

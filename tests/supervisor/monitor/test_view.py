@@ -165,6 +165,7 @@ def test_details_tell_all_of_it() -> None:
 def test_help_and_events_fit_80x24() -> None:
     shown = screen(watching([a_status()], ["?"]))
     assert "kill the selected worker" in shown
+    assert "…" not in shown
     assert "what is shown of it is old" in shown  # the last line of the page
     shown = screen(watching([a_status()], ["v"]))
     assert "worker w2 started" in shown

@@ -23,8 +23,8 @@ HELP = (
     ("enter", "details of what is selected: whole prompt, error, memory"),
     ("c", "cancel the selected job, running or waiting; asks first"),
     ("x", "kill the selected worker; asks first. Its job fails"),
-    ("p", "pause the selected supervisor: what runs goes on, nothing new starts; again: resume"),
-    ("/", "filter by text: id, pid, model, prompt, group, state. Esc ends it"),
+    ("p", "pause the supervisor: what runs goes on, nothing starts; resume"),
+    ("/", "filter by id, pid, model, prompt, group, state; esc ends it"),
     ("s  r", "sort workers by age, memory, cpu, eta, model; reverse"),
     ("e", "list all waiting and ended jobs, or the first few"),
     ("v", "all events and refusals"),
@@ -32,7 +32,7 @@ HELP = (
     ("q  ctrl-c", "quit; what is watched goes on"),
 )
 MEANING = (
-    ("T", "sandbox tier of the worker, A is the strongest (wan-compat doctor)"),
+    ("T", "tier of the worker's sandbox, A is the strongest"),
     ("TRUST", "runs code of its repository that you approved, in the sandbox"),
     ("s/it", "seconds per step; the time left is that of the phase"),
     ("no answer", "the supervisor exists, and what is shown of it is old"),
