@@ -41,6 +41,7 @@ _EVENTS: dict[type, tuple[str, str]] = {
     ev.Recovering: ("recovering", "warning"),
     ev.Recovered: ("recovered", "warning"),
     ev.Encoded: ("encoded", "info"),
+    ev.Unusual: ("unusual", "warning"),
 }
 
 

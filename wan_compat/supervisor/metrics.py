@@ -113,7 +113,7 @@ class Metrics(Observer):
             self._recoveries.labels("succeeded" if event.outcome == "succeeded" else "failed").inc()
         elif isinstance(event, ev.Incident):
             self._incidents.labels(event.incident.kind).inc()
-        elif type(event).__name__ == "Unusual":
+        elif isinstance(event, ev.Unusual):
             self._unusual.inc()
         elif isinstance(event, ev.Finished | ev.Ended):
             self._phase(job, None)
