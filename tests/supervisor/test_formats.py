@@ -261,6 +261,8 @@ REFUSED = {
     "unknown format": (".mp4", {"format": "avi"}, "no format"),
     "name against format": (".mp4", {"format": "webm"}, "ends in"),
     "unknown codec": (".mp4", {"codec": "divx"}, "no codec"),
+    "hardware": (".mp4", {"codec": "h264_nvenc"}, "sandbox without devices"),
+    "hardware in a webm": (".webm", {"codec": "av1_vaapi"}, "sandbox without devices"),
     "codec of another format": (".webm", {"codec": "h264"}, "cannot hold"),
     "lossless gif": (".gif", {"quality": "lossless"}, "lossless"),
     "lossless jpeg": ("", {"format": "jpeg", "quality": "lossless"}, "lossless"),

@@ -19,6 +19,7 @@ from wan_compat.protocol.errors import EnvironmentLacks, FfmpegMissing, SandboxU
 from wan_compat.sandbox import cgroup, trial
 from wan_compat.sandbox.spec import Layer, Tier
 from wan_compat.supervisor.ffmpeg import find_ffmpeg
+from wan_compat.supervisor.hardware_encoders import try_hardware_encoders
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.nvml import Nvml
 from wan_compat.supervisor.state_health import StateHealth, examine_state
@@ -132,6 +133,11 @@ def describe(report: DoctorReport, *, verbose: bool) -> str:
         if ffmpeg["available"]
         else f"ffmpeg        none: {ffmpeg['reason']}"
     )
+    if verbose:
+        lines += [
+            f"  not offered  {name}: {reason or 'encodes, but videos are written without devices'}"
+            for name, reason in ffmpeg["hardware"].items()
+        ]
     lines += [
         f"GPU           {gpu['name']}, {_gigabytes(gpu['memory_free_bytes'])} of "
         f"{_gigabytes(gpu['memory_total_bytes'])} free"
@@ -198,6 +204,7 @@ def _examine_ffmpeg() -> dict[str, Any]:
             "path": None,
             "version": None,
             "encoders": [],
+            "hardware": {},
             "reason": error.message,
             "remedy": error.hint or "",
         }
@@ -206,6 +213,7 @@ def _examine_ffmpeg() -> dict[str, Any]:
         "path": found.path,
         "version": found.version,
         "encoders": [name for name in VIDEO_ENCODERS if name in found.encoders],
+        "hardware": try_hardware_encoders(found),
         "reason": "",
         "remedy": "",
     }

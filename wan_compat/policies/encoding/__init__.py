@@ -11,11 +11,12 @@ A new codec or format is an entry in a table. Sizes are exact: nothing here scal
 name gets an odd row or column cut.
 """
 
-from wan_compat.policies.encoding.codecs import CODECS, Codec, Colour
+from wan_compat.policies.encoding.codecs import CODECS, HARDWARE_ENCODERS, Codec, Colour
 from wan_compat.policies.encoding.command import (
     EncoderLimits,
     encoder_limits,
     ffmpeg_arguments,
+    trial_arguments,
     verify_arguments,
 )
 from wan_compat.policies.encoding.formats import FORMATS, Format, Writer, format_for, suffix_of
@@ -25,6 +26,7 @@ from wan_compat.policies.encoding.verdict import VideoFacts, video_mismatches
 __all__ = [
     "CODECS",
     "FORMATS",
+    "HARDWARE_ENCODERS",
     "Codec",
     "Colour",
     "EncoderLimits",
@@ -38,6 +40,7 @@ __all__ = [
     "format_for",
     "plan_encoding",
     "suffix_of",
+    "trial_arguments",
     "verify_arguments",
     "video_mismatches",
 ]

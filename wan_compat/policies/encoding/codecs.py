@@ -83,6 +83,14 @@ def _same(preset: str, crf: int = 0) -> dict[Quality, tuple[str, int]]:
     return dict.fromkeys(Quality, (preset, crf))
 
 
+# Encoders in hardware that people ask for by ffmpeg's name, and the codec that does the same without. None is offered:
+# ffmpeg's confinement has no devices (docs/adr/0016-no-encoders-in-hardware.md). `doctor` tries them all the same.
+HARDWARE_ENCODERS: dict[str, str] = {
+    f"{stream}_{means}": software
+    for stream, software in (("h264", "h264"), ("hevc", "h265"), ("av1", "av1"))
+    for means in ("nvenc", "qsv", "vaapi")
+}
+
 CODECS: dict[str, Codec] = {
     codec.name: codec
     for codec in (

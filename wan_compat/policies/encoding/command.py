@@ -86,6 +86,17 @@ def verify_arguments(config: EncodingConfig, path: str) -> list[str]:
     ]
 
 
+def trial_arguments(encoder: str) -> list[str]:
+    """Return ffmpeg's arguments that encode one grey frame with an encoder in hardware, to nowhere."""
+    vaapi = encoder.endswith("_vaapi")
+    return [
+        *(*_COMMON, *_PROTOCOLS, *(("-vaapi_device", "/dev/dri/renderD128") if vaapi else ())),
+        *("-f", "lavfi", "-i", "color=gray:size=256x256:rate=16"),
+        *("-frames:v", "1", "-vf", "format=nv12,hwupload" if vaapi else "format=nv12"),
+        *("-c:v", encoder, "-f", "null", "pipe:1"),
+    ]
+
+
 def demuxer_of(config: EncodingConfig) -> str:
     """Return ffmpeg's name of what reads the file that this makes."""
     form = config.format

@@ -6,7 +6,7 @@ import dataclasses
 from fractions import Fraction
 from typing import Any
 
-from wan_compat.policies.encoding.codecs import CODECS, Codec
+from wan_compat.policies.encoding.codecs import CODECS, HARDWARE_ENCODERS, Codec
 from wan_compat.policies.encoding.formats import FORMATS, Format, Writer, format_for
 from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.protocol.values import MAX_SIDE
@@ -159,6 +159,11 @@ def _choose_codec(form: Format, options: VideoOptions, *, odd: bool) -> Codec:
     """Return the wished codec, or the format's first that has the quality and can hold the size."""
     if options.codec is not None:
         codec = CODECS.get(options.codec)
+        if codec is None and options.codec in HARDWARE_ENCODERS:
+            raise InvalidRequest(
+                f"{options.codec!r} encodes in hardware, and ffmpeg runs in a sandbox without devices",
+                hint=f"use --codec {HARDWARE_ENCODERS[options.codec]}; wan-compat doctor -v tells what it says there",
+            )
         if codec is None:
             raise InvalidRequest(f"there is no codec {options.codec!r}", hint=f"{form.name} takes {_names(form)}")
         if codec.name not in form.codecs:
