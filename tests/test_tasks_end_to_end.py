@@ -27,8 +27,11 @@ PROMPT = "a red ball bounces"
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return make_media(tmp_path_factory.mktemp("media"))
+
+
+def make_media(folder: Path) -> dict[str, Any]:
     """Pictures of the job's size, and two videos that lose nothing: FFV1 in a Matroska file, made by PyAV."""
-    folder = tmp_path_factory.mktemp("media")
     random = np.random.default_rng(3)
     frames = random.integers(0, 256, (FRAMES + 2, HEIGHT, WIDTH, 3), np.uint8)
     masks = np.repeat(np.where(random.random((FRAMES, HEIGHT, WIDTH, 1)) < 0.5, 0, 255), 3, axis=3).astype(np.uint8)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.assets.community import COMMUNITY, community_model, write
+from tests.assets.plain_cases import write_media
 from tests.assets.tiny_wan import tiny_model
 from tests.security.ways import WAYS
 from wan_compat import GenerationRequest, Supervisor, VideoGenerationResult
@@ -299,3 +300,103 @@ def test_the_whole_path_on_the_command_line(tmp_path: Path) -> None:
     log = AuditLog(tmp_path / "state" / "wan-compat")
     assert [entry.event for entry in log.entries()][:2] == ["trust_refused", "trust_granted"]
     assert log.verify().intact
+
+
+# ---- pictures and videos -------------------------------------------------------------------------------------------
+
+# Code of a repository that takes pictures, each over another class of diffusers: kind, its code, what it is given.
+TAKES_PICTURES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "image": (
+        "i2v22",
+        """from diffusers import WanImageToVideoPipeline
+
+
+class NegativePipeline(WanImageToVideoPipeline):
+    def __call__(self, image, prompt, **options):
+        assert image.size == (96, 64) and image.mode == "RGB"
+        output = super().__call__(image=image, prompt=prompt, **options)
+        output.frames = 1 - output.frames
+        return output
+""",
+        ("image",),
+    ),
+    "image and last image": (
+        "i2v22",
+        """from diffusers import WanImageToVideoPipeline
+
+
+class NegativePipeline(WanImageToVideoPipeline):
+    def __call__(self, prompt, image, last_image, negative_prompt=None, height=480, width=832, num_frames=81,
+                 num_inference_steps=50, guidance_scale=5.0, generator=None, max_sequence_length=512,
+                 output_type="np"):
+        output = super().__call__(
+            image=image, prompt=prompt, last_image=last_image, negative_prompt=negative_prompt, height=height,
+            width=width, num_frames=num_frames, num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale, generator=generator, max_sequence_length=max_sequence_length,
+            output_type=output_type,
+        )
+        output.frames = 1 - output.frames
+        return output
+""",
+        ("image", "last_image"),
+    ),
+    "video": (
+        "t2v",
+        """from diffusers import WanVideoToVideoPipeline
+
+
+class NegativePipeline(WanVideoToVideoPipeline):
+    def __call__(self, video, prompt, num_frames, **options):
+        assert len(video) == num_frames and video[0].size == (96, 64)
+        output = super().__call__(video=video, prompt=prompt, **options)
+        output.frames = 1 - output.frames
+        return output
+""",
+        ("video",),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    files = write_media(tmp_path_factory.mktemp("media"))
+    return {"image": files["image"], "last_image": files["image"], "video": files["video"]}
+
+
+def takes_pictures(folder: Path, case: str) -> Path:
+    """A model of the kind whose index names a class of own_pipeline.py."""
+    kind, code, _ = TAKES_PICTURES[case]
+    shutil.copytree(tiny_model(kind), folder)
+    write(folder, "own_pipeline.py", code)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": ["own_pipeline", "NegativePipeline"]}))
+    return approve(folder)
+
+
+@pytest.mark.parametrize("case", TAKES_PICTURES)
+def test_pictures_and_videos_reach_a_pipeline_of_the_repository(
+    case: str, supervisor: Supervisor, media: dict[str, str], tmp_path: Path
+) -> None:
+    kind, _, roles = TAKES_PICTURES[case]
+    model = takes_pictures(tmp_path / "model", case)
+    given = {role: media[role] for role in roles}
+    strength = {"strength": 0.5} if case == "video" else {}
+    found = pixels(supervisor.generate(request(model, **given, **strength)))
+    expected = pixels(supervisor.generate(request(tiny_model(kind), mode="safe", **given, **strength)))
+    assert INVERTED(found, expected) and expected.std() > 3
+
+
+@pytest.mark.parametrize(
+    ("case", "given", "words"),
+    [
+        ("image", (), "needs --image"),
+        ("image and last image", ("image",), "needs --last-image"),
+    ],
+)
+def test_pictures_that_code_lacks_are_told(
+    case: str, given: tuple[str, ...], words: str, supervisor: Supervisor, media: dict[str, str], tmp_path: Path
+) -> None:
+    model = takes_pictures(tmp_path / "model", case)
+    with pytest.raises(errors.InvalidRequest, match=words) as caught:
+        supervisor.generate(request(model, **{role: media[role] for role in given}))
+    assert caught.value.exit_code == 2

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # the loader imports more than a restricted run needs here
     from wan_compat.workers.loader import LoadedModel
 
 # Role -> the argument, and whether that takes a list.
-_NAMES: Mapping[MediaRole, tuple[str, bool]] = {
+MEDIA_NAMES: Mapping[MediaRole, tuple[str, bool]] = {
     "image": ("image", False),
     "last_image": ("last_image", False),
     "video": ("video", True),
@@ -77,7 +77,7 @@ def arguments(model: LoadedModel, params: GenerationParams, media: Media = NO_ME
 def _asked(params: GenerationParams, media: Media) -> dict[str, Any]:
     asked: dict[str, Any] = {}
     for role, pictures in media.pictures.items():
-        name, as_list = _NAMES[role]
+        name, as_list = MEDIA_NAMES[role]
         asked[name] = list(pictures) if as_list else pictures[0]
     for option in ("strength", "conditioning_scale"):
         if (value := getattr(params, option)) is not None:

@@ -8,21 +8,21 @@ decode    from the last step to the last published frame; the frames come as a w
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 
-from wan_compat.protocol.errors import ModelNotCompatible
+from wan_compat.protocol.errors import InvalidRequest, ModelNotCompatible
 from wan_compat.protocol.messages import Generate, Generated, Progress
-from wan_compat.workers.arguments import arguments
+from wan_compat.workers.arguments import MEDIA_NAMES, arguments
 from wan_compat.workers.cancellation import Cancellation
 from wan_compat.workers.families import family_of
 from wan_compat.workers.frames import FrameWriter
 from wan_compat.workers.generation import Run
 from wan_compat.workers.loader import LoadedModel
 from wan_compat.workers.media import NO_MEDIA, Media
-from wan_compat.workers.own_pipeline import ANYTHING, guide
+from wan_compat.workers.own_pipeline import ANYTHING, guide, wanted_arguments
 from wan_compat.workers.repository_code import cannot_import
 from wan_compat.workers.returned_frames import pictures
 
@@ -50,6 +50,8 @@ def generate_own(
         given = {name: value for name, value in given.items() if name in model.call_arguments}
     if "prompt" not in given:
         raise ModelNotCompatible(f"{model.spec.pipeline_class} takes no prompt: it is no text-to-video pipeline")
+    if model.spec.code is not None:
+        _require(model.spec.pipeline_class, wanted_arguments(pipeline), given)
     family = family_of(model.spec.pipeline_class) if model.spec.code is None else None
     steps = family.steps(order.params, pipeline) if family is not None else None
     if model.spec.code is None:
@@ -71,6 +73,16 @@ def generate_own(
         report(Progress(job=order.job, phase="decode", step=writer.published, total=total))
     writer.finish()
     return run.finished(model.spec.device)
+
+
+def _require(name: str, wanted: Iterable[str], given: Mapping[str, Any]) -> None:
+    """Say what a call of the repository's code would lack, before it fails in words of its own."""
+    missing = [argument for argument in wanted if argument not in given]
+    roles = {argument: role for role, (argument, _) in MEDIA_NAMES.items()}
+    if pictures := [f"--{roles[argument].replace('_', '-')}" for argument in missing if argument in roles]:
+        raise InvalidRequest(f"{name} needs {', '.join(pictures)}", hint="docs/tasks.md says how pictures are given")
+    if missing:
+        raise ModelNotCompatible(f"{name} wants {', '.join(missing)}, which no job has")
 
 
 @contextlib.contextmanager

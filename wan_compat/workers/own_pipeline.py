@@ -135,3 +135,13 @@ def call_arguments_of(found: type[Any]) -> frozenset[str]:
     parameters = inspect.signature(found.__call__).parameters
     anything = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
     return frozenset(parameters) | ({ANYTHING} if anything else frozenset())
+
+
+def wanted_arguments(pipeline: Any) -> tuple[str, ...]:
+    """Return the names without which a pipeline cannot be called."""
+    blocks = getattr(pipeline, "blocks", None)
+    if blocks is not None:
+        return tuple(item.name for item in blocks.inputs if item.name is not None and item.required)
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = list(inspect.signature(type(pipeline).__call__).parameters.values())[1:]
+    return tuple(item.name for item in parameters if item.default is item.empty and item.kind in named)
