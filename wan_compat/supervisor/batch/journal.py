@@ -83,9 +83,7 @@ class Journal:
         """
         data = encode(record)
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._descriptor, view) :]
+            _write(self._descriptor, data)
             os.fsync(self._descriptor)
         except OSError as error:
             # What stands of it would make the next record unreadable, so it is taken back; should even that fail, the
@@ -147,7 +145,7 @@ def _create(path: str, shard: Shard) -> None:
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
-            os.write(descriptor, encode(header))
+            _write(descriptor, encode(header))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -158,6 +156,13 @@ def _create(path: str, shard: Shard) -> None:
             os.unlink(part)
         message = f"{path!r} cannot be made: {error.strerror}"
         raise (DiskExceeded if error.errno in NO_SPACE else OutputNotWritable)(message) from error
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    """Write all of it: a disk that gets full takes a part first, and fails the next time."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def _read(descriptor: int, path: str, offset: int = 0) -> bytes:
