@@ -13,31 +13,43 @@ from wan_compat._version import __version__
 if TYPE_CHECKING:
     from wan_compat.protocol.results import GenerationMetadata, ProcessedFrames, VideoGenerationResult
     from wan_compat.protocol.values import GenerationRequest
+    from wan_compat.supervisor.async_client import AsyncJob, AsyncSupervisor
     from wan_compat.supervisor.check import ModelReport
     from wan_compat.supervisor.client import Job, Supervisor
+    from wan_compat.supervisor.remote import RemoteJob, RemoteSupervisor, connect
     from wan_compat.supervisor.sandboxed_pipeline import SandboxedPipeline
 
 _HOMES = {
+    "AsyncJob": "wan_compat.supervisor.async_client",
+    "AsyncSupervisor": "wan_compat.supervisor.async_client",
     "GenerationMetadata": "wan_compat.protocol.results",
     "GenerationRequest": "wan_compat.protocol.values",
     "Job": "wan_compat.supervisor.client",
     "ModelReport": "wan_compat.supervisor.check",
     "ProcessedFrames": "wan_compat.protocol.results",
+    "RemoteJob": "wan_compat.supervisor.remote",
+    "RemoteSupervisor": "wan_compat.supervisor.remote",
     "SandboxedPipeline": "wan_compat.supervisor.sandboxed_pipeline",
     "Supervisor": "wan_compat.supervisor.client",
     "VideoGenerationResult": "wan_compat.protocol.results",
+    "connect": "wan_compat.supervisor.remote",
 }
 
 __all__ = [
+    "AsyncJob",
+    "AsyncSupervisor",
     "GenerationMetadata",
     "GenerationRequest",
     "Job",
     "ModelReport",
     "ProcessedFrames",
+    "RemoteJob",
+    "RemoteSupervisor",
     "SandboxedPipeline",
     "Supervisor",
     "VideoGenerationResult",
     "__version__",
+    "connect",
 ]
 
 

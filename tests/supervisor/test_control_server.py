@@ -275,8 +275,7 @@ def test_who_asks_too_fast_waits_and_others_do_not(path):
 
 
 def test_who_does_not_read_makes_nobody_wait_and_fills_nothing(tmp_path):
-    with served(tmp_path) as (path, idle, server):
-        wire = Wire(path)
+    with served(tmp_path) as (path, idle, server), contextlib.closing(Wire(path)) as wire:
         wire.send(submit(), 2)
         assert isinstance(wire.receive()[1], c.Submitted)
         wire.send(c.FollowJob(job="j1"), 3)
@@ -288,8 +287,7 @@ def test_who_does_not_read_makes_nobody_wait_and_fills_nothing(tmp_path):
         assert time.monotonic() - began < 5
         with Attached(path) as other:
             other.status()
-        (client,) = server._clients
-        assert client.unsent < 2 * c.MAX_UNSENT_BYTES
+        assert max(client.unsent for client in list(server._clients)) < 2 * c.MAX_UNSENT_BYTES
         job.finish(errors.JobCancelled("enough"))
         seen = []
         while not seen or seen[-1].kind != "Ended":
@@ -297,7 +295,6 @@ def test_who_does_not_read_makes_nobody_wait_and_fills_nothing(tmp_path):
             if isinstance(message, c.JobEvent):
                 seen.append(message)
         assert [one.index for one in seen] == sorted({one.index for one in seen})
-        wire.close()
 
 
 # -- what they may -----------------------------------------------------------------------------------------------------
@@ -334,20 +331,18 @@ def test_a_supervisor_that_does_not_serve_takes_no_jobs(tmp_path):
 
 @pytest.mark.parametrize("fields", [{"output": "v.mp4"}, {"references": ("a.png",)}, {"model": "wan"}])
 def test_a_relative_path_is_refused(fields, path):
-    wire = Wire(path)
-    wire.send(c.Submit(key=f"{next(KEY):032x}", generation=request(**fields)), 2)
-    answer = wire.receive()[1]
-    wire.close()
+    with contextlib.closing(Wire(path)) as wire:
+        wire.send(c.Submit(key=f"{next(KEY):032x}", generation=request(**fields)), 2)
+        answer = wire.receive()[1]
     assert isinstance(answer, c.Refusal) and "is not an absolute path" in answer.message
 
 
 @pytest.mark.parametrize("both", [True, False])
 def test_a_job_is_one_thing(both, path):
-    wire = Wire(path)
     job = {"generation": request(), "conversion": {"model": "/m", "output": "/o"}} if both else {}
-    wire.send(c.Submit(key=f"{next(KEY):032x}", **job), 2)
-    answer = wire.receive()[1]
-    wire.close()
+    with contextlib.closing(Wire(path)) as wire:
+        wire.send(c.Submit(key=f"{next(KEY):032x}", **job), 2)
+        answer = wire.receive()[1]
     assert isinstance(answer, c.Refusal) and "either" in answer.message
 
 
@@ -358,20 +353,18 @@ def test_submitting_twice_with_one_key_is_one_job(tmp_path):
     with served(tmp_path) as (path, idle, _):
         order = submit()
         for _ in range(2):
-            wire = Wire(path)
-            wire.send(order, 2)
-            assert wire.receive()[1] == c.Submitted(job="j1")
-            wire.close()
+            with contextlib.closing(Wire(path)) as wire:
+                wire.send(order, 2)
+                assert wire.receive()[1] == c.Submitted(job="j1")
         assert list(idle.jobs) == ["j1"]
 
 
 def test_only_a_job_that_asked_for_it_is_cancelled_when_its_client_leaves(tmp_path):
     with served(tmp_path) as (path, idle, _):
-        wire = Wire(path)
-        for number, wish in enumerate((True, False, True), 2):
-            wire.send(submit(cancel_on_disconnect=wish), number)
-            wire.receive()
-        wire.close()
+        with contextlib.closing(Wire(path)) as wire:
+            for number, wish in enumerate((True, False, True), 2):
+                wire.send(submit(cancel_on_disconnect=wish), number)
+                wire.receive()
         deadline = time.monotonic() + 10
         while len(idle.asked) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)

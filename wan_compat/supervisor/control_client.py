@@ -49,14 +49,14 @@ class Wire:
         EnvironmentLacks: Another user's, or another version's.
     """
 
-    def __init__(self, path: str, timeout_s: float = CONNECT_S) -> None:
+    def __init__(self, path: str) -> None:
         self._outgoing, self._incoming = c.to_supervisor_codec(), c.from_supervisor_codec()
         self._buffer = bytearray()
         self._descriptors: deque[int] = deque()
         self._lock = threading.Lock()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._socket.settimeout(timeout_s)
+            self._socket.settimeout(CONNECT_S)
             try:
                 self._socket.connect(path)
                 uid = peer_of(self._socket)[1]
@@ -162,7 +162,7 @@ class Connection:
         on_event: Gets each JobEvent, in the reader's thread.
         on_return: Called there after connecting again, to follow again what was followed.
         on_end: Called there, once, when the supervisor is gone for good, or `close` was called.
-        reconnect_s: For how long to try to connect again; 0 is not at all.
+        reconnect_s: For how long to try to connect again; 0 is not at all, None RECONNECT_S.
     """
 
     def __init__(
@@ -172,11 +172,11 @@ class Connection:
         on_event: Callable[[c.JobEvent], None] = lambda event: None,
         on_return: Callable[[], None] = lambda: None,
         on_end: Callable[[WanCompatError], None] = lambda error: None,
-        reconnect_s: float = RECONNECT_S,
+        reconnect_s: float | None = None,
     ) -> None:
         self.path = path
         self._on_event, self._on_return, self._on_end = on_event, on_return, on_end
-        self._reconnect_s = reconnect_s
+        self._reconnect_s = RECONNECT_S if reconnect_s is None else reconnect_s
         self._wire: Wire | None = Wire(path)
         self.greeting = self._wire.greeting
         self._changed = threading.Condition()

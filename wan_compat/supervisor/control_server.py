@@ -151,11 +151,16 @@ class ControlServer:
 
     def _run(self) -> None:
         try:
-            while not self._is_over():
-                for key, events in self._selector.select(self._patience_s()):
+            is_idle = False
+            while not (is_idle and self._is_over()):
+                is_closing = self._closing_until is not None
+                ready = self._selector.select(self._patience_s())
+                for key, events in ready:
                     self._serve_one(key, events)
                 self._tell_news()
                 self._look_after_clients()
+                # Nothing is left unread that was sent before we were told to close.
+                is_idle = is_closing and not ready
         finally:
             self._close_all()
 
@@ -176,14 +181,15 @@ class ControlServer:
             return 0
         if any(client.asks_too_fast for client in self._clients):
             return 0.02
-        if self._closing_until is not None or any(not client.visitor.greeted for client in self._clients):
+        if self._closing_until is not None:
+            return 0.02
+        if any(not client.visitor.greeted for client in self._clients):
             return 0.1
         return None
 
     def _is_over(self) -> bool:
-        if self._closing_until is None:
-            return False
         now = time.monotonic()
+        assert self._closing_until is not None
         waits = any(client.unsent or client.visitor.follows for client in self._clients)
         if waits and now < self._closing_until + 1.0:
             return False

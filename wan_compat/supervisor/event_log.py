@@ -32,29 +32,11 @@ class EventLog:
 
     def append(self, event: ev.Event) -> None:
         """Add one event and wake the readers. After `end`, nothing is added any more."""
-        with self._changed:
-            if self._over:
-                return
-            self._events.append((self._next, event))
-            self._next += 1
-            self._pictures += isinstance(event, ev.LatentPreview)
-            if self._pictures > MAX_PICTURES:
-                self._forget((ev.LatentPreview,))
-            if len(self._events) > MAX_KEPT:
-                self._forget(_PASSING)
-            watchers = self._notify()
-        for watcher in watchers:
-            watcher()
+        self._add(event, is_last=False)
 
     def end(self, last: ev.Event | None = None) -> None:
         """Say that nothing will follow, after `last`. Only the first end counts."""
-        if last is not None:
-            self.append(last)
-        with self._changed:
-            self._over = True
-            watchers = self._notify()
-        for watcher in watchers:
-            watcher()
+        self._add(last, is_last=True)
 
     def read(self, after: int, limit: int = BATCH) -> tuple[list[tuple[int, ev.Event]], bool]:
         """Return up to `limit` (number, event) from number `after` on, and whether these are the last ones of all."""
@@ -115,9 +97,24 @@ class EventLog:
         with self._changed:
             self._events[-1] = (self._events[-1][0], event)
 
-    def _notify(self) -> tuple[Callable[[], None], ...]:
-        self._changed.notify_all()
-        return tuple(self._watchers)
+    def _add(self, event: ev.Event | None, *, is_last: bool) -> None:
+        with self._changed:
+            if self._over:
+                return
+            if event is not None:
+                self._events.append((self._next, event))
+                self._next += 1
+                self._pictures += isinstance(event, ev.LatentPreview)
+                if self._pictures > MAX_PICTURES:
+                    self._forget((ev.LatentPreview,))
+                if len(self._events) > MAX_KEPT:
+                    self._forget(_PASSING)
+            # With its last event at once: who reads that one may rely on the rest.
+            self._over = is_last
+            self._changed.notify_all()
+            watchers = tuple(self._watchers)
+        for watcher in watchers:
+            watcher()
 
     def _place(self, after: int) -> int:
         first = self._events[0][0] if self._events else self._next
