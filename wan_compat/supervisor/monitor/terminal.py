@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import os
 import select
 import signal
@@ -152,11 +153,13 @@ class Terminal:
         if self._modes is None:
             self._modes = termios.tcgetattr(self._in)
         modes = copy.deepcopy(self._modes)
-        # Keys one by one and unseen. Signals of keys stay, but for that of Ctrl-\, which would leave the terminal so.
+        # Keys one by one and unseen. Signals of keys stay, but for that of Ctrl-\, which would leave the terminal so;
+        # Ctrl-S would freeze a screen that nobody expects to stand still.
+        modes[0] &= ~termios.IXON
         modes[3] &= ~(termios.ICANON | termios.ECHO)
         modes[6][termios.VMIN], modes[6][termios.VTIME] = 1, 0
         modes[6][termios.VQUIT] = bytes([os.fpathconf(self._in, "PC_VDISABLE") & 0xFF])
-        termios.tcsetattr(self._in, termios.TCSADRAIN, modes)
+        self._set(modes)
         self._write(_NO_WRAP, alternate=True)
         self._shown = []
 
@@ -167,8 +170,17 @@ class Terminal:
         # Each by itself: a terminal that is gone takes neither, and that is no reason for another error.
         with contextlib.suppress(OSError):
             self._write(_WRAP, alternate=False)
-        with contextlib.suppress(OSError, termios.error):
-            termios.tcsetattr(self._in, termios.TCSADRAIN, modes)
+        with contextlib.suppress(termios.error):
+            self._set(modes)
+
+    def _set(self, modes: list[Any]) -> None:
+        while True:
+            try:
+                return termios.tcsetattr(self._in, termios.TCSADRAIN, modes)
+            except termios.error as error:
+                # In the background this call stops the process, and is interrupted when it goes on.
+                if error.args[0] != errno.EINTR:
+                    raise
 
     def _write(self, mode: str, *, alternate: bool) -> None:
         with self._console as console:
