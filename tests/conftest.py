@@ -34,7 +34,8 @@ SETTLE_S = 5.0
 # Files that start processes and take long come first: with `--no-loadscope-reorder`, the last ones are short, and no core
 # waits for the other's.
 LONGEST_FIRST = (
-    "tests/test_end_to_end.py", "tests/fuzz", "tests/test_trust_mode.py", "tests/workers", "tests/cli/test_generate.py",
+    "tests/test_end_to_end.py", "tests/test_wheel.py", "tests/test_drop_in.py", "tests/fuzz", "tests/test_trust_mode.py",
+    "tests/workers", "tests/cli/test_generate.py",
     "tests/cli/test_demo.py", "tests/supervisor/test_kill_chain.py", "tests/supervisor/test_client.py",
     "tests/supervisor", "tests/security", "tests/cli", "tests/sandbox",
 )  # fmt: skip

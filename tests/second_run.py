@@ -130,6 +130,7 @@ OTHERWISE_THE_SAME = {
     "tests/test_documented_commands.py": "words and options of pages; tests/cli runs them as anybody",
     "tests/test_package.py": "files of the repository",
     "tests/test_second_run.py": "this list",
+    "tests/test_wheel.py": "what is in it, types, and examples, which are jobs like others",
     "tests/test_tasks_page.py": "a page",
 }
 
