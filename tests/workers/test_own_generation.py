@@ -79,6 +79,27 @@ def test_what_is_no_video_is_refused() -> None:
     assert "no picture" in refused([["x"]])
 
 
+@in_torch_process
+def test_several_videos_are_refused_in_every_form_and_none_is_dropped_in_silence() -> None:
+    import numpy as np
+    import PIL.Image
+    import torch
+    from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
+
+    video = clip()
+    picture = PIL.Image.fromarray(np.zeros((4, 5, 3), np.uint8))
+    for output in (
+        WanPipelineOutput(frames=torch.stack([video, video])),
+        WanPipelineOutput(frames=[video, video]),
+        WanPipelineOutput(frames=[list(video), list(video)]),
+        (np.stack([video.numpy()] * 2),),
+        {"frames": [[picture], [picture]]},
+        types.SimpleNamespace(values={"videos": [video, video]}),
+    ):
+        assert refused(output) == "the pipeline returned 2 videos, and a job makes one"
+    assert "0 videos" in refused(video[None][:0])
+
+
 def publish(picture: Any) -> Any:
     """Publish one picture into a ring that is a plain tensor; return its bytes (height, width, 3)."""
     import torch

@@ -58,6 +58,24 @@ def test_streamed_pieces_equal_the_whole_decode_of_the_residual_patched_vae() ->
 
 
 @in_torch_process
+def test_latents_of_several_videos_are_refused_before_anything_is_decoded() -> None:
+    import torch
+
+    from wan_compat.protocol.errors import GenerationFailed
+    from wan_compat.workers.streaming import FrameExit
+
+    model = vae()
+    two = torch.cat([latents(model), latents(model)])
+    for mode in ("auto", "never"):
+        try:
+            streamed(model, FrameExit(model, mode), two)
+        except GenerationFailed as error:
+            assert error.message == "the pipeline decodes 2 videos, and a job makes one"
+            continue
+        raise AssertionError("it was taken")
+
+
+@in_torch_process
 def test_afterwards_the_vae_is_as_it_was() -> None:
     import torch
 

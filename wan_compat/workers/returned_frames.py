@@ -1,4 +1,8 @@
-"""Frames that a pipeline returns: found in what it answers, whatever form that has, and published one by one."""
+"""Frames that a pipeline returns: found in what it answers, whatever form that has, and published one by one.
+
+A job is one prompt and makes one video. A pipeline that answers with several was not asked for them, and which one is
+meant nobody can say: an error, before a frame is published, and never the first one in silence.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +18,17 @@ _VIDEO_NAMES = ("videos", "frames", "video")
 
 
 def pictures(output: Any) -> Iterator[torch.Tensor]:
-    """Yield the frames of the first video that a pipeline returned, each (3, height, width), uint8 or floating point.
+    """Yield the frames of the video that a pipeline returned, each (3, height, width), uint8 or floating point.
 
     Takes what diffusers' video pipelines return as "pt", "np" and "pil": an object with `frames`, a tuple, or the state
-    of a modular pipeline, with a batch of videos, or one video, inside.
+    of a modular pipeline, with a batch of one video, or one video, inside.
+
+    Raises:
+        GenerationFailed: It is no video, or several.
     """
     video = _video(output)
     while isinstance(video, list | tuple) and len(video) > 0 and isinstance(video[0], list | tuple):
-        video = video[0]
+        video = _only(video)
     for frame in _frames(video):
         picture = _tensor(frame)
         if picture.ndim == 3 and picture.shape[-1] == 3 and picture.shape[0] != 3:
@@ -47,16 +54,26 @@ def _frames(video: Any) -> Iterator[Any]:
     if isinstance(video, list | tuple):
         first = _tensor(video[0]) if video else None
         if first is not None and first.ndim == 4:  # a batch of videos
+            _only(video)
             yield from first
         else:
             yield from video
         return
     tensor = _tensor(video)
     if tensor.ndim == 5:
-        tensor = tensor[0]
+        tensor = _only(tensor)
     if tensor.ndim != 4:
         raise GenerationFailed(f"the pipeline returned an array of shape {tuple(tensor.shape)}, which is no video")
     yield from tensor
+
+
+def _only(videos: Any) -> Any:
+    if len(videos) != 1:
+        raise GenerationFailed(
+            f"the pipeline returned {len(videos)} videos, and a job makes one",
+            hint="let the pipeline return one video for a prompt; several videos are several jobs, each with its seed",
+        )
+    return videos[0]
 
 
 def _tensor(value: Any) -> torch.Tensor:

@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 import torch
 
-from wan_compat.protocol.errors import clean_text
+from wan_compat.protocol.errors import GenerationFailed, clean_text
 from wan_compat.workers.frames import check_finite
 from wan_compat.workers.tiled_streaming import decode_tiled_pieces, small_tiles, would_tile
 
@@ -68,13 +68,16 @@ class FrameExit:
     ) -> Iterator[None]:
         """Send every decoded piece, (3, frames, height, width) in [-1, 1], to `publish` instead of to the pipeline.
 
-        `keep` is shown what the VAE is given, before anything is decoded (second_decode.py).
+        `keep` is shown what the VAE is given, before anything is decoded (second_decode.py). Latents of several videos
+        are a GenerationFailed in the pipeline's decode.
         """
         vae = self._vae
         name = "_decode" if self.streaming else "decode"
         original = getattr(vae, name)
 
         def decode(z: torch.Tensor, return_dict: bool = True) -> Any:
+            if z.shape[0] != 1:  # before anything is decoded: below, only the first would be published
+                raise GenerationFailed(f"the pipeline decodes {z.shape[0]} videos, and a job makes one")
             keep(z)
             tiled = would_tile(vae, z)
             if self.streaming and (self._tiles_proved or not tiled):
