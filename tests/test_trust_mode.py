@@ -250,6 +250,12 @@ BROKEN: dict[str, tuple[str, type[errors.WanCompatError], str]] = {
         errors.UnusableFrames,
         "2 frames",
     ),
+    "returns two videos": (
+        "import torch\nclass NegativePipeline:\n    def __init__(self, **parts): pass\n"
+        "    def __call__(self, prompt): return (torch.rand(2, 5, 3, 64, 96),)\n",
+        errors.GenerationFailed,
+        "2 videos",
+    ),
     "exits": ("import os\nos._exit(3)\n", errors.WorkerDied, ""),
 }
 
