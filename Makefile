@@ -14,7 +14,7 @@ help:
 	@echo 'make test    install, then every check and the whole test suite'
 	@echo 'make check   format, lint, types, import contracts, README in step with --help'
 	@echo 'make bench   measure against the budget'
-	@echo 'make soak    500 workers ended at random moments; nothing may be left'
+	@echo 'make soak    500 workers ended at random moments, 200 queued jobs disturbed at random'
 	@echo 'make containment   make the table of attacks in docs/containment.md anew'
 	@echo 'make accuracy   how often detection is right, over the corpus and 3000 mutants'
 	@echo 'make gpu-check   what only an NVIDIA GPU can show, with a report'
@@ -46,6 +46,7 @@ bench: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.soak --workers 500
+	$(BIN)/python -m tests.soak_jobs --jobs 200 --workers 2
 
 containment: $(VENV)/.dev
 	$(BIN)/python -m tests.security.ablation --write

@@ -3,6 +3,7 @@
     misbehaving_zygote.py BEHAVIOUR --control-fd N --parent-pid P [--light]
 
 They speak the protocol well until the moment that BEHAVIOUR names. "well" never misbehaves: it makes grey frames.
+"as-asked" takes the behaviour of each job from its prompt.
 """
 
 import ctypes
@@ -24,6 +25,7 @@ from wan_compat.protocol.ring import RingLayout, pack_doorbell, unpack_doorbell
 from wan_compat.sandbox import seccomp, selftest
 
 BEHAVIOUR = sys.argv.pop(1)
+AS_ASKED = BEHAVIOUR == "as-asked"
 
 
 class FakeWorker:
@@ -90,6 +92,9 @@ class FakeWorker:
             self.generate(self.receive(m.Generate))
 
     def generate(self, order):
+        global BEHAVIOUR
+        if AS_ASKED:
+            BEHAVIOUR = order.params.prompt
         job, frames = order.job, order.params.frames
         layout = RingLayout(frames)
         self.at("denoise", job)

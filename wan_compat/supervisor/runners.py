@@ -88,6 +88,7 @@ class Runners:
                     with self._lock:
                         del self._wakes[job.id]
                     self._queue.done(job)
+                    del job  # nor wait for the next one with this one's frames in hand
         finally:
             self._leave(pool)
             wake.close()

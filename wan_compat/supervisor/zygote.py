@@ -170,7 +170,10 @@ class Zygote:
             WorkerStartFailed: The fork itself failed; `details["code"]` tells why.
         """
         with self._turn:
-            send_packet(self._socket, message, descriptors)
+            try:
+                send_packet(self._socket, message, descriptors)
+            except ConnectionError as error:  # it ended since it was last looked at
+                raise self._died() from error
             deadline = time.monotonic() + REPLY_TIMEOUT_S
             while True:
                 if not self._is_readable(deadline - time.monotonic()):
@@ -228,7 +231,8 @@ class Zygote:
                 hint='install them with: pip install "wan-compat[worker]"',
             )
         if status == -signal.SIGKILL:
-            return MemoryExceeded("the zygote was killed while importing; most likely memory ran out")
+            doing = "importing" if self.ready is None else "starting a worker"
+            return MemoryExceeded(f"the zygote was killed while {doing}; most likely memory ran out")
         return WorkerStartFailed(f"the zygote ended with status {status}: {tail[-1500:].strip()}")
 
     def alive(self) -> bool:
