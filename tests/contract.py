@@ -345,6 +345,11 @@ VERBS: Mapping[str, Verb] = {
     "doctor": _verb("--json", "tier layers memory_cap ffmpeg gpus versions"),
     "config show": _verb("--json"),
 }
+# Whatever writes or installs can be asked what it would do.
+WITH_DRY_RUN = (
+    *("demo", "diagnose", "install-deps", "update-registry", "generate", "encode", "batch run", "convert"),
+    *("trust add", "trust remove"),
+)
 GLOBAL_OPTIONS = ("--version", "-q", "-v", "-h", "--install-completion", "--show-completion")
 
 # Fields of parts of documents.

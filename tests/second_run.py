@@ -104,6 +104,7 @@ OTHERWISE_THE_SAME = {
     "tests/cli/test_repair.py": "words; supervisor/test_repair.py writes the copy",
     "tests/cli/test_update_registry.py": "words; owners and modes of the file are in supervisor/test_registry.py",
     "tests/cli/test_demo.py::test_an_offered_variant_is_built_and_runs": "the variants; the demo model itself runs twice",
+    "tests/cli/test_demo.py::test_a_dry_run_of_the_demo_writes_nothing": "options",
     "tests/cli/test_demo.py::test_demo_never_overwrites": "names; supervisor/test_outputs.py writes the files",
     "tests/cli/test_demo.py::test_demo_says_the_same_to_a_program": "the document",
     "tests/cli/test_generate.py::test_a_drawn_seed_is_told_and_repeats_the_video": "seeds",

@@ -179,6 +179,11 @@ def test_a_promised_verb_has_its_options(verb: str) -> None:
     assert found.help
 
 
+@pytest.mark.parametrize("verb", contract.WITH_DRY_RUN)
+def test_what_writes_can_be_asked_what_it_would_do(verb: str) -> None:
+    assert "--dry-run" in options(command(verb))
+
+
 def test_options_of_the_program_itself() -> None:
     found: Any = typer.main.get_command(app)
     assert not set(contract.GLOBAL_OPTIONS) - options(found) - set(found.context_settings.get("help_option_names", ()))

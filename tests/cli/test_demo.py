@@ -24,6 +24,12 @@ def read_pixels(video: Path, width: int = 160, height: int = 96) -> npt.NDArray[
     return np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, 3)
 
 
+def test_a_dry_run_of_the_demo_writes_nothing(cli: RunCli, cwd: Path) -> None:
+    told = cli("demo", "--dry-run")
+    assert told.code == 0 and "Would write" in told.out and "33 frames, 160x96" in told.out, told
+    assert cli("demo", "--dry-run", "--variant", "t2v").code == 2 and list(cwd.iterdir()) == []
+
+
 def test_demo_draws_what_its_prompt_says_beside_what_is_there(cli: RunCli, cwd: Path) -> None:
     (cwd / "wan-compat-demo.mp4").write_bytes(b"mine")
     ended = cli("demo")

@@ -67,6 +67,8 @@ def test_a_sidecar_makes_the_same_frames_again(cli: RunCli, run: RunCli, cwd: Pa
     text = run("info", "a.mkv", "--verbose").out
     assert "Again: wan-compat generate --from a.mkv.json" in text and "tier" in text
 
+    told = run("encode", "b.npy", "--output", "c.webm", "--dry-run")
+    assert told.code == 0 and told.out.startswith("Would write ") and not (cwd / "c.webm").exists(), told
     made = run("encode", "b.npy", "--output", "c.webm", "--quality", "high", "--json")
     assert made.code == 0 and made.document["output"]["codec"] == "vp9" and made.document["output"]["fps"] == 8
     assert run("info", "c.webm", "--json").document["sidecar"]["request"]["prompt"] == "a s3cret b=a;ll\\ #x"

@@ -20,7 +20,7 @@ from wan_compat.protocol.values import FrameSpec
 from wan_compat.protocol.video import VideoOptions
 from wan_compat.supervisor.delivery import deliver, encode_file, prepare_delivery
 from wan_compat.supervisor.ffmpeg import find_ffmpeg
-from wan_compat.supervisor.frame_source import open_source
+from wan_compat.supervisor.frame_source import FrameSource, open_source
 
 TIMEOUT_S = 4 * 3600.0
 
@@ -184,10 +184,7 @@ class FormatConverter:
             InvalidRequest: The source is none, says no rate where none is given, or cannot become that.
             WanCompatError: As for a job's output.
         """
-        found = open_source(source)
-        rate = fps or found.fps
-        if rate is None:
-            raise InvalidRequest(f"{found.path!r} does not say its frames per second", hint="give --fps")
+        found, rate = self._opened(source, fps)
         said = found.document or {}
         document: dict[str, Any] = {name: said[name] for name in ("request", "model", "mode", "result") if name in said}
         document["converted_from"] = os.path.basename(found.path)
@@ -200,6 +197,25 @@ class FormatConverter:
             return EncodingResult(
                 True, report.path, delivery.config, report.bytes, [], list(delivery.warnings), report=report
             )
+
+    def foresee(
+        self, source: str | os.PathLike[str], output: str | os.PathLike[str], *, fps: float | None = None
+    ) -> tuple[str, FrameSpec, EncodingConfig]:
+        """Return the path, the frames and the encoding that `convert` would come to, and leave nothing.
+
+        Raises:
+            WanCompatError: As `convert`, as far as that shows before a frame is decoded.
+        """
+        found, rate = self._opened(source, fps)
+        with prepare_delivery(output, found.frames, rate, self.options, overwrite=self.overwrite) as delivery:
+            return delivery.path, found.frames, delivery.config
+
+    def _opened(self, source: str | os.PathLike[str], fps: float | None) -> tuple[FrameSource, float]:
+        found = open_source(source)
+        rate = fps or found.fps
+        if rate is None:
+            raise InvalidRequest(f"{found.path!r} does not say its frames per second", hint="give --fps")
+        return found, rate
 
 
 def spec_of(frames: ProcessedFrames) -> FrameSpec:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from wan_compat.policies.demo_grammar import Understood
+from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.supervisor.cli.options import Json, Quiet, Verbose
 from wan_compat.supervisor.cli.session import Session
 
@@ -36,6 +37,9 @@ def demo(
         Variant | None,
         typer.Option("--variant", help="A tiny model of that kind with random weights: shows the path, draws noise."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Decide and tell everything; start and write nothing.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -47,9 +51,14 @@ def demo(
     """
     session: Session = context.obj.louder(json=json, quiet=quiet, verbose=verbose)
     from wan_compat.policies.demo_grammar import understand
+    from wan_compat.supervisor.cli.outlook_view import show_outlook
     from wan_compat.supervisor.cli.runner import build_request, describe_result, free_name, run_request
     from wan_compat.supervisor.demo import DEMO_CLIP, TINY_CLIP, demo_media, demo_model, tiny_model
 
+    if dry_run and variant is not None:
+        raise InvalidRequest(
+            "a variant's model is built before it can be looked at", hint="leave --dry-run or --variant out"
+        )
     if variant is None:
         model, clip = demo_model(), DEMO_CLIP
     else:
@@ -70,6 +79,9 @@ def demo(
             fps=clip.fps,
             **media,
         )
+        if dry_run:
+            show_outlook(session, request)
+            return 0
         session.note(f'Prompt: "{request.prompt}"')
         if variant is None:
             session.note(describe_understood(understand(request.prompt)))

@@ -41,6 +41,7 @@ def encode(
     poster: Poster = False,
     contact_sheet: ContactSheet = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output if it exists.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written; write nothing.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -69,7 +70,19 @@ def encode(
             contact_sheet=contact_sheet,
         ),
     )
-    result = FormatConverter(options, overwrite=overwrite).convert(source, output, fps=fps)
+    converter = FormatConverter(options, overwrite=overwrite)
+    if dry_run:
+        path, frames, config = converter.foresee(source, output, fps=fps)
+        planned = {"path": path, "codec": config.codec, "fps": config.fps, **frames.model_dump()}
+        if session.json:
+            session.document({"schema_version": 1, "dry_run": True, "output": planned})
+        else:
+            session.say(
+                f"Would write {path}: {frames.num_frames} frames, {frames.width}x{frames.height}, {config.fps:g} fps, "
+                f"{config.codec}"
+            )
+        return 0
+    result = converter.convert(source, output, fps=fps)
     report = result.report
     assert report is not None
     if session.json:
