@@ -155,10 +155,12 @@ def _supervisor(seen: Seen, state: State, columns: Columns, chars: Characters) -
     right: Line = []
     if seen.condition is Condition.GONE:
         right = [("  gone", WARNING)]
+    elif status is None and seen.trouble:
+        return [*parts, (f"  {chars.line(seen.trouble)}", PROBLEM)], []
     elif seen.condition is Condition.SILENT or (status is None and state.now_s - seen.heard_s > 2):
         right = [(f"  no answer for {show_length(max(0.0, state.now_s - seen.heard_s))} ", PROBLEM)]
     if status is None:
-        return [*parts, (f"  {chars.line(seen.trouble) or 'was asked'}", "")], right
+        return [*parts, ("  was asked" if not right else "", "")], right
     program = chars.line(status.program)
     parts.append((f"  {chars.fit(program, min(cell_len(program), columns.program))}", "bold"))
     if seen.trouble:
