@@ -8,6 +8,8 @@ import json
 import os
 import re
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from wan_compat.protocol.errors import (
     DiskExceeded,
     EncodingFailed,
     EnvironmentLacks,
+    JobCancelled,
     SandboxEntryFailed,
     WanCompatError,
 )
@@ -268,27 +271,31 @@ def test_a_preview_folder_that_cannot_be_is_refused_before_anything_starts(previ
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_memory_stays_flat_over_a_thousand_frames(tmp_path):
-    """Through the whole delivery, in a process of its own: what 1000 frames take over what 50 take."""
-    import subprocess
+def peak_kib_of(work: Callable[[], object]) -> int:
+    """Return the most memory that this process had resident during `work`."""
+    Path("/proc/self/clear_refs").write_text("5")
+    work()
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
-    code = (
-        "import re, sys\n"
-        "from wan_compat.protocol.values import FrameSpec\n"
-        "from wan_compat.supervisor.delivery import encode_file\n"
-        "def peak(count):\n"
-        "    open('/proc/self/clear_refs', 'w').write('5')\n"
-        "    spec = FrameSpec(width=320, height=192, num_frames=count)\n"
-        "    frame = bytearray(range(256)) * (spec.frame_bytes // 256)\n"
-        "    encode_file((memoryview(frame) for _ in range(count)), spec, 16, f'{sys.argv[1]}/{count}.mp4')\n"
-        "    return int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
-        "few = peak(50)\n"
-        "print(peak(1000) - few)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    grown_kib = int(re.findall(r"-?\d+", done.stdout)[-1])
-    assert grown_kib < 4096  # all 1000 frames are 184 MB
+
+def test_a_thousand_frames_of_a_job_come_through_ring_and_encoder_exactly_and_memory_stays_flat(
+    misbehaving, request_for, tmp_path
+):
+    """A confined worker, the ring, the confined encoder, the copy on disk; frame after frame of another grey."""
+    supervisor = misbehaving("well")
+
+    def generate(count: int) -> None:
+        name = str(tmp_path / f"{count}.mkv")
+        result = supervisor.generate(request_for(num_frames=count, height=96, width=160, output=name, overwrite=True))
+        assert (result.output.num_frames, result.recovery) == (count, [])
+
+    generate(49)  # what is needed once: imports, the zygote, the worker
+    few = peak_kib_of(lambda: generate(49))
+    grown_kib = peak_kib_of(lambda: generate(1001)) - few
+    assert grown_kib < 4096  # all 1001 frames are 46 MB
+    frames = decode(tmp_path / "1001.mkv", (0, 96, 160, 3))
+    assert frames.shape[0] == 1001
+    assert (frames == (np.arange(1001) % 256).astype(np.uint8)[:, None, None, None]).all()
 
 
 def test_a_job_whose_encoder_dies_keeps_its_frames_and_its_worker(misbehaving, request_for, tmp_path):
@@ -300,6 +307,29 @@ def test_a_job_whose_encoder_dies_keeps_its_frames_and_its_worker(misbehaving, r
     assert result.output.codec == "vp9" and result.recovery == []
     document = json.loads((tmp_path / "again.webm.json").read_text())
     assert document["request"]["quality"] == "draft" and document["video"]["sha256"] == result.output.sha256
+
+
+@pytest.mark.parametrize("frames", [9, 97], ids=["while its end is waited for", "while it takes no frame"])
+def test_a_cancel_ends_a_second_encoding_that_hangs(frames, misbehaving, request_for, tmp_path):
+    """The first encoder dies, the second takes nothing; 9 frames fit into its pipe, 97 do not."""
+    supervisor, again = misbehaving("well"), threading.Event()
+
+    def hung(*arguments, **options):
+        again.set()
+        return program("encoder_hung.py")()
+
+    with pytest.MonkeyPatch.context() as patch:
+        faults = Faults(patch)
+        faults.argv(hung)
+        faults.quits(3, "broken", 1, times=1)
+        job = supervisor.submit(request_for(num_frames=frames, height=96, width=160))
+        assert again.wait(30)
+        asked = time.monotonic()
+        job.cancel()
+        with pytest.raises(JobCancelled):
+            job.result(timeout=30)
+        assert time.monotonic() - asked < 10  # of the half hour that a second encoding may take
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_job_survives_an_encoder_that_dies_once(misbehaving, request_for, tmp_path):

@@ -50,6 +50,7 @@ from wan_compat.supervisor.spill import Spill, reserve_spill
 # No byte taken by the encoder for this long, with frames waiting, means it hangs.
 STALL_S = 120.0
 RETRY_TIMEOUT_S = 1800.0
+STOP_POLL_S = 0.2  # how often somebody's wish to stop is asked for while an encoder takes nothing
 
 # What an encoder can die of. Everything else is a bug, or somebody's wish to stop.
 _FAILURES = (EncodingFailed, DiskExceeded, MemoryExceeded, SandboxEntryFailed, EnvironmentLacks, DeadlineExceeded)
@@ -406,7 +407,12 @@ class Delivery:
 
 
 def feed(sink: EncoderProcess, frames: Iterable[memoryview], timeout_s: float) -> None:
-    """Give an encoder all frames, waiting for it. Raises DeadlineExceeded when it takes longer than `timeout_s`."""
+    """Give an encoder all frames, waiting for it.
+
+    Raises:
+        DeadlineExceeded: It takes longer than `timeout_s`.
+        WanCompatError: What `sink.check_stop` raises; it is asked all the while.
+    """
     deadline_s = time.monotonic() + timeout_s
     poller = select.poll()
     poller.register(sink.fileno(), select.POLLOUT)
@@ -415,9 +421,12 @@ def feed(sink: EncoderProcess, frames: Iterable[memoryview], timeout_s: float) -
         while view:
             written = sink.write_some(view)
             view = view[written:]
+            sink.check_stop()
             left_s = deadline_s - time.monotonic()
-            if view and not written and not (left_s > 0 and poller.poll(left_s * 1000 + 1)):
-                raise DeadlineExceeded(f"the encoder took no frame within {timeout_s:g} s")
+            if view and not written:
+                if left_s <= 0:
+                    raise DeadlineExceeded(f"the encoder took no frame within {timeout_s:g} s")
+                poller.poll(min(left_s, STOP_POLL_S) * 1000 + 1)
 
 
 def deliver(delivery: Delivery, frames: Iterable[memoryview], *, timeout_s: float, label: str = "") -> None:
