@@ -27,7 +27,7 @@ PURE = (
     "tests/supervisor/inspection/test_json_document.py",
     "tests/supervisor/inspection/test_safetensors_header.py",
     "tests/supervisor/monitor/test_keys.py",
-    "tests/supervisor/monitor/test_model.py",
+    "tests/supervisor/monitor/test_reducer.py",
     "tests/supervisor/monitor/test_source.py",
     "tests/supervisor/monitor/test_view.py",
     "tests/supervisor/test_architecture_detector.py",

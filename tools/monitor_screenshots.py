@@ -21,6 +21,7 @@ from rich.terminal_theme import TerminalTheme
 from wan_compat.protocol.status import JobStatus, MachineStatus, Note, SupervisorStatus, WorkerStatus
 from wan_compat.supervisor.monitor import model
 from wan_compat.supervisor.monitor.characters import UNICODE
+from wan_compat.supervisor.monitor.reducer import reduce
 from wan_compat.supervisor.monitor.view import render
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
@@ -272,7 +273,7 @@ def watched(statuses: Sequence[str] = ("batch", "server"), keys: Iterable[str] =
         events += [model.Heard(made[name][0], made[name][1](tick)) for name in statuses]
     state = model.State()
     for event in (*events, *map(model.Pressed, keys)):
-        state, _ = model.reduce(state, event)
+        state, _ = reduce(state, event)
     return state
 
 

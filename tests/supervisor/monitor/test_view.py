@@ -26,6 +26,7 @@ from wan_compat.supervisor.monitor.characters import (
     show_share,
     show_size,
 )
+from wan_compat.supervisor.monitor.reducer import reduce
 from wan_compat.supervisor.monitor.view import render, render_once
 
 GB = 1_000_000_000
@@ -38,7 +39,7 @@ def watching(
     events += [model.Heard(status.id, status) for status in statuses]
     state = model.State(read_only=read_only)
     for event in (*events, model.Tick(later_s, 1e9), *map(model.Pressed, keys)):
-        state, _ = model.reduce(state, event)
+        state, _ = reduce(state, event)
     return state
 
 
@@ -112,10 +113,10 @@ def test_who_does_not_answer_is_shown_as_such() -> None:
     assert "no answer for 0:12" in shown
     assert "a red fox" in shown  # what was last heard
     state = watching([a_status()])
-    gone, _ = model.reduce(state, model.Found(()))
+    gone, _ = reduce(state, model.Found(()))
     assert "gone" in screen(gone)
     assert "a red fox" not in screen(gone)
-    failed, _ = model.reduce(state, model.Failed("aaaa", "it speaks version 9"))
+    failed, _ = reduce(state, model.Failed("aaaa", "it speaks version 9"))
     assert "it speaks version 9" in screen(failed)
 
 

@@ -74,6 +74,7 @@ def _once(session: Session, source: Source, chars: Characters) -> int:
     from rich.console import Console
 
     from wan_compat.supervisor.monitor import model
+    from wan_compat.supervisor.monitor.reducer import reduce
     from wan_compat.supervisor.monitor.view import render_once
 
     state = model.State(expanded=True)
@@ -84,7 +85,7 @@ def _once(session: Session, source: Source, chars: Characters) -> int:
         *(model.Failed(id, why) for id, why in silent.items()),
     ]
     for event in events:
-        state, _ = model.reduce(state, event)
+        state, _ = reduce(state, event)
     console = Console(no_color=not has_color(sys.stdout), highlight=False, markup=False, emoji=False)
     for line in render_once(dataclasses.replace(state, selected=None), console.width, chars):
         line.rstrip()

@@ -8,6 +8,7 @@ import time
 
 from wan_compat.supervisor.monitor import model
 from wan_compat.supervisor.monitor.characters import Characters
+from wan_compat.supervisor.monitor.reducer import reduce
 from wan_compat.supervisor.monitor.source import Source, Watch
 from wan_compat.supervisor.monitor.terminal import Gone, screen
 from wan_compat.supervisor.monitor.view import render
@@ -38,7 +39,7 @@ def run(source: Source, chars: Characters, *, read_only: bool, color: bool) -> N
                 while len(taken) < MAX_EVENTS and not events.empty():
                     taken.append(events.get())
                 for event in taken:
-                    state, orders = model.reduce(state, event)
+                    state, orders = reduce(state, event)
                     for order in orders:
                         watch.give(order)
                 if "redraw" in keys:

@@ -10,18 +10,8 @@ import pytest
 from tests.supervisor.monitor.statuses import a_job, a_status, a_worker, waiting
 from wan_compat.protocol.status import SupervisorStatus
 from wan_compat.supervisor.monitor import model
-from wan_compat.supervisor.monitor.model import (
-    Answered,
-    Failed,
-    Found,
-    Heard,
-    Order,
-    Page,
-    Pressed,
-    State,
-    Tick,
-    reduce,
-)
+from wan_compat.supervisor.monitor.model import Answered, Failed, Found, Heard, Order, Page, Pressed, State, Tick
+from wan_compat.supervisor.monitor.reducer import reduce
 from wan_compat.supervisor.monitor.rows import Condition, Sort, Target
 
 JOB, WORKER = Target("aaaa", "job", "j12"), Target("aaaa", "worker", "w1")
