@@ -312,22 +312,36 @@ def test_a_job_whose_encoder_dies_keeps_its_frames_and_its_worker(misbehaving, r
 @pytest.mark.parametrize("frames", [9, 97], ids=["while its end is waited for", "while it takes no frame"])
 def test_a_cancel_ends_a_second_encoding_that_hangs(frames, misbehaving, request_for, tmp_path):
     """The first encoder dies, the second takes nothing; 9 frames fit into its pipe, 97 do not."""
-    supervisor, again = misbehaving("well"), threading.Event()
+    supervisor, second, stuck = misbehaving("well"), threading.Event(), threading.Event()
+    write, wait = encoder.EncoderProcess.write_some, encoder.EncoderProcess._wait
 
     def hung(*arguments, **options):
-        again.set()
+        second.set()
         return program("encoder_hung.py")()
+
+    def write_some(self, view):
+        count = write(self, view)
+        if second.is_set() and not count:
+            stuck.set()
+        return count
+
+    def wait_for_end(self, timeout_s):
+        if second.is_set():
+            stuck.set()
+        return wait(self, timeout_s)
 
     with pytest.MonkeyPatch.context() as patch:
         faults = Faults(patch)
         faults.argv(hung)
         faults.quits(3, "broken", 1, times=1)
+        patch.setattr(encoder.EncoderProcess, "write_some", write_some)
+        patch.setattr(encoder.EncoderProcess, "_wait", wait_for_end)
         job = supervisor.submit(request_for(num_frames=frames, height=96, width=160))
-        assert again.wait(30)
+        assert stuck.wait(30)
         asked = time.monotonic()
         job.cancel()
         with pytest.raises(JobCancelled):
-            job.result(timeout=30)
+            job.result(timeout=20)
         assert time.monotonic() - asked < 10  # of the half hour that a second encoding may take
     assert os.listdir(tmp_path) == []
 
