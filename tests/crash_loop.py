@@ -105,7 +105,9 @@ class Batch:
         begun = {record.output for record in records if isinstance(record, Started)}
         if not videos <= begun:
             problems.append(f"videos that nobody began: {sorted(videos - begun)}")
-        allowed = videos | {f"{name}.json" for name in videos} | {".batch", "report.html", "summary.json"}
+        allowed = (
+            videos | {f"{name}.json" for name in videos} | {".batch", "report.html", "summary.json", "report_posters"}
+        )
         if strange := sorted(set(os.listdir(self.out)) - allowed):
             problems.append(f"left behind: {strange}")
         if leases := os.listdir(self.out / ".batch" / "leases"):

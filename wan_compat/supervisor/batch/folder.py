@@ -15,6 +15,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from wan_compat.supervisor.outputs import prepare_document
 PLAN_VERSION = 1
 MAX_PLAN_BYTES = 64 << 20
 _MAX_LOCK_BYTES = 4096
+_UNFINISHED = re.compile(r"(report\.html|summary\.json|plan\.json|journal-.{1,40}\.jsonl|\.room)\.[0-9a-f]{12}\.part")
 # File systems without locks: leases alone divide the work there.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -89,8 +91,12 @@ class BatchFolder:
     def output(self, name: str) -> str:
         return os.path.join(self.path, name)
 
-    def write_plan(self, batch: str, items: Sequence[Item]) -> None:
-        """Write what the batch is made of, for `batch status`. Raises OutputNotWritable, DiskExceeded."""
+    def write_plan(self, batch: str, items: Sequence[Item]) -> bool:
+        """Write what the batch is made of, for `batch status`; return whether that was another one before.
+
+        Raises:
+            OutputNotWritable, DiskExceeded: It cannot be written.
+        """
         document = {
             "version": PLAN_VERSION,
             "batch": clean_text(batch, 1000),
@@ -107,7 +113,11 @@ class BatchFolder:
                 for item in items
             ],
         }
+        with contextlib.suppress(InvalidRequest):
+            if self.read_plan() == document:
+                return False
         write_json(self.plan, document)
+        return True
 
     def read_plan(self) -> Mapping[str, Any]:
         """Return what the last run wrote.
@@ -176,6 +186,35 @@ def held(folder: BatchFolder, shard: Shard) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def is_alone(folder: BatchFolder, shard: Shard) -> bool:
+    """Whether no other shard of this folder is held now, as far as locks tell."""
+    for name in os.listdir(folder.own):
+        if not name.startswith("lock-") or name == f"lock-{shard.name}":
+            continue
+        try:
+            descriptor = os.open(
+                os.path.join(folder.own, name), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            )
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+    return True
+
+
+def sweep(folder: BatchFolder) -> None:
+    """Remove what a killed run left of documents that it was writing. For who is alone."""
+    for place in (folder.path, folder.own):
+        for name in os.listdir(place):
+            if _UNFINISHED.fullmatch(name):
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(place, name))
 
 
 def _busy(folder: BatchFolder, shard: Shard, raw: bytes) -> BatchBusy:

@@ -133,6 +133,13 @@ class Leases:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 
+    def sweep(self, is_over: Callable[[str], bool]) -> None:
+        """Remove leases that do not hold, of items that nobody will claim again: their owner died in between."""
+        for lease in read_leases(self._folder):
+            if is_over(lease.key) and self._is_stale(lease):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(lease.path)
+
     def close(self) -> None:
         """Release all that is held."""
         self._over.set()

@@ -18,7 +18,7 @@ MAX_LISTED = 1000  # failures of a summary
 # Between two reports of a batch that runs.
 PERIOD_S = 10.0
 _POSTERS_S = 1.0
-_LAST_POSTERS_S = 20.0
+_LAST_POSTERS_S = 10.0
 
 
 def summary(
@@ -79,17 +79,30 @@ class Reporter:
             self._thread = threading.Thread(target=self._write, args=(entries, _POSTERS_S), daemon=True)
             self._thread.start()
 
-    def finish(self, run: Mapping[str, Any]) -> dict[str, Any]:
-        """Write both a last time; return the summary. What cannot be written is a warning: the videos stand."""
+    def finish(self, is_another: bool, run: Mapping[str, Any]) -> dict[str, Any]:
+        """Write both a last time; return the summary. What cannot be written is a warning: the videos stand.
+
+        Args:
+            is_another: The items are others than those of the last run. If they are not, and nothing happened since it
+                was written, the page stays: its posters take a while.
+        """
         if self._thread is not None:
             self._thread.join()
-        self._write(self._entries(), _LAST_POSTERS_S)
+        if is_another or self._is_older_than_journals():
+            self._write(self._entries(), _LAST_POSTERS_S)
         document = summary(self._folder, self._batch, self._items, self._progress, run)
         try:
             write_json(os.path.join(self._folder.path, "summary.json"), document)
         except WanCompatError as error:
             self.warning = error.message
         return document
+
+    def _is_older_than_journals(self) -> bool:
+        try:
+            written = os.stat(os.path.join(self._folder.path, "report.html")).st_mtime_ns
+            return any(os.stat(path).st_mtime_ns > written for path in self._folder.journals())
+        except OSError:
+            return True
 
     def _write(self, entries: list[Any], posters_s: float) -> None:
         from wan_compat.supervisor.gallery import write_gallery

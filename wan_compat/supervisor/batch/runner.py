@@ -207,6 +207,7 @@ class BatchRun:
             )
             try:
                 self._loop()
+                leases.sweep(lambda key: not self.progress.is_waiting(key))
             finally:
                 self._stop_all()
             why = self._outcome.interrupted or ("ended by an error" if self._outcome.fatal else "ended")
