@@ -47,7 +47,7 @@ BEHAVIOURS = {
 MIX = ["well", "slow", "slow", *BEHAVIOURS, "well", "slow"]
 GROUPS = ("", "a", "b", "c")
 WARMED_UP = 0.3  # of the jobs; what is made once has been made by then
-MAX_GROWTH_BYTES = 24 << 20
+MAX_GROWTH_BYTES = 12 << 20
 MAX_NEW_DESCRIPTORS = 12  # those of the workers that are alive at one look and not at the other
 
 

@@ -19,6 +19,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Sequence
 from types import TracebackType
@@ -415,6 +416,8 @@ class Supervisor:
             self._runners.wake(job)
 
     def _finish(self, job: Job[Any], outcome: Any) -> None:
+        if isinstance(outcome, BaseException):
+            _forget_frames(outcome)
         job.finish(outcome)
         records, status = self._record(), job.status()
         records.ended(status)
@@ -480,6 +483,16 @@ def _number(value: int, least: int, most: int, name: str) -> int:
     if not isinstance(value, int) or not least <= value <= most:
         raise InvalidRequest(f"{name} is {value!r}; it is a whole number from {least} to {most}")
     return value
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Drop the local variables that an error's traceback keeps alive: buffers with whole videos are among them, for as
+    long as somebody keeps the job."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _close_at_exit(reference: weakref.ref[Supervisor]) -> None:

@@ -213,7 +213,10 @@ class Zygote:
         return message
 
     def _receive_with_descriptors(self) -> tuple[object, tuple[int, ...]]:
-        packet = receive_packet(self._socket, "from")
+        try:
+            packet = receive_packet(self._socket, "from")
+        except ConnectionResetError:  # it was killed with something of ours unread
+            packet = None
         if packet is None:
             raise self._died()
         message, descriptors = packet
