@@ -311,7 +311,7 @@ def _verb(options: str = "", document: str = "") -> Verb:
 
 _OF_GENERATE = (
     "--prompt --negative-prompt --task --image --last-image --video --mask --audio --seed --width --height --num-frames"
-    " --num-inference-steps --guidance-scale --lora --fps --format --quality --metadata --overwrite"
+    " --num-inference-steps --guidance-scale --lora --fps --format --quality --metadata"
 )
 VERBS: Mapping[str, Verb] = {
     "demo": _verb("--output --variant"),
@@ -327,11 +327,11 @@ VERBS: Mapping[str, Verb] = {
     "update-registry": _verb("--auto --from --dry-run"),
     "test-load": _verb("--smoke-test --mode --json"),
     "generate": _verb(
-        f"{_OF_GENERATE} --output --from --mode --restricted --isolation --min-tier --timeout --memory-limit --preview"
+        f"{_OF_GENERATE} --overwrite --output --from --mode --restricted --isolation --min-tier --timeout --memory-limit --preview"
         " --worker-log --dry-run --json --download --trust-remote-code --safe-mode",
         "success output_path frames generation_time memory_used metadata errors warnings timings sandbox peak recovery output",
     ),
-    "batch run": _verb(
+    "batch run": _verb(  # without --overwrite: what is there is either its own work, done, or in the way
         f"--model --out --workers --shard --retry-failed --max-retries --fail-fast --json --dry-run {_OF_GENERATE}"
     ),
     "batch status": _verb("--json"),

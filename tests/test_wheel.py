@@ -23,15 +23,22 @@ WITH_SUPERVISOR = {
     "watch": ["preview after step 4", "Finished", "9 frames"],
 }
 AS_SCRIPT = {"drop_in": ["step 4, timestep", "(9, 96, 160, 3) float32", "sandbox tier"]}
-ELSEWHERE = {"web_server"}  # tests/supervisor/test_web_server.py
+SERVED = {"web_server"}  # who leaves, and more: tests/supervisor/test_web_server.py
 TOGETHER = """
-import runpy, sys
+import os, runpy, sys
+from fastapi.testclient import TestClient
 from wan_compat import Supervisor
+server, *others = sys.argv[1:]
 with Supervisor(workers=2) as supervisor:
-    for path in sys.argv[1:]:
+    supervisor.serve(os.path.abspath("socket"))
+    for path in others:
         example = runpy.run_path(path)
         print("EXAMPLE", path, flush=True)
         example["main"](supervisor, str(example["demo_model"]()))
+    example = runpy.run_path(server)
+    print("EXAMPLE", server, flush=True)
+    with TestClient(example["make_app"](str(example["demo_model"]()), os.path.abspath("socket"))) as client:
+        print(client.post("/videos", json={"prompt": "a red ball", "num_frames": 5}).text)
 import wan_compat
 print("FROM", wan_compat.__file__)
 """
@@ -142,7 +149,7 @@ def test_wheel_has_the_demo_model_and_nothing_beside_the_package(wheel: Path, re
 
 def test_every_example_is_tried(repository: Path) -> None:
     names = {path.stem for path in (repository / "examples").glob("*.py")}
-    assert names - ELSEWHERE == WITH_SUPERVISOR.keys() | AS_SCRIPT.keys()
+    assert names - SERVED == WITH_SUPERVISOR.keys() | AS_SCRIPT.keys()
     page = (repository / "examples" / "README.md").read_text()
     assert not {name for name in names if f"({name}.py)" not in page}
 
@@ -150,13 +157,14 @@ def test_every_example_is_tried(repository: Path) -> None:
 def test_examples_run_from_an_installed_wheel_in_an_empty_environment(
     environment: Path, repository: Path, tmp_path: Path
 ) -> None:
-    paths = {name: str(repository / "examples" / f"{name}.py") for name in WITH_SUPERVISOR}
+    paths = {name: str(repository / "examples" / f"{name}.py") for name in (*SERVED, *WITH_SUPERVISOR)}
     said = run_in(environment, tmp_path, "-c", TOGETHER, *paths.values())
     assert said.rpartition("FROM ")[2].startswith(str(environment))
     parts = dict(part.split("\n", 1) for part in said.split("EXAMPLE ")[1:])
     for name, words in WITH_SUPERVISOR.items():
         assert not [word for word in words if word not in parts[paths[name]]], parts[paths[name]]
     assert (tmp_path / "ball.mp4").stat().st_size > 1000
+    assert "event: progress" in parts[paths["web_server"]] and "event: done" in parts[paths["web_server"]]
 
 
 @pytest.mark.parametrize("name", AS_SCRIPT)
