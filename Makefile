@@ -47,6 +47,7 @@ bench: $(VENV)/.dev
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.soak --workers 500
 	$(BIN)/python -m tests.soak_jobs --jobs 200 --workers 2
+	$(BIN)/python -m tests.crash_loop --rounds 50
 
 containment: $(VENV)/.dev
 	$(BIN)/python -m tests.security.ablation --write

@@ -26,6 +26,8 @@ from typing import Any
 
 from tests.assets.tiny_wan import tiny_model
 from wan_compat.policies.batch.records import Done, Started
+from wan_compat.sandbox import cgroup
+from wan_compat.supervisor import runtime
 from wan_compat.supervisor.batch.journal import Follower
 from wan_compat.supervisor.demo import demo_model
 
@@ -145,6 +147,9 @@ def crash_loop(rounds: int, seed: int, items: int, *, real: bool = False, worker
             crashes.items += items
             crashes.found += sum(record.found for record in batch.records() if isinstance(record, Done))
             crashes.interrupted += sum(isinstance(record, Started) for record in batch.records()) - items
+        # Of processes that were killed; the next supervisor would do it.
+        cgroup.sweep_stale()
+        runtime.sweep_stale(runtime.runtime_base())
     return crashes
 
 

@@ -23,6 +23,8 @@ PURE = (
     "tests/protocol/test_launch.py",
     "tests/protocol/test_states.py",
     "tests/protocol/test_zmtp.py",
+    "tests/supervisor/batch/test_journal.py",
+    "tests/supervisor/batch/test_reading.py",
     "tests/supervisor/inspection/test_gguf_header.py",
     "tests/supervisor/inspection/test_json_document.py",
     "tests/supervisor/inspection/test_safetensors_header.py",
@@ -96,6 +98,26 @@ OTHERWISE_THE_SAME = {
     "tests/supervisor/test_floods.py::test_every_permitted_message_as_fast_as_it_can_is_no_violation": "the protocol",
     # Words, options and exit codes of the command line. Jobs of it by an ordinary user: the rest of test_generate.py,
     # test_demo.py, test_convert.py, test_download.py, test_trust.py.
+    **{
+        f"tests/cli/test_batch.py::test_{name}": "the journal's rules; a batch that goes on where it stopped runs twice"
+        for name in (
+            "a_file_that_is_somebody_elses_is_not_touched",
+            "a_journal_of_another_version_is_refused",
+            "a_second_run_of_a_folder_is_refused_with_the_owners_pid",
+            "a_status_of_nothing_is_refused",
+            "a_video_without_its_record_is_found_and_not_made_again",
+            "an_item_that_another_run_makes_is_waited_for",
+            "ctrl_c_finishes_what_is_being_made_and_a_status_tells_who_makes_it",
+            "everything_that_is_wrong_is_told_at_once",
+            "failures_are_nine_and_tried_again_only_when_asked",
+            "killed_at_random_moments_nothing_is_made_twice_and_nothing_is_broken",
+            "one_bad_line_of_a_thousand_is_named_and_nothing_starts",
+            "the_second_ctrl_c_and_sigterm_stop_at_once_and_leave_nothing_unfinished",
+            "two_processes_divide_the_work_and_take_a_stale_lease_over",
+            "what_a_recovery_taught_is_the_start_of_the_following_videos",
+            "what_would_fail_every_video_ends_the_batch_and_fails_none",
+        )
+    },
     "tests/cli/test_check.py": "words and exit codes",
     "tests/cli/test_scan.py": "words and exit codes",
     "tests/cli/test_completion.py": "a shell's questions",
