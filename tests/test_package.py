@@ -16,7 +16,7 @@ import pytest
 import typer.main
 
 import wan_compat
-from wan_compat.protocol import launch, messages
+from wan_compat.protocol import control, launch, messages
 from wan_compat.protocol.values import Value
 from wan_compat.supervisor.cli.main import app
 
@@ -158,7 +158,7 @@ def test_no_file_names_a_machine_or_a_folder_outside_the_repository(repository: 
 
 
 def protocol_messages() -> list[type[Value]]:
-    unions = (messages.FromWorker, messages.ToWorker, launch.FromZygote)
+    unions = (messages.FromWorker, messages.ToWorker, launch.FromZygote, control.ToSupervisor, control.FromSupervisor)
     classes: list[type[Value]] = [launch.ToZygote]
     for union in unions:
         classes += typing.get_args(typing.get_args(union)[0])
@@ -176,6 +176,7 @@ def test_every_message_has_its_row_with_its_fields(message: type[Value], reposit
 
 def test_the_protocol_page_names_the_version_and_the_limits(repository: Path) -> None:
     from wan_compat.protocol import codec, ring
+    from wan_compat.supervisor import event_log
 
     page = (repository / "docs" / "protocol.md").read_text()
     assert f"**Protocol version: {messages.PROTOCOL_VERSION}.**" in page
@@ -187,6 +188,19 @@ def test_the_protocol_page_names_the_version_and_the_limits(repository: Path) ->
         f"| a string | {codec.MAX_STRING_BYTES >> 10} KiB",
         f"{ring.SLOTS} slots of 4096x4096x3 bytes, {ring.RING_BYTES >> 20} MiB",
         f"at most {launch.MAX_PACKET_BYTES >> 10} KiB, with up to {launch.MAX_DESCRIPTORS} descriptors",
+        f"**Control version: {control.CONTROL_VERSION}.**",
+        f"first, and within {control.GREETING_S:g} s",
+        f"| a request | {control.REQUEST_LIMITS.message_bytes >> 10} KiB, {control.REQUEST_LIMITS.depth} deep, "
+        f"{control.REQUEST_LIMITS.items} items in a container, {control.REQUEST_LIMITS.nodes} values |",
+        f"| a reply | {control.REPLY_LIMITS.message_bytes >> 20} MiB, {control.REPLY_LIMITS.depth} deep, "
+        f"{control.REPLY_LIMITS.items} items, {control.REPLY_LIMITS.nodes} values |",
+        f"| clients at once | {control.MAX_CLIENTS};",
+        f"| requests | {control.REQUESTS_PER_S:g} a second after a first {control.REQUEST_BURST:g};",
+        f"| unread bytes of a client | {control.MAX_UNSENT_BYTES >> 20} MiB;",
+        f"| jobs that a client follows | {control.MAX_FOLLOWED} |",
+        f"| events kept of a job | {event_log.MAX_KEPT}, of which {event_log.MAX_PICTURES} with pictures;",
+        f"| jobs kept that are over | {control.MAX_KEPT_JOBS} of",
+        f"| frames kept of results without a file | {control.MAX_KEPT_FRAME_BYTES >> 30} GiB together;",
     ):
         assert limit in page, limit
 

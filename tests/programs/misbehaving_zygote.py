@@ -144,6 +144,17 @@ class FakeWorker:
         print("I am leaving \x1b[31mnow\x1b[0m", flush=True)
         os._exit(3)
 
+    def knock(self, job):
+        """Try the sockets whose paths follow in BEHAVIOUR."""
+        for path in BEHAVIOUR.split(":")[2:]:
+            try:
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.connect(path)
+                print("it is open", flush=True)
+            except OSError as error:
+                print(type(error).__name__, flush=True)
+        os._exit(3)
+
     def crash(self, job):
         ctypes.string_at(1)
 

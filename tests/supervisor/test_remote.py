@@ -342,6 +342,20 @@ def test_the_first_job_opens_the_socket_and_closing_removes_it(request_for):
     assert not os.path.exists(endpoint.path)
 
 
+@pytest.mark.parametrize(("moment", "why"), [("start", "FileNotFoundError"), ("denoise", "PermissionError")])
+def test_no_worker_reaches_the_sockets_of_its_supervisor(moment, why, request_for, tmp_path):
+    """They are not in its view, and by the time that a model is loaded it can connect to nothing at all."""
+    path = str(tmp_path / "s")
+    with Supervisor() as supervisor:
+        supervisor.serve(path)
+        (endpoint,) = [one for one in find_supervisors() if one.id == supervisor.id]
+        behaviour = f"{moment}:knock:{path}:{endpoint.path}"
+        supervisor._zygote_program = (str(PROGRAMS / "misbehaving_zygote.py"), behaviour)
+        supervisor._runners.pool._zygote_program = supervisor._zygote_program  # it was made to serve
+        with pytest.raises(errors.WorkerDied, match=rf"{why}\s+{why}"):
+            supervisor.generate(request_for())
+
+
 # -- details -----------------------------------------------------------------------------------------------------------
 
 
