@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from wan_compat.protocol.errors import (
     DiskExceeded,
     EncodingFailed,
     EnvironmentLacks,
+    FfmpegMissing,
     JobCancelled,
     SandboxEntryFailed,
     WanCompatError,
@@ -78,6 +80,12 @@ class Faults:
         self.patch.setattr(encoder, "find_ffmpeg", lambda: Ffmpeg(f"{ready.path}-gone", "1", ready.encoders))
         self.patch.setattr(encoder, "confined_argv", lambda argv, **_: argv)
 
+    def goes_missing(self, module: types.ModuleType) -> None:
+        def find() -> Ffmpeg:
+            raise FfmpegMissing("it was there a moment ago")
+
+        self.patch.setattr(module, "find_ffmpeg", find)
+
     def lacks_codec(self) -> None:
         self.patch.setattr(delivery, "require_encoder", lambda *_: None)
         self.patch.setattr(encoder, "find_ffmpeg", lambda: Ffmpeg(find_ffmpeg().path, "1", frozenset({"mpeg4"})))
@@ -109,6 +117,8 @@ class Faults:
 
 FAULTS: dict[str, Callable[[Faults], None]] = {
     "missing": lambda f: f.missing(),
+    "uninstalled before the first frame": lambda f: f.goes_missing(encoder),
+    "uninstalled before it is read back": lambda f: f.goes_missing(read_back),
     "codec not built in": lambda f: f.lacks_codec(),
     "not confined": lambda f: f.quits(0, "wan-compat: no Landlock (try doctor)", 126),
     "dies at once": lambda f: f.quits(0, "broken", 1),
@@ -344,6 +354,22 @@ def test_a_cancel_ends_a_second_encoding_that_hangs(frames, misbehaving, request
             job.result(timeout=20)
         assert time.monotonic() - asked < 10  # of the half hour that a second encoding may take
     assert os.listdir(tmp_path) == []
+
+
+def test_without_ffmpeg_a_job_is_refused_before_it_costs_anything_and_the_way_that_it_names_works(
+    misbehaving, request_for, tmp_path, monkeypatch
+):
+    supervisor = misbehaving("well")
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "none"))
+    with pytest.raises(FfmpegMissing) as caught:
+        supervisor.generate(request_for())
+    folder = tmp_path / "video"
+    assert "--format png; `wan-compat encode` makes the video" in caught.value.fixes[-1]
+    assert os.listdir(tmp_path) == [] and supervisor.status().workers == ()
+    assert supervisor.generate(request_for(output=str(folder), format="png")).output.num_frames == 9
+    monkeypatch.delenv("IMAGEIO_FFMPEG_EXE")
+    report = FormatConverter().convert(folder, f"{folder}.mp4").report
+    assert (report.num_frames, report.fps) == (9, 16)
 
 
 def test_a_job_survives_an_encoder_that_dies_once(misbehaving, request_for, tmp_path):

@@ -58,5 +58,9 @@ def advise(code: str, message: str, subject: Subject) -> tuple[str, ...]:
         case "generation_failed" | "worker_died" | "worker_silent" | "unusable_frames":
             return (f"write a report: wan-compat diagnose {model} --parts",)
         case "encoding_failed" | "ffmpeg_missing":
-            return ("write pictures instead, which need no encoder: --format png",) if subject.has_output else ()
+            return (
+                ("write pictures, which need no encoder: --format png; `wan-compat encode` makes the video of them",)
+                if subject.has_output
+                else ()
+            )
     return ()
