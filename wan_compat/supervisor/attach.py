@@ -22,7 +22,7 @@ from wan_compat.protocol.base import Value
 from wan_compat.protocol.errors import ProtocolViolation
 from wan_compat.supervisor.control_client import ANSWER_S, Connection
 from wan_compat.supervisor.control_server import CONTROL
-from wan_compat.supervisor.runtime import runtime_base
+from wan_compat.supervisor.runtime import runtime_bases
 
 if TYPE_CHECKING:
     from wan_compat.protocol.status import SupervisorStatus
@@ -50,15 +50,13 @@ def find_supervisors() -> list[Endpoint]:
     Raises:
         EnvironmentLacks: The runtime folder is not private.
     """
-    base = runtime_base()
     found = []
-    for name in os.listdir(base):
-        folder = os.path.join(base, name)
+    for folder in (os.path.join(base, name) for base in runtime_bases() for name in os.listdir(base)):
         path = os.path.join(folder, CONTROL)
         try:
             info = os.lstat(path)
             if stat.S_ISSOCK(info.st_mode) and _is_alive(folder):
-                found.append((info.st_ctime, Endpoint(name, path)))
+                found.append((info.st_ctime, Endpoint(os.path.basename(folder), path)))
         except OSError:  # being made, being removed, or something else altogether
             continue
     return [endpoint for _, endpoint in sorted(found, key=lambda item: (item[0], item[1].id))]

@@ -37,13 +37,39 @@ def runtime_base() -> str:
         base = os.path.join(tempfile.gettempdir(), f"wan-compat-{uid}")
     with contextlib.suppress(FileExistsError):
         os.mkdir(base, 0o700)
-    info = os.lstat(base)
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != uid or stat.S_IMODE(info.st_mode) & 0o066:
+    if not _is_private(base, uid):
         raise EnvironmentLacks(
             f"{base} is not a private folder of this user",
             hint=f"remove {base}, or set XDG_RUNTIME_DIR to a folder that only you can enter",
         )
     return base
+
+
+def runtime_bases() -> list[str]:
+    """Return every folder in which supervisors of this user may be, that of this environment first.
+
+    A login session has XDG_RUNTIME_DIR; cron, `su` and a container's shell have not, and are this user all the same.
+    Who set it to a folder of their own wants to be by themselves, and that folder is the only one.
+
+    Raises:
+        EnvironmentLacks: As `runtime_base`.
+    """
+    first, uid = runtime_base(), os.geteuid()
+    parent, usual = os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{uid}"
+    if parent and parent.rstrip("/") != usual:
+        return [first]
+    others = [os.path.join(usual, "wan-compat"), os.path.join(tempfile.gettempdir(), f"wan-compat-{uid}")]
+    if uid == 0:
+        others.append("/run/wan-compat")
+    return [first, *(base for base in others if base != first and _is_private(base, uid))]
+
+
+def _is_private(folder: str, uid: int) -> bool:
+    try:
+        info = os.lstat(folder)
+    except OSError:
+        return False
+    return stat.S_ISDIR(info.st_mode) and info.st_uid == uid and not stat.S_IMODE(info.st_mode) & 0o066
 
 
 def fresh_name() -> str:
