@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from tests.assets.plain_cases import SIZE, TEXT, Case, assert_equal, run, run_plain, write_media
+from tests.assets.plain_cases import SIZE, TEXT, Case, assert_equal, run, run_plain, with_another_gamma, write_media
 from tests.assets.tiny_wan import tiny_model, tiny_models
 from wan_compat import GenerationRequest, Supervisor
 from wan_compat.protocol.errors import (
@@ -27,6 +29,8 @@ IMAGE = {"image": ("image", None, "RGB")}
 CALL = {"guidance_scale": None, "guidance_scale_2": None}
 ONE, TWO = {"guider": 4.0}, {"guider": 4.0, "guider_2": 2.0}
 VIDEO = {"video": ("video", 9, "RGB")}
+PYRAMID = {"width": 128, "num_inference_steps": 3}
+STAGES = {"num_inference_steps": None, "pyramid_num_inference_steps_list": [1, 1, 1]}
 DRIVEN = Case(
     "animate2",
     "WanAnimate2ModularPipeline",
@@ -66,6 +70,34 @@ CASES = {
         plain_media=VIDEO | {"mask": ("mask", 9, "L")},
         guiders=TWO,
     ),
+    "helios": Case("modular_helios", "HeliosModularPipeline", plain=CALL, guiders=ONE, frames=(0, 9)),
+    "helios i2v": Case(
+        "modular_helios",
+        "HeliosModularPipeline",
+        {"image": "image"},
+        plain=CALL,
+        plain_media=IMAGE,
+        guiders=ONE,
+        frames=(0, 9),
+    ),
+    "helios pyramid": Case(
+        "modular_helios_pyramid",
+        "HeliosPyramidModularPipeline",
+        fields=PYRAMID,
+        plain=CALL | STAGES,
+        guiders=ONE,
+        frames=(0, 9),
+        steps=3,
+    ),
+    "helios distilled": Case(
+        "modular_helios_distilled",
+        "HeliosPyramidDistilledModularPipeline",
+        fields=PYRAMID | {"guidance_scale": 1.0},
+        plain=CALL | STAGES,
+        guiders={"guider": 1.0},
+        frames=(0, 9),
+        steps=6,
+    ),
     "animate-2": DRIVEN,
     "animate-2 distilled": Case(
         "animate2_distilled",
@@ -85,26 +117,47 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def plain(media: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    found = tiny_models({case.kind for case in CASES.values()})
+    for kind in ("modular_helios_pyramid", "modular_helios_distilled"):
+        found[kind] = with_another_gamma(found[kind], tmp_path_factory.mktemp("models") / kind)
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain(models: dict[str, Path], media: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plain")
-    run_plain(CASES, tiny_models({case.kind for case in CASES.values()}), media, folder)
+    run_plain(CASES, models, media, folder)
     return folder
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", CASES)
 def test_frames_equal_a_plain_diffusers_script_byte_for_byte(
-    name: str, supervisor: Supervisor, media: dict[str, str], plain: Path
+    name: str, supervisor: Supervisor, models: dict[str, Path], media: dict[str, str], plain: Path
 ) -> None:
     case = CASES[name]
-    result, steps = run(supervisor, case, tiny_model(case.kind), media)
+    result, steps = run(supervisor, case, models[case.kind], media)
     assert_equal(case, result, steps, plain / f"{name}.npy")
 
 
-def test_blocks_for_first_and_last_frame_are_refused_before_they_fail_in_diffusers(supervisor, media) -> None:
-    with pytest.raises(ModelNotCompatible, match="need torchvision") as caught:
-        generate(supervisor, tiny_model("modular_flf2v"), image=media["image"], last_image=media["image"])
-    assert caught.value.exit_code == 1 and "FLF2V" in str(caught.value.hint)
+def test_blocks_for_first_and_last_frame_need_no_torchvision_and_cut_the_last_as_the_ordinary_pipeline(
+    supervisor, media, tmp_path
+) -> None:
+    last = tmp_path / "last.png"
+    Image.open(media["image"]).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(last)
+    given = {"image": media["image"], "last_image": str(last)}
+    blocks, ordinary = (
+        generate(supervisor, tiny_model(kind), **given).frames.frames for kind in ("modular_flf2v", "flf2v")
+    )
+    assert np.abs(blocks.astype(int) - ordinary).max() <= 3  # another padding of the prompt
+    other = generate(supervisor, tiny_model("modular_flf2v"), image=media["image"], last_image=media["image"])
+    assert (other.frames.frames != blocks).any()
+
+
+def test_noise_of_modular_helios_pyramid_is_drawn_on_a_cpu_where_diffusers_fails(supervisor) -> None:
+    result = generate(supervisor, tiny_model("modular_helios_pyramid"), **PYRAMID)
+    assert result.frames is not None and result.frames.frames.std() > 5
 
 
 @pytest.fixture
@@ -194,6 +247,8 @@ def test_scale_of_the_repositorys_guider_is_used_where_the_request_has_none(supe
         ("modular_t2v", {"image": "image"}, "takes no --image"),
         ("modular_i2v", {}, "needs --image"),
         ("modular_i2v22", {"image": "image", "last_image": "image"}, "takes no --last-image"),
+        ("modular_flf2v", {"image": "image"}, "needs --last-image"),
+        ("modular_helios", {"video": "short"}, "its last 33 are needed"),
         ("modular_vace22", {"mask": "mask"}, "needs --video or --reference"),
         ("animate2", {"image": "image"}, "needs --video"),
         ("animate2", {"image": "image", "video": "short"}, "video has 5 frames"),
@@ -208,7 +263,9 @@ def test_what_the_blocks_cannot_do_is_refused_with_its_cause(
         generate(supervisor, tiny_model(kind), **given)
 
 
-@pytest.mark.parametrize("kind", ["modular_t2v", "modular_i2v22", "animate2"])
+@pytest.mark.parametrize(
+    "kind", ["modular_t2v", "modular_i2v22", "animate2", "modular_flf2v", "modular_helios_distilled"]
+)
 def test_check_says_that_it_runs_here(kind: str, supervisor: Supervisor) -> None:
     report = supervisor.check(str(tiny_model(kind)))
     assert report.architecture.pipeline_class is not None

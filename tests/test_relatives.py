@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.assets.plain_cases import SIZE, TEXT, Case, assert_equal, run, run_plain, write_media
+from tests.assets.plain_cases import SIZE, TEXT, Case, assert_equal, run, run_plain, with_another_gamma, write_media
 from tests.assets.tiny_wan import tiny_model, tiny_models
 from wan_compat import GenerationRequest, Supervisor
 from wan_compat.protocol.errors import InvalidRequest
@@ -138,16 +136,10 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return the folder of each kind.
-
-    Of Helios' pyramids, a copy with another gamma than all have: with 1/3, diffusers itself fails on a CPU.
-    """
+    """Return the folder of each kind; of Helios' pyramids, a copy that diffusers does not fail with."""
     found = tiny_models({case.kind for case in CASES.values()})
     for kind in ("helios_pyramid", "helios_distilled"):
-        found[kind] = tmp_path_factory.mktemp("models") / kind
-        shutil.copytree(tiny_model(kind), found[kind])
-        path = found[kind] / "scheduler" / "scheduler_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"gamma": 0.3}))
+        found[kind] = with_another_gamma(found[kind], tmp_path_factory.mktemp("models") / kind)
     return found
 
 

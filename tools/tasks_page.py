@@ -37,8 +37,12 @@ MODELS: Mapping[Weights, str] = {
     "modular_text": "Wan 2.1 T2V as modular blocks",
     "modular_text_2": "Wan 2.2 T2V-A14B as modular blocks",
     "modular_image": "Wan 2.1 I2V as modular blocks",
+    "modular_pair": "Wan 2.1 FLF2V as modular blocks",
     "modular_image_2": "Wan 2.2 I2V-A14B as modular blocks",
     "modular_vace": "Wan 2.2 VACE-Fun as modular blocks",
+    "modular_helios": "Helios Base as modular blocks",
+    "modular_helios_pyramid": "Helios Mid as modular blocks",
+    "modular_helios_distilled": "Helios Distilled as modular blocks",
     "animate2": "Wan-Animate-2",
     "animate2_distilled": "Wan-Animate-2 Distilled",
 }
@@ -91,8 +95,8 @@ model that does the same. `wan-compat check MODEL --task TASK` asks without gene
 - **Modular blocks** (`modular_model_index.json`) run where the blocks are diffusers' own. A part is taken from the folder of its
   name. One that the index takes from another repository is never fetched: use that repository itself. Guidance scales go to the
   guiders; a guider of the repository (`guider/guider_config.json`) gives the default. They run without a plan: no offloading,
-  tiles or caches. Helios' modular pipelines do not run, nor do the blocks for first and last frames (they need torchvision,
-  which a worker does not have); the ordinary pipelines do.
+  tiles or caches. For first and last frames diffusers' blocks (0.42.1) want torchvision, and with it cut a last
+  picture that is not square the wrong way round; here it is used as it is, and the frames are the ordinary pipeline's.
 
 ## Pictures and videos
 

@@ -40,8 +40,12 @@ _SAME: Mapping[Weights, Weights] = {
     "modular_text": "text",
     "modular_text_2": "text_only",
     "modular_image": "image_clip",
+    "modular_pair": "image_pair",
     "modular_image_2": "image",
     "modular_vace": "vace",
+    "modular_helios": "helios",
+    "modular_helios_pyramid": "helios_pyramid",
+    "modular_helios_distilled": "helios_distilled",
 }
 _ONE_EXPERT: Mapping[Weights, FamilyDefaults] = {
     "text_image": WAN22_TI2V_5B,

@@ -21,7 +21,7 @@ from wan_compat.policies.judgement.parts import files_in, repository_named
 from wan_compat.policies.model_fit import integer
 from wan_compat.policies.model_index import is_absent, is_component_entry, reference
 from wan_compat.policies.models import ModelDecision, choose_dtype, decide_model, raise_first
-from wan_compat.policies.modular_pipelines import BLOCKS, KINDS, LIKE
+from wan_compat.policies.modular_pipelines import BLOCKS, KINDS, LIKE, LIKE_SETTINGS
 from wan_compat.policies.pipelines import PIPELINES, Slot, Way, Weights, ways_of
 from wan_compat.policies.tasks import Wish, choose_way
 from wan_compat.protocol.errors import ModelCorrupt, ModelInvalid, ModelNotCompatible
@@ -72,12 +72,6 @@ def decide_modular(
     if named in LIKE:
         decision = _by_the_ordinary(facts, index, named, classes, threads, memory_limit_bytes)
         weights = KINDS.get((named, decision.way.weights)) if decision.way is not None else None
-        if weights is None and decision.way is not None and decision.way.weights == "image_pair":
-            raise ModelNotCompatible(
-                f"{facts.root} makes videos between two frames, and diffusers' blocks for that need torchvision, "
-                "which no worker has",
-                hint="use Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers, whose pipeline does not",
-            )
         if weights is None:
             raise ModelInvalid(
                 f"{INDEX} of {facts.root} names {named}, which its transformer was not made for",
@@ -139,6 +133,7 @@ def _by_the_ordinary(
     document: dict[str, Any] = {
         name: [slots[name].library, class_name] for name, class_name in classes.items() if slots[name].kind != "guider"
     }
+    document |= LIKE_SETTINGS.get(named, {})
     if "boundary_ratio" in PIPELINES[named].settings:
         document["boundary_ratio"] = index.get("boundary_ratio", _BOUNDARY)
     like = dataclasses.replace(

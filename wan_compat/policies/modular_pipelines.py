@@ -9,7 +9,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from wan_compat.policies.pipeline_parts import BASE, CLIP, ONE_IMAGE, Inputs, Pipeline, Slot, Way, Weights
+from wan_compat.policies.pipeline_parts import (
+    BASE,
+    CLIP,
+    ONE_IMAGE,
+    TWO_IMAGES,
+    Context,
+    Inputs,
+    Pipeline,
+    Slot,
+    Way,
+    Weights,
+)
 
 # Guiders that work with any Wan transformer and have a scale; others want to know the layers to leave out.
 GUIDER_CLASSES = (
@@ -58,11 +69,19 @@ _ANIMATE2 = {
     "image_encoder": _CLIP["image_encoder"],
     "transformer": _transformer("WanAnimate2Transformer3DModel"),
 }
+_HELIOS = {
+    "scheduler": Slot("diffusers", "scheduler", ("HeliosScheduler", "HeliosDMDScheduler")),
+    "transformer": _transformer("HeliosTransformer3DModel"),
+}
 _BOUNDARY = frozenset({"boundary_ratio"})
 
 
-def _pipeline(slots: Mapping[str, Slot], settings: frozenset[str], min_diffusers: str) -> Pipeline:
-    return Pipeline({**_BASE, **slots}, settings, streams=False, min_diffusers=min_diffusers)
+def _pipeline(
+    slots: Mapping[str, Slot], settings: frozenset[str], min_diffusers: str, size_multiple: int = 16
+) -> Pipeline:
+    return Pipeline(
+        {**_BASE, **slots}, settings, streams=False, min_diffusers=min_diffusers, size_multiple=size_multiple
+    )
 
 
 PIPELINES: Mapping[str, Pipeline] = {
@@ -71,6 +90,9 @@ PIPELINES: Mapping[str, Pipeline] = {
     "WanImage2VideoModularPipeline": _pipeline({**_ONE, **_CLIP}, frozenset(), "0.37.0"),
     "Wan22Image2VideoModularPipeline": _pipeline(_TWO, _BOUNDARY, "0.37.0"),
     "Wan22VaceModularPipeline": _pipeline(_TWO_VACE, _BOUNDARY, "0.42.0"),  # not in 0.40.0
+    "HeliosModularPipeline": _pipeline(_HELIOS, frozenset(), "0.38.0"),  # not in 0.37.0
+    "HeliosPyramidModularPipeline": _pipeline(_HELIOS, frozenset(), "0.38.0", size_multiple=64),
+    "HeliosPyramidDistilledModularPipeline": _pipeline(_HELIOS, frozenset(), "0.38.0", size_multiple=64),
     "WanAnimate2ModularPipeline": _pipeline(_ANIMATE2, frozenset(), "0.40.0"),
     "WanAnimate2DistilledModularPipeline": _pipeline(_ANIMATE2, frozenset(), "0.40.0"),
 }
@@ -81,6 +103,9 @@ BLOCKS: Mapping[str, str] = {
     "WanImage2VideoModularPipeline": "WanImage2VideoAutoBlocks",
     "Wan22Image2VideoModularPipeline": "Wan22Image2VideoBlocks",
     "Wan22VaceModularPipeline": "Wan22VaceBlocks",
+    "HeliosModularPipeline": "HeliosAutoBlocks",
+    "HeliosPyramidModularPipeline": "HeliosPyramidAutoBlocks",
+    "HeliosPyramidDistilledModularPipeline": "HeliosPyramidDistilledAutoBlocks",
     "WanAnimate2ModularPipeline": "WanAnimate2Blocks",
     "WanAnimate2DistilledModularPipeline": "WanAnimate2DistilledBlocks",
 }
@@ -91,27 +116,51 @@ LIKE: Mapping[str, str] = {
     "WanImage2VideoModularPipeline": "WanImageToVideoPipeline",
     "Wan22Image2VideoModularPipeline": "WanImageToVideoPipeline",
     "Wan22VaceModularPipeline": "WanVACEPipeline",
+    "HeliosModularPipeline": "HeliosPipeline",
+    "HeliosPyramidModularPipeline": "HeliosPyramidPipeline",
+    "HeliosPyramidDistilledModularPipeline": "HeliosPyramidPipeline",
 }
+# What an ordinary index says besides the parts, and the modular one by its class.
+LIKE_SETTINGS: Mapping[str, Mapping[str, bool]] = {"HeliosPyramidDistilledModularPipeline": {"is_distilled": True}}
 # Weights are those of the ordinary pipelines; these ways are the modular classes' own, told apart by the class.
 KINDS: Mapping[tuple[str, Weights], Weights] = {
     ("WanModularPipeline", "text"): "modular_text",
     ("Wan22ModularPipeline", "text_only"): "modular_text_2",
     ("WanImage2VideoModularPipeline", "image_clip"): "modular_image",
+    ("WanImage2VideoModularPipeline", "image_pair"): "modular_pair",
     ("Wan22Image2VideoModularPipeline", "image"): "modular_image_2",
     ("Wan22VaceModularPipeline", "vace"): "modular_vace",
+    ("HeliosModularPipeline", "helios"): "modular_helios",
+    ("HeliosPyramidModularPipeline", "helios_pyramid"): "modular_helios_pyramid",
+    ("HeliosPyramidDistilledModularPipeline", "helios_distilled"): "modular_helios_distilled",
 }
 _CONTROL = Inputs(
     takes=("mask",), one_of=("video", "reference"), only_with={"mask": "video"}, options=("conditioning_scale",)
 )
 _DRIVEN = Inputs(needs=("image", "video"))
+_HELIOSES: tuple[tuple[Weights, str], ...] = (
+    ("modular_helios", "HeliosModularPipeline"),
+    ("modular_helios_pyramid", "HeliosPyramidModularPipeline"),
+    ("modular_helios_distilled", "HeliosPyramidDistilledModularPipeline"),
+)
 
 WAYS: tuple[Way, ...] = (
     Way("modular_text", "t2v", "WanModularPipeline"),
     Way("modular_text_2", "t2v", "Wan22ModularPipeline"),
     Way("modular_image", "i2v", "WanImage2VideoModularPipeline", ONE_IMAGE),
+    Way("modular_pair", "flf2v", "WanImage2VideoModularPipeline", TWO_IMAGES),
     Way("modular_image_2", "i2v", "Wan22Image2VideoModularPipeline", ONE_IMAGE),
     Way("modular_vace", "t2v", "Wan22VaceModularPipeline"),
     Way("modular_vace", "vace", "Wan22VaceModularPipeline", _CONTROL),
+    *(
+        way
+        for weights, pipeline in _HELIOSES
+        for way in (
+            Way(weights, "t2v", pipeline),
+            Way(weights, "i2v", pipeline, ONE_IMAGE),
+            Way(weights, "v2v", pipeline, Inputs(needs=("video",), context=Context(33, 99))),
+        )
+    ),
     Way("animate2", "animate", "WanAnimate2ModularPipeline", _DRIVEN),
     Way("animate2_distilled", "animate", "WanAnimate2DistilledModularPipeline", _DRIVEN),
 )

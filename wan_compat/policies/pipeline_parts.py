@@ -30,12 +30,16 @@ Weights = Literal[
     "helios",  # chunk by chunk, with the history at three resolutions
     "helios_pyramid",  # the same, each chunk from coarse to fine
     "helios_distilled",  # the same in two steps for each size
-    # As text, text_only, image_clip, image and vace, through diffusers' modular blocks.
+    # As text, text_only, image_clip, image_pair, image, vace and Helios' three, through diffusers' modular blocks.
     "modular_text",
     "modular_text_2",
     "modular_image",
+    "modular_pair",
     "modular_image_2",
     "modular_vace",
+    "modular_helios",
+    "modular_helios_pyramid",
+    "modular_helios_distilled",
     "animate2",  # a character's picture and the video that it follows
     "animate2_distilled",  # the same in 10 steps without guidance
 ]

@@ -40,7 +40,7 @@ def check_relative(model: ModelDecision, num_frames: int, num_inference_steps: i
             f"the first {context.at_most} of the frames are the video's last, and {num_frames} were asked for",
             hint=f"use --num-frames {-(-context.at_most // model.frame_multiple) * model.frame_multiple + 1} or more",
         )
-    if model.way.pipeline == "HeliosPyramidPipeline" and num_inference_steps % PYRAMID_STAGES:
+    if model.way.pipeline.startswith("HeliosPyramid") and num_inference_steps % PYRAMID_STAGES:
         below = max(1, num_inference_steps // PYRAMID_STAGES) * PYRAMID_STAGES
         raise InvalidRequest(
             f"{num_inference_steps} steps cannot be shared among the {PYRAMID_STAGES} sizes of {model.way.pipeline}",

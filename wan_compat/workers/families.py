@@ -154,6 +154,18 @@ def _pyramid(params: GenerationParams, given: Mapping[str, Any], pipeline: Any) 
     }
 
 
+def _pyramid_blocks(params: GenerationParams, given: Mapping[str, Any], _pipeline: Any) -> Arguments:
+    """Modular: twice the steps for the first chunk is the distilled blocks' own default."""
+    return {
+        **given,
+        "pyramid_num_inference_steps_list": [params.num_inference_steps // _PYRAMID_STAGES] * _PYRAMID_STAGES,
+    }
+
+
+def _distilled_steps(params: GenerationParams, _pipeline: Any) -> int:
+    return params.num_inference_steps * (_helios_chunks(params) + 1)
+
+
 def _pyramid_steps(params: GenerationParams, pipeline: Any) -> int:
     chunks = _helios_chunks(params) + (1 if pipeline.config.is_distilled else 0)
     return params.num_inference_steps * chunks
@@ -174,4 +186,7 @@ _FAMILIES: Mapping[str, Family] = {
     "AnyFlowFARPipeline": Family(_anyflow_far),
     "HeliosPipeline": Family(_helios, _helios_steps, trimmed=True),
     "HeliosPyramidPipeline": Family(_pyramid, _pyramid_steps, trimmed=True),
+    "HeliosModularPipeline": Family(_helios, _helios_steps, trimmed=True),
+    "HeliosPyramidModularPipeline": Family(_pyramid_blocks, _helios_steps, trimmed=True),
+    "HeliosPyramidDistilledModularPipeline": Family(_pyramid_blocks, _distilled_steps, trimmed=True),
 }

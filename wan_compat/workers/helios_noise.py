@@ -12,14 +12,29 @@ float64 the 1e-8 is there. So diffusers' own way is tried first, and its frames 
 from __future__ import annotations
 
 import functools
+import importlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+Sample = Callable[..., torch.Tensor]
+
 
 def mend_block_noise(pipeline: Any) -> None:
     """Let a HeliosPyramidPipeline, or a block of one, draw its noise on a CPU too."""
-    sample = pipeline.sample_block_noise
+    pipeline.sample_block_noise = _mended(pipeline.sample_block_noise, lambda: pipeline.scheduler.config.gamma)
+
+
+def mend_noise_of_blocks() -> None:
+    """The same for the modular blocks, which share a function. For a process that runs nothing else."""
+    module: Any = importlib.import_module("diffusers.modular_pipelines.helios.denoise")
+    if not hasattr(module.sample_block_noise, "__wrapped__"):
+        module.sample_block_noise = _mended(module.sample_block_noise, None)
+
+
+def _mended(sample: Sample, gamma_of: Callable[[], float] | None) -> Sample:
+    """Return diffusers' way with another one behind it. Without `gamma_of`, gamma comes before `patch_size`."""
 
     @functools.wraps(sample)
     def sample_block_noise(
@@ -28,19 +43,22 @@ def mend_block_noise(pipeline: Any) -> None:
         num_frames: int,
         height: int,
         width: int,
-        patch_size: tuple[int, ...] = (1, 2, 2),
+        *more: Any,
         device: torch.device | None = None,
         generator: torch.Generator | None = None,
+        **named: Any,
     ) -> torch.Tensor:
         try:
-            drawn: torch.Tensor = sample(
-                batch_size, channel, num_frames, height, width, patch_size, device=device, generator=generator
+            return sample(
+                batch_size, channel, num_frames, height, width, *more, device=device, generator=generator, **named
             )
-            return drawn
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # before anything was drawn
             pass
+        rest = list(more)
+        gamma = gamma_of() if gamma_of is not None else (named["gamma"] if "gamma" in named else rest.pop(0))
+        patch_size = named.get("patch_size", rest[0] if rest else (1, 2, 2))
         _, block_height, block_width = patch_size
-        factor = block_factor(pipeline.scheduler.config.gamma, block_height * block_width).to(device)
+        factor = block_factor(gamma, block_height * block_width).to(device)
         rows, columns = height // block_height, width // block_width
         blocks = batch_size * channel * num_frames * rows * columns
         source = generator.device if generator is not None else device
@@ -51,7 +69,7 @@ def mend_block_noise(pipeline: Any) -> None:
         )
         return joined
 
-    pipeline.sample_block_noise = sample_block_noise
+    return sample_block_noise
 
 
 def block_factor(gamma: float, block_size: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ decode    from the last step to the last published frame; the frames come as a w
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -67,7 +68,8 @@ def generate_own(
                 raise
             raise cannot_import(model.spec.code, error) from error
     total = order.params.frames.num_frames
-    for picture in pictures(output):
+    trimmed = family is not None and family.trimmed
+    for picture in itertools.islice(pictures(output), total if trimmed else None):
         cancellation.check()
         writer.publish_picture(picture)
         report(Progress(job=order.job, phase="decode", step=writer.published, total=total))

@@ -26,6 +26,9 @@ MODULAR_PIPELINES = frozenset(
         "WanImage2VideoModularPipeline",
         "Wan22Image2VideoModularPipeline",
         "Wan22VaceModularPipeline",
+        "HeliosModularPipeline",
+        "HeliosPyramidModularPipeline",
+        "HeliosPyramidDistilledModularPipeline",
         "WanAnimate2ModularPipeline",
         "WanAnimate2DistilledModularPipeline",
     }
@@ -105,6 +108,14 @@ def build_modular_pipeline(spec: PipelineSpec, components: Mapping[str, Any]) ->
         from wan_compat.workers.animate2_mask import make_masks_eagerly
 
         make_masks_eagerly()
+    if spec.pipeline_class.startswith("HeliosPyramid"):
+        from wan_compat.workers.helios_noise import mend_noise_of_blocks
+
+        mend_noise_of_blocks()
+    if spec.pipeline_class == "WanImage2VideoModularPipeline":
+        from wan_compat.workers.last_frame_crop import crop_last_frames_here
+
+        crop_last_frames_here()
     pipeline = found()
     pipeline.update_components(**components, **spec.settings)
     expected = [item.name for item in pipeline.blocks.expected_components]

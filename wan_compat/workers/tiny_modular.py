@@ -1,6 +1,7 @@
 """Tiny checkpoints with modular_model_index.json, for diffusers' modular blocks: rows of tiny_models.py's kinds.
 
-modular_t2v, modular_a14b, modular_i2v, modular_i2v22, modular_flf2v, modular_vace22   as without `modular_`
+modular_t2v, modular_a14b, modular_i2v, modular_i2v22, modular_flf2v, modular_vace22,
+modular_helios, modular_helios_pyramid, modular_helios_distilled                       as without `modular_`
 animate2, animate2_distilled   Animate-2, which has no other pipeline
 """
 
@@ -22,6 +23,9 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "modular_i2v22": ("Wan22Image2VideoModularPipeline", "i2v22"),
     "modular_flf2v": ("WanImage2VideoModularPipeline", "flf2v"),
     "modular_vace22": ("Wan22VaceModularPipeline", "vace22"),
+    "modular_helios": ("HeliosModularPipeline", "helios"),
+    "modular_helios_pyramid": ("HeliosPyramidModularPipeline", "helios_pyramid"),
+    "modular_helios_distilled": ("HeliosPyramidDistilledModularPipeline", "helios_distilled"),
     "animate2": ("WanAnimate2ModularPipeline", ""),
     "animate2_distilled": ("WanAnimate2DistilledModularPipeline", ""),
 }
