@@ -46,7 +46,8 @@ print("FROM", wan_compat.__file__)
 CLIENT = '''
 """A program of somebody who checks types strictly."""
 
-from wan_compat import GenerationRequest, Job, ModelReport, SandboxedPipeline, Supervisor, VideoGenerationResult
+from wan_compat import AsyncJob, AsyncSupervisor, GenerationRequest, Job, ModelReport, ProcessedFrames
+from wan_compat import SandboxedPipeline, Supervisor, VideoGenerationResult, connect
 from wan_compat.protocol.errors import WanCompatError
 from wan_compat.supervisor import events
 
@@ -74,6 +75,19 @@ def call(model: str) -> object:
     except WanCompatError as error:
         fix: str | None = error.hint
         return fix
+
+
+async def follow(request: GenerationRequest) -> ProcessedFrames | None:
+    async with AsyncSupervisor() as supervisor:
+        job: AsyncJob = await supervisor.submit(request)
+        async for event in job.events():
+            print(type(event).__name__)
+        return (await job.result()).frames
+
+
+def elsewhere(request: GenerationRequest) -> VideoGenerationResult:
+    with connect() as supervisor:
+        return supervisor.submit(request, label="mine").result()
 '''
 WRONG = """
 from wan_compat import GenerationRequest, Supervisor

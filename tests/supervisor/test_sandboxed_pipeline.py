@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 from tests.assets.tiny_wan import tiny_model
-from wan_compat import SandboxedPipeline
+from wan_compat import SandboxedPipeline, connect
 from wan_compat.policies import drop_in
 from wan_compat.protocol import errors
 from wan_compat.protocol.errors import InvalidRequest, PipelineFeatureMissing
@@ -286,6 +286,16 @@ def test_a_pipeline_that_is_forgotten_closes_its_supervisor():
     assert gone() is None
     with pytest.raises(InvalidRequest, match="closed"):
         supervisor.generate(model="m", prompt="p")
+
+
+def test_a_served_supervisor_runs_the_jobs_of_a_pipeline_as_ones_own_does(misbehaving, tmp_path):
+    served = misbehaving("well")
+    served.serve(str(tmp_path / "s"))
+    with connect(str(tmp_path / "s")) as remote:
+        pipe = SandboxedPipeline.from_pretrained(tiny_model("t2v"), supervisor=remote)
+        steps: list = []
+        output = pipe("a", callback_on_step_end=lambda _pipe, step, _timestep, _tensors: steps.append(step), **SIZE)
+    assert (np.rint(output.frames[0, :, 0, 0, 0] * 255) == np.arange(9)).all() and steps == [0, 1]
 
 
 def test_a_class_that_a_script_names_must_be_one_in_which_the_model_runs():

@@ -16,7 +16,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -37,6 +37,11 @@ from wan_compat.supervisor.model_parts import SINGLE_FILES, parts_of
 from wan_compat.supervisor.pipeline_output import PipelineOutput, as_output, check_output_type
 from wan_compat.supervisor.pipeline_settings import PipelineSettings, precision_of
 
+if TYPE_CHECKING:
+    from wan_compat.supervisor.remote import RemoteJob, RemoteSupervisor
+
+    AnySupervisor = Supervisor | RemoteSupervisor
+
 _VIDEOS = ("video", "mask", "pose_video", "face_video", "background_video")
 _OF_VIDEO_TO_VIDEO = ("WanPipeline", "WanVideoToVideoPipeline")
 
@@ -51,7 +56,9 @@ class SandboxedPipeline(PipelineSettings):
     objects, its tensors, modules or scheduler, raises PipelineFeatureMissing with the alternative.
     """
 
-    def __init__(self, supervisor: Supervisor, fields: Mapping[str, Any], pipeline_class: str, *, owned: bool) -> None:
+    def __init__(
+        self, supervisor: AnySupervisor, fields: Mapping[str, Any], pipeline_class: str, *, owned: bool
+    ) -> None:
         super().__init__(fields)
         self._supervisor = supervisor
         self._pipeline_class = pipeline_class
@@ -66,7 +73,7 @@ class SandboxedPipeline(PipelineSettings):
         *,
         torch_dtype: Any = None,
         pipeline_class: str | None = None,
-        supervisor: Supervisor | None = None,
+        supervisor: AnySupervisor | None = None,
         policy: Policy | None = None,
         min_tier: Tier | str | None = None,
         memory_limit_bytes: int | None = None,
@@ -90,7 +97,8 @@ class SandboxedPipeline(PipelineSettings):
             torch_dtype: Of transformer and text encoder: a torch.dtype or its name. None lets the plan choose, where
                 diffusers loads float32.
             pipeline_class: The class that a script names, where another one than the model's shall be an error.
-            supervisor: Whose workers to use, and which stays open; None makes one that ends with this object.
+            supervisor: Whose workers to use, and which stays open: a `Supervisor`, or a served one (`connect()`). None
+                makes one that ends with this object.
             policy, min_tier, memory_limit_bytes: As for `Supervisor`.
             timeout_s, isolation, attention_backend, quantize, components: As for `GenerationRequest`, for every call.
             transformer, transformer_2, vae, text_encoder, image_encoder: Paths of single files, each for one part.
@@ -253,7 +261,7 @@ class SandboxedPipeline(PipelineSettings):
             yield fields
 
     def _run(self, requests: Sequence[GenerationRequest], callback: StepCallback | None) -> list[VideoGenerationResult]:
-        jobs: list[Job] = []
+        jobs: list[Job | RemoteJob] = []
         results = []
         try:
             for request in requests:
