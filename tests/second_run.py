@@ -118,6 +118,10 @@ OTHERWISE_THE_SAME = {
             "what_would_fail_every_video_ends_the_batch_and_fails_none",
         )
     },
+    "tests/supervisor/test_notebook.py": "a kernel's event loop; jobs of programs are in test_async_client.py and test_remote.py",
+    "tests/supervisor/test_web_server.py": "the example's HTTP; the socket behind it is in test_remote.py",
+    "tests/supervisor/test_async_client.py": "event loops; the threads and sockets below are in test_remote.py",
+    "tests/supervisor/test_event_log.py": "a list and its readers",
     "tests/cli/test_check.py": "words and exit codes",
     "tests/cli/test_scan.py": "words and exit codes",
     "tests/cli/test_completion.py": "a shell's questions",

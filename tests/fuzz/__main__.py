@@ -19,7 +19,10 @@ import time
 import traceback
 from collections.abc import Callable
 
-NAMES = ("codec", "states", "ring", "zmtp", "json", "safetensors", "gguf", "launch", "pickle", "contents", "hub")
+NAMES = (
+    *("codec", "states", "ring", "zmtp", "json", "safetensors", "gguf", "launch", "pickle", "contents", "hub"),
+    "control",
+)
 RSS_LIMIT_MB = 1024
 INPUT_TIMEOUT_S = 10
 

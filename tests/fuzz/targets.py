@@ -27,7 +27,7 @@ from wan_compat.policies.facts import FileFact, WeightFile
 from wan_compat.policies.manifest import Unusable, read_bundle, read_checksums, read_manifest, read_statement
 from wan_compat.policies.scan import pickle_opcodes
 from wan_compat.policies.scan.rules import rule_finding
-from wan_compat.protocol import codec, launch, states
+from wan_compat.protocol import codec, control, launch, states
 from wan_compat.protocol import messages as m
 from wan_compat.protocol.errors import (
     CorruptFrame,
@@ -43,6 +43,7 @@ from wan_compat.protocol.values import ComponentSpec, FrameSpec, GenerationParam
 from wan_compat.protocol.zmtp import GREETING, READY, PairReader, pack_frame
 from wan_compat.supervisor.frame_ring import FrameRing
 from wan_compat.supervisor.inspection import parse_json, read_gguf_header, read_safetensors_header
+from wan_compat.supervisor.request_paths import relative_path_in
 from wan_compat.supervisor.scanning.contents import inspect_contents
 from wan_compat.supervisor.scanning.sources import BytesContents
 
@@ -72,6 +73,26 @@ def check(target: Target, data: bytes) -> None:
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident) << 10
     assert took_s < MAX_CPU_S, f"slow: {took_s:.2f} s for {len(data)} bytes"
     assert grown < MAX_GROWTH_BYTES, f"hungry: {grown >> 20} MiB for {len(data)} bytes"
+
+
+# ---- control socket -------------------------------------------------------------------------------------------------
+
+TO_SUPERVISOR = control.to_supervisor_codec()
+
+
+def run_control(data: bytes) -> None:
+    number, request = TO_SUPERVISOR.decode(data)
+    assert TO_SUPERVISOR.decode(TO_SUPERVISOR.encode(request, number)) == (number, request)
+    wanted = getattr(request, "generation", None) or getattr(request, "conversion", None)
+    if wanted is not None and relative_path_in(wanted) is None:
+        assert wanted.model.startswith("/") and (wanted.output is None or wanted.output.startswith("/"))
+
+
+def control_seeds() -> Iterator[bytes]:
+    from tests.protocol.test_control import REQUESTS
+
+    for number, request in enumerate(REQUESTS, 1):
+        yield TO_SUPERVISOR.encode(request, number)
 
 
 # ---- codec ----------------------------------------------------------------------------------------------------------
@@ -448,5 +469,6 @@ TARGETS = {
     "launch": Target(run_launch, (ProtocolViolation,), launch_seeds),
     "pickle": Target(run_pickle, (), pickle_seeds),
     "contents": Target(run_contents, (), contents_seeds),
+    "control": Target(run_control, (ProtocolViolation,), control_seeds),
     "hub": Target(run_hub, (ModelCorrupt, FetchFailed, PickleRefused), hub_seeds),
 }
