@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cli.conftest import RunCli
+from wan_compat.protocol.errors import EnvironmentLacks
+from wan_compat.supervisor.cli.operations import watched
+from wan_compat.supervisor.cli.session import Session
+from wan_compat.supervisor.client import Supervisor
 from wan_compat.supervisor.demo import demo_model
 
 MODEL = demo_model()
@@ -17,6 +22,18 @@ SMALL = ("--width", "96", "--height", "64", "--num-frames", "5", "--num-inferenc
 
 def logged(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("ascii").splitlines()]
+
+
+def test_a_taken_port_is_a_remark_for_the_settings_and_an_error_for_the_option(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, Supervisor() as supervisor:
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("WAN_COMPAT_METRICS", where)
+        assert watched(Session(), supervisor) is supervisor
+        assert f"No metrics: metrics cannot be offered at {where}" in capsys.readouterr().err
+        with pytest.raises(EnvironmentLacks, match="cannot be offered"):
+            watched(Session(metrics=where), supervisor)
 
 
 def test_a_generation_is_logged_and_counted(cli: RunCli, cwd: Path) -> None:

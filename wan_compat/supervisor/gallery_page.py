@@ -181,7 +181,8 @@ def _card(card: Card) -> str:
         "code": _text(entry.error_code or "", 64),
     }
     data = " ".join(f'data-{name}="{value}"' for name, value in attributes.items())
-    body = f'<p class="label">{_text(entry.label)}</p>' if entry.label else ""
+    # A label that is the file's name stands among the details already.
+    body = f'<p class="label">{_text(entry.label)}</p>' if entry.label and entry.label != entry.output else ""
     body += f'<p class="prompt" dir="auto">{_text(entry.prompt, MAX_PROMPT_CHARS) or "<i>no prompt</i>"}</p>'
     if state == "failed":
         code, error = _text(entry.error_code or "unknown", 64), _text(redacted(entry.error or ""))

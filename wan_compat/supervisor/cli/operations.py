@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wan_compat.protocol.errors import EnvironmentLacks
 from wan_compat.supervisor.cli.session import Session
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ MetricsTo = Annotated[
 def watched(session: Session, supervisor: Supervisor) -> Supervisor:
     """Log and count a supervisor's jobs where the session's options or the settings say so; return it.
 
+    What an option asks for and cannot be had is an error; of the settings' metrics it is a remark, because their port
+    may be that of another run of this user.
+
     Raises:
         WanCompatError: As `operations.observe`.
     """
@@ -32,10 +36,11 @@ def watched(session: Session, supervisor: Supervisor) -> Supervisor:
     from wan_compat.supervisor.settings import load_settings
 
     own = load_settings().own
-    observe(
-        supervisor,
-        log_file=session.log_file or own.log_file,
-        log_prompts=session.log_prompts or own.log_prompts,
-        metrics=session.metrics or own.metrics,
-    )
+    observe(supervisor, log_file=session.log_file or own.log_file, log_prompts=session.log_prompts or own.log_prompts)
+    try:
+        observe(supervisor, metrics=session.metrics or own.metrics)
+    except EnvironmentLacks as error:
+        if session.metrics:
+            raise
+        session.note(f"No metrics: {error.message}")
     return supervisor
