@@ -24,6 +24,7 @@ MODULES = (
     "pixels",
     "conv3d",
     "first_generation",
+    "batch_throughput",
     "equal_frames",
     "first_frame",
     "decode_memory",
