@@ -1,6 +1,6 @@
 """What a video of a batch takes: eight prompts, each a tiny clip (64x96, 9 frames, 4 steps) in a file of its own.
 
-    ours        all jobs queued at once on a supervisor whose worker is warm, until the last file stands; an eighth of it
+    ours        all jobs queued at once on a supervisor whose worker is warm, until the last file stands; an eighth
     reference   a plain diffusers script, as a shell loop runs it for each: import, load, generate, export_to_video
     .two        ours with two workers, which have half of the cores each; the same reference
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import resource
 import shutil
 import threading
 import time
@@ -206,6 +208,23 @@ def test_a_worker_that_floods_its_log_is_told_about_and_left_alone(misbehaving, 
     assert status.workers[0].unusual == ("floods its log",)
     assert ("unusual: floods its log", "j1", "w1") in [(note.text, note.job, note.worker) for note in status.notes]
     assert job.state == "running" and supervisor.kill_worker("w1")
+
+
+def test_a_program_with_a_thousand_descriptors_can_run_jobs(misbehaving, submit):
+    # What select() cannot wait for: numbers above 1023, as a server with many connections has them.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2000:
+        pytest.skip("this user may not have so many")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2000, hard))
+    taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    try:
+        supervisor = misbehaving("well", workers=2)
+        assert all(submit(supervisor).result(30).success for _ in range(2))
+        supervisor.close()
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_many_threads_submit_and_cancel_at_once(misbehaving, submit):

@@ -55,6 +55,7 @@ from wan_compat.supervisor.gpu_memory import GpuWatch
 from wan_compat.supervisor.host import fresh_identity
 from wan_compat.supervisor.memory_watch import POLL_S, MemoryWatch, resident_bytes
 from wan_compat.supervisor.runtime import RuntimeFolder
+from wan_compat.supervisor.wake import readable
 from wan_compat.supervisor.worker_log import BoundedLog
 from wan_compat.supervisor.zygote import Zygote
 
@@ -338,8 +339,7 @@ class Worker:
             self._wait_death(5.0)
 
     def _wait_death(self, timeout_s: float) -> None:
-        readable, _, _ = select.select([self._pidfd], [], [], timeout_s)
-        self._dead = bool(readable)
+        self._dead = bool(readable([self._pidfd], timeout_s))
 
     def _reaped(self) -> int | None:
         """Return the wait status that the zygote told, None if it does not."""

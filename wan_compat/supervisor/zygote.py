@@ -11,7 +11,6 @@ process): start it from a thread that lives as long as the supervisor does.
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -40,6 +39,7 @@ from wan_compat.protocol.launch import (
     send_packet,
 )
 from wan_compat.sandbox.spec import SCRATCH_TARGET, Layer
+from wan_compat.supervisor.wake import readable
 from wan_compat.supervisor.worker_log import BoundedLog
 
 # Set by hand, not inherited: nothing of the user's environment (tokens, proxies, paths) may be in a worker's memory.
@@ -149,13 +149,12 @@ class Zygote:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise DeadlineExceeded(f"the zygote was not ready after {deadline_s:g} s")
-            wanted = [fd for fd in (self._socket.fileno(), wake_fd) if fd >= 0]
-            readable, _, _ = select.select(wanted, [], [], min(left, _LOOK_S))
+            ready = readable((self._socket.fileno(), wake_fd), min(left, _LOOK_S))
             if cancelled():
                 raise JobCancelled("cancelled while the worker's libraries were being imported")
             with self._turn:
                 self.log.collect()
-                if self.ready is None and self._socket.fileno() in readable and self._is_readable(0.0):
+                if self.ready is None and self._socket.fileno() in ready and self._is_readable(0.0):
                     message = self._receive()
                     if isinstance(message, ZygoteReady):
                         self.ready = message
@@ -204,7 +203,7 @@ class Zygote:
                     return None
 
     def _is_readable(self, timeout_s: float) -> bool:
-        return bool(select.select([self._socket], [], [], max(0.0, timeout_s))[0])
+        return bool(readable([self._socket.fileno()], timeout_s))
 
     def _receive(self) -> object:
         message, descriptors = self._receive_with_descriptors()
