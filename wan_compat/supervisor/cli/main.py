@@ -79,6 +79,7 @@ def options_before_the_verb(
     verbose: Verbose = False,
 ) -> None:
     """Run Wan video models you do not fully trust: contained, fitted to your machine, and explained."""
+    context.obj.verb = context.invoked_subcommand or ""
     context.obj.louder(quiet=quiet, verbose=verbose)
 
 

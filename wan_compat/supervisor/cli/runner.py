@@ -34,7 +34,7 @@ def run_request(session: Session, request: GenerationRequest, *, min_tier: str |
     The first Ctrl-C cancels the job and waits for its orderly end, a second one ends it at once; leaving the
     supervisor kills and reaps whatever is still there, in both cases and on any error.
     """
-    with supervisor_of_settings(request.mode, min_tier) as supervisor:
+    with supervisor_of_settings(request.mode, min_tier, session) as supervisor:
         return _follow(session, watched(session, supervisor).submit(request))
 
 
@@ -45,7 +45,7 @@ def run_load_test(
     from wan_compat.supervisor.load_test import DEFAULT_RUNS, load_and_test
 
     fields = {name: getattr(request, name) for name in request.model_fields_set - {"model", "prompt"}}
-    with supervisor_of_settings(request.mode, min_tier) as supervisor:
+    with supervisor_of_settings(request.mode, min_tier, session) as supervisor:
         return load_and_test(
             watched(session, supervisor),
             request.model,
@@ -56,12 +56,15 @@ def run_load_test(
         )
 
 
-def supervisor_of_settings(mode: Mode, min_tier: str | None) -> Supervisor:
+def supervisor_of_settings(mode: Mode, min_tier: str | None, session: Session | None = None) -> Supervisor:
     """Return a supervisor under the settings that are in force here; it starts nothing until it gets a job."""
     from wan_compat.supervisor.client import Supervisor
     from wan_compat.supervisor.settings import load_settings
 
-    return Supervisor(mode=mode, policy=load_settings().policy, min_tier=min_tier)
+    supervisor = Supervisor(mode=mode, policy=load_settings().policy, min_tier=min_tier)
+    if session is not None and session.verb:
+        supervisor.program = f"wan-compat {session.verb}"  # what the monitor calls it
+    return supervisor
 
 
 def _follow(session: Session, job: Job[R]) -> R:
@@ -95,7 +98,7 @@ def run_conversion(session: Session, *, min_tier: str | None = None, **fields: A
     from wan_compat.protocol.conversion import ConversionRequest
 
     request = built(ConversionRequest, fields)
-    with supervisor_of_settings(request.mode, min_tier) as supervisor:
+    with supervisor_of_settings(request.mode, min_tier, session) as supervisor:
         return _follow(session, watched(session, supervisor).submit_conversion(request))
 
 

@@ -27,6 +27,7 @@ class Session:
     quiet: bool = False
     verbose: bool = False
     model: str | None = None
+    verb: str = ""
     log_file: str | None = None
     log_prompts: bool = False
     metrics: str | None = None
@@ -71,8 +72,11 @@ class Session:
 
 
 def describe_error(error: WanCompatError, *, model: str | None, bold: bool = False) -> str:
-    """Return title, Model, Issue, numbered quick fixes and Diagnostic, those that exist, one block for a terminal."""
-    title = clean_text(error.title, 200)
+    """Return title and code, Model, Issue, numbered quick fixes and Diagnostic, those that exist, for a terminal.
+
+    By its code an error is found in docs/troubleshooting.md.
+    """
+    title = f"{clean_text(error.title, 200)} ({error.code})"
     lines = [f"\x1b[1;31m{title}\x1b[0m" if bold else title]
     if model:
         lines.append(f"Model: {clean_text(model, 1000)}")
