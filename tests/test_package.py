@@ -241,7 +241,7 @@ def test_readme_lists_every_verb_and_exit_code(repository: Path) -> None:
     page = (repository / "README.md").read_text()
     verbs = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     assert verbs == set(
-        re.findall(r"^\| `([a-z-]+)(?: MODEL| SOURCE| VIDEO| show| add MODEL)?` \|", page, re.MULTILINE)
+        re.findall(r"^\| `([a-z-]+)(?: MODEL| SOURCE| VIDEO| show| add MODEL| run FILE)?` \|", page, re.MULTILINE)
     )
 
     from wan_compat.protocol import errors

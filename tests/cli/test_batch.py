@@ -193,10 +193,11 @@ def test_failures_are_nine_and_tried_again_only_when_asked(batch: Callable[..., 
     assert ended.code == 9, ended
     summary = ended.document
     assert (summary["done"], summary["failed"], summary["waiting"]) == (0, 1, 2)
+    assert summary["error"]["code"] == "batch_partly_failed"
     assert summary["failures"][0]["code"] == "worker_died" and summary["failures"][0]["attempts"] == 2
     assert [record.attempt for record in records(out, Started)] == [1, 2] and "(--fail-fast)" in ended.err
     ended = batch(file, out)
-    assert ended.code == 9 and "2 of 3 videos are done, 1 failed" in ended.out
+    assert ended.code == 9 and "2 of 3 videos are done, 1 failed" in ended.err
     assert "Failed: 0001-denoise-exit-" in ended.out and "--retry-failed" in ended.err
     assert "worker_died" in (out / "report.html").read_text()
     ended = batch(file, out, "--retry-failed", "--no-recovery", "--json")

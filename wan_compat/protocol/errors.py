@@ -11,7 +11,7 @@
     ├── EnvironmentLacks             environment_lacks          3   this machine or installation misses something
     │   ├── FfmpegMissing            ffmpeg_missing             3
     │   ├── WorkerExtraMissing       worker_extra_missing       3
-    │   ├── OutputNotWritable        output_not_writable        3
+    │   ├── OutputNotWritable        output_not_writable        2   another folder or name is what helps
     │   ├── FetchFailed              fetch_failed               3   an address that cannot be reached
     │   ├── NotServing               not_serving                3   nobody of ours answers on that socket
     │   ├── VersionConflict          version_conflict           3   packages that cannot be there together
@@ -45,6 +45,7 @@
     │   │   └── CorruptFrame         corrupt_frame              7
     │   └── UnusableFrames           unusable_frames            7   NaN, infinite or missing pixels
     ├── EncodingFailed               encoding_failed            8
+    ├── BatchPartlyFailed            batch_partly_failed        9   some of its videos
     ├── SandboxUnavailable           sandbox_unavailable       10   the required tier cannot be entered here
     │   └── SandboxEntryFailed       sandbox_entry_failed      10   a layer failed while being entered
     ├── DeadlineExceeded             deadline_exceeded        124
@@ -206,6 +207,7 @@ class WorkerExtraMissing(EnvironmentLacks):
 class OutputNotWritable(EnvironmentLacks):
     code = "output_not_writable"
     title = "Output cannot be written"
+    exit_code = 2  # a place that somebody named: usage, and not a lack of the machine
 
 
 class FetchFailed(EnvironmentLacks):
@@ -388,6 +390,14 @@ class EncodingFailed(WanCompatError):
     code = "encoding_failed"
     title = "Encoding failed"
     exit_code = 8
+
+
+class BatchPartlyFailed(WanCompatError):
+    """`details["summary"]` names what failed."""
+
+    code = "batch_partly_failed"
+    title = "Some videos failed"
+    exit_code = 9
 
 
 class SandboxUnavailable(WanCompatError):

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wan_compat.protocol.errors import BatchInvalid, InvalidRequest, JobCancelled, Terminated, WanCompatError
+from wan_compat.protocol.errors import (
+    BatchInvalid,
+    BatchPartlyFailed,
+    InvalidRequest,
+    JobCancelled,
+    Terminated,
+    WanCompatError,
+)
 from wan_compat.supervisor.cli.downloads import Download, obtain
 from wan_compat.supervisor.cli.operations import LogPrompts, LogTo, MetricsTo, watched
 from wan_compat.supervisor.cli.options import Isolation, Json, MinTier, Mode, Quiet, Verbose
@@ -65,7 +72,6 @@ if TYPE_CHECKING:
 
 batch = typer.Typer(name="batch", help="Many videos from one file; goes on where it stopped.", no_args_is_help=True)
 
-EXIT_PARTLY_FAILED = 9
 MAX_WORKERS = 64
 
 
@@ -378,21 +384,25 @@ def conclude(session: Session, outcome: Outcome, summary: dict[str, Any]) -> int
         kind = Terminated if outcome.interrupted == "terminated" else JobCancelled
         if outcome.left or kind is Terminated:
             error = kind(f"interrupted; {words}", hint="the same command once more makes the rest")
+    if error is None and summary["failed"]:
+        error = BatchPartlyFailed(
+            f"{words}, {summary['failed']} failed; see {summary['report']}",
+            hint="--retry-failed tries again what failed, --max-retries N more than once",
+        )
+    if session.json and (error is None or isinstance(error, BatchPartlyFailed)):
+        session.document(summary | (error.to_json() if error is not None else {}))
+        return error.exit_code if error is not None else 0
+    if summary["failures"]:
+        session.say(
+            "\n".join(
+                f"Failed: {each['output']} (line {each['line']}): {each['message']}" for each in summary["failures"]
+            )
+        )
     if error is not None:
         error.details["summary"] = summary
         raise error
-    if session.json:
-        session.document(summary)
-    else:
-        lines = [
-            f"{failure['output']} (line {failure['line']}): {failure['message']}" for failure in summary["failures"]
-        ]
-        if summary["failed"]:
-            words += f", {summary['failed']} failed"
-        session.say("\n".join([*(f"Failed: {line}" for line in lines), f"{words}. See {summary['report']}"]))
-        if summary["failed"]:
-            session.note("--retry-failed tries again what failed")
-    return EXIT_PARTLY_FAILED if summary["failed"] else 0
+    session.say(f"{words}. See {summary['report']}")
+    return 0
 
 
 def describe_status(document: dict[str, Any]) -> str:
