@@ -100,7 +100,8 @@ def test_every_error_keeps_its_code_and_exit_code(
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err == (
-        f"{cls.title}\nIssue: what happened\n\nQuick fixes:\n  1. do this\n  2. or that\n\nDiagnostic: report.json\n"
+        f"{cls.title} ({cls.code})\nIssue: what happened\n\n"
+        "Quick fixes:\n  1. do this\n  2. or that\n\nDiagnostic: report.json\n"
     )
 
     assert main(["doctor", "--json"]) == cls.exit_code
