@@ -75,8 +75,8 @@ def _title(state: State, width: int, chars: Characters) -> Text:
         parts.append((f"  {_count(sum(len(status.workers) for status in statuses), 'worker')}", ""))
         parts.append((f"  {sum(len(status.running) for status in statuses)} running", ""))
         parts.append((f"  {sum(status.queued_count for status in statuses)} waiting", ""))
-    right: Line = [("READ-ONLY  ", "yellow")] if state.read_only else []
-    right.append((f"{show_clock(state.now_unix_s)} ", "dim"))
+    right: Line = [("  READ-ONLY", "yellow")] if state.read_only else []
+    right.append((f"  {show_clock(state.now_unix_s)} ", "dim"))
     return row_of(parts, width, chars, right)
 
 
@@ -87,18 +87,10 @@ def _machine(state: State, width: int, chars: Characters) -> list[Text]:
     bar = max(10, min(40, width // 4))
     history = min(60, max(0, width - bar - 48))
     lines = []
-    used = machine.ram_total_bytes - machine.ram_available_bytes
-    load: Line = [(f"load {min(machine.load_1, 9999):.1f} on {_count(machine.cpu_count, 'core')} ", "dim")]
-    lines.append(
-        row_of(
-            _gauge(
-                "RAM ", ram_share(machine), show_share(used, machine.ram_total_bytes), state.ram, bar, history, chars
-            ),
-            width,
-            chars,
-            load,
-        )
-    )
+    used = show_share(machine.ram_total_bytes - machine.ram_available_bytes, machine.ram_total_bytes)
+    load = f"  load {min(machine.load_1, 9999):.1f} on {_count(machine.cpu_count, 'core')} "
+    right: Line = [(load, "dim")] if width >= 64 else []
+    lines.append(row_of(_gauge("RAM ", ram_share(machine), used, state.ram, bar, history, chars), width, chars, right))
     if machine.vram_total_bytes:
         shown = show_share(machine.vram_used_bytes or 0, machine.vram_total_bytes)
         lines.append(row_of(_gauge("VRAM", vram_share(machine), shown, state.vram, bar, history, chars), width, chars))
