@@ -198,6 +198,10 @@ class FakeWorker:
         self.seq += 5
         self.send(m.Progress(job=job, phase="decode", step=1, total=1))
 
+    def late_bad_sequence(self, job):
+        time.sleep(0.5)  # by then its job is over
+        self.bad_sequence(job)
+
     def garbage(self, job):
         self.channel._end.socket.send(b"\xc1" * 100)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import resource
@@ -16,6 +17,7 @@ from tests.assets.tiny_wan import tiny_model
 from wan_compat import Job, Supervisor
 from wan_compat.protocol import errors
 from wan_compat.supervisor.events import Unusual, Warned
+from wan_compat.supervisor.host import read_host
 
 SLOW_STEPS = 10  # of 50 ms each, in a "slow" worker
 
@@ -164,6 +166,26 @@ def test_an_idle_worker_that_died_or_does_not_answer_is_replaced(misbehaving, su
         assert job.result(30).success
         assert job.status().worker == expected
     assert any("did not answer" in note.text for note in supervisor.status().notes)
+
+
+def test_an_idle_worker_that_breaks_the_protocol_is_ended_and_the_next_job_does_not_notice(misbehaving, submit):
+    supervisor = misbehaving("idle:late-bad-sequence")
+    assert submit(supervisor).result(30).success
+    until(lambda: supervisor.status().workers == ())  # nobody asked: idle ones are looked after
+    assert any("protocol_violation" in note.text for note in supervisor.status().notes)
+    assert submit(supervisor).result(30).success
+
+
+def test_idle_workers_go_when_memory_is_short(misbehaving, submit, monkeypatch, tmp_path):
+    other = str(tmp_path / "other")
+    shutil.copytree(tiny_model("t2v"), other)
+    supervisor = misbehaving("well", max_warm=2)
+    submit(supervisor).result(30)
+    full = dataclasses.replace(read_host(), memory_available_bytes=1 << 20)
+    monkeypatch.setattr("wan_compat.supervisor.worker_pool.read_host", lambda: full)
+    submit(supervisor, model=other).result(30)
+    until(lambda: [worker.model for worker in supervisor.status().workers] == [other])
+    assert any("another model needs its memory" in note.text for note in supervisor.status().notes)
 
 
 def test_a_model_whose_workers_die_again_and_again_waits_and_is_given_up(misbehaving, submit, monkeypatch):
