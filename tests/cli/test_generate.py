@@ -85,7 +85,7 @@ REFUSALS = [
     ([MODEL, "--prompt", "x" * (MAX_PROMPT_CHARS + 1)], 2, "invalid_request"),
     ([MODEL, "--prompt", "x", "--fps", "nan"], 2, "invalid_request"),
     ([MODEL, "--prompt", "x", "--memory-limit", "500GiB"], 6, "memory_exceeded"),
-    ([MODEL, "--prompt", "x", "--output", "nowhere/x.mp4"], 3, "output_not_writable"),
+    ([MODEL, "--prompt", "x", "--output", "nowhere/x.mp4"], 2, "output_not_writable"),
     ([MODEL, "--prompt", "x", "--mode", "trust"], 5, "trust_refused"),
     ([MODEL, "--prompt", "x", "--trust-remote-code"], 5, "trust_refused"),
     ([MODEL, "--prompt", "x", "--mode", "trust", "--safe-mode"], 2, "invalid_request"),

@@ -236,12 +236,12 @@ BAD_INPUT = {
     "frames not 4k+1": ({"num_frames": 10}, errors.InvalidRequest, 2),
     "height does not divide": ({"height": 70}, errors.InvalidRequest, 2),
     "width does not divide": ({"width": 90}, errors.InvalidRequest, 2),
-    "folder of the output is missing": ({"output": "/nonexistent/x.mp4"}, errors.WanCompatError, 3),
+    "folder of the output is missing": ({"output": "/nonexistent/x.mp4"}, errors.OutputNotWritable, 2),
     "unknown suffix": ({"output": "/tmp/x.xyz"}, errors.InvalidRequest, 2),
     "more memory than there is": ({"memory_limit_bytes": 1 << 49}, errors.MemoryExceeded, 6),
     "too little memory": ({"memory_limit_bytes": 256 << 20}, errors.MemoryExceeded, 6),
     "trust without approval": ({"mode": "trust"}, errors.RefusedByPolicy, 5),
-    "worker log in a missing folder": ({"worker_log": "/nonexistent/log"}, errors.OutputNotWritable, 3),
+    "worker log in a missing folder": ({"worker_log": "/nonexistent/log"}, errors.OutputNotWritable, 2),
     "second guidance for one expert": ({"guidance_scale_2": 3.0}, errors.InvalidRequest, 2),
 }
 
