@@ -235,6 +235,17 @@ CLASSES: Mapping[str, Mapping[str, Promise]] = {
     },
 }
 
+# What an object keeps, and methods of its own that the design names.
+ATTRIBUTES: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("supervisor", "CompatibilityRegistry"): ("registry_path", "registry"),
+    ("supervisor", "DiagnosticCollector"): ("diagnostics_dir",),
+    ("supervisor", "SafeLoadManager"): ("mode", "trusted_sources", "security_policies"),
+}
+HELPERS: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("supervisor", "CompatibilityRegistry"): ("_load_registry",),
+    ("supervisor", "SafeLoadManager"): ("_load_security_policies",),
+}
+
 OTHERS: Mapping[str, tuple[str, ...]] = {"policies": ("COMPATIBILITY_REGISTRY_EXAMPLE", "DIAGNOSTIC_TEMPLATE")}
 
 # The package itself: what programs import first.

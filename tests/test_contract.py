@@ -89,6 +89,23 @@ def test_a_promised_class_is_found_in_its_room_with_all_that_it_has(where: str, 
     check_class(cls, promise)
 
 
+@pytest.mark.parametrize(("where", "name"), contract.ATTRIBUTES)
+def test_an_object_keeps_what_is_promised(where: str, name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = getattr(room(where), name)()
+    for attribute in (*contract.ATTRIBUTES[where, name], *contract.HELPERS.get((where, name), ())):
+        assert hasattr(made, attribute), attribute
+    assert list(tmp_path.iterdir()) == [], "making one writes nothing"
+
+
+def test_an_unknown_mode_of_loading_is_a_value_error() -> None:
+    manager = room("supervisor").SafeLoadManager()
+    assert manager.mode == "safe"
+    manager.set_loading_mode("trust")
+    with pytest.raises(ValueError, match="both"):
+        manager.set_loading_mode("both")
+
+
 @pytest.mark.parametrize("name", contract.PACKAGE)
 def test_the_package_has_what_programs_import(name: str) -> None:
     assert name in wan_compat.__all__
@@ -242,6 +259,7 @@ def test_the_document_of_a_finished_job_has_its_fields() -> None:
     parts = {"timings": results.Timings, "sandbox": results.SandboxReport, "output": results.OutputReport}
     for name, cls in parts.items():
         assert not contract.PARTS[name] - found_fields(cls), name
+    assert not contract.PARTS["recovery"] - found_fields(ev.Recovered)  # of which the document's list is made
 
 
 def test_the_document_of_an_error_has_its_fields() -> None:

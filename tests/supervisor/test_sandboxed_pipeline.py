@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import os
+import sys
 import tempfile
 import weakref
 
@@ -12,6 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from tests import contract
 from tests.assets.tiny_wan import tiny_model
 from wan_compat import SandboxedPipeline, connect
 from wan_compat.policies import drop_in
@@ -57,6 +59,9 @@ def test_frames_have_the_shapes_of_diffusers_and_its_order_of_prompts(pipe):
     # The worker's frames have one colour each, their number.
     assert (np.rint(output.frames[2, :, 0, 0, 0] * 255) == np.arange(9)).all()
     assert output[0] is output.frames and output["frames"] is output.frames
+    document = output.results[0].to_json()
+    for part in ("timings", "sandbox", "peak"):
+        assert not contract.PARTS[part] - set(document[part])
     pictures, *rest = pipe("a", output_type="pil", return_dict=False, **SIZE)
     assert rest == [] and [len(video) for video in pictures] == [9]
     assert isinstance(pictures[0][8], PIL.Image.Image) and pictures[0][8].getpixel((0, 0)) == (8, 8, 8)
@@ -195,12 +200,13 @@ def test_every_argument_of_diffusers_is_taken_or_has_an_alternative_and_defaults
         {"attention_kwargs": {"scale": 1}},
         {"nothing_known": 1},
         {"output_type": "latent"},
-        {"output_type": "pt"},  # this process has not imported torch
+        {"output_type": "pt"},  # in a program that has not imported torch
         {"callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["latents"]},
     ],
     ids=lambda arguments: next(iter(arguments)),
 )
-def test_arguments_that_need_the_pipelines_own_objects_are_refused_with_an_alternative(pipe, arguments):
+def test_arguments_that_need_the_pipelines_own_objects_are_refused_with_an_alternative(pipe, arguments, monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch", raising=False)  # other tests of this process may need it
     with pytest.raises(PipelineFeatureMissing) as caught:
         pipe("a", **arguments, **SIZE)
     assert caught.value.hint and caught.value.exit_code == 2
