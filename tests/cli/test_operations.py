@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import RunCli
-from wan_compat.protocol.errors import EnvironmentLacks
+from wan_compat.protocol.errors import EnvironmentLacks, OutputNotWritable
 from wan_compat.supervisor.cli.operations import watched
 from wan_compat.supervisor.cli.session import Session
 from wan_compat.supervisor.client import Supervisor
@@ -64,8 +64,8 @@ def test_a_generation_is_logged_and_counted(cli: RunCli, cwd: Path) -> None:
     ("options", "code", "words"),
     [
         (("--metrics", "0.0.0.0:9464"), 2, "other machines"),
-        (("--log-file", "/proc/none/log.jsonl"), 3, "--log-file"),
-        (("--metrics", "none/wan.prom"), 3, "none"),
+        (("--log-file", "/proc/none/log.jsonl"), OutputNotWritable.exit_code, "--log-file"),
+        (("--metrics", "none/wan.prom"), OutputNotWritable.exit_code, "none"),
     ],
 )
 def test_what_cannot_be_logged_to_is_said_before_anything_starts(

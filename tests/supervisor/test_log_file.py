@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from wan_compat.protocol.errors import JobCancelled, MemoryExceeded, OutputNotWritable
+from wan_compat.protocol.errors import InvalidRequest, JobCancelled, MemoryExceeded, OutputNotWritable
 from wan_compat.protocol.values import GenerationRequest
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor import log_file as log_file_module
@@ -254,6 +254,17 @@ def test_a_supervisor_logs_its_jobs_and_its_notes(tmp_path: Path) -> None:
     assert "job_queued" in told and "job_failed" in told
     failed = next(entry for entry in lines(path) if entry["event"] == "job_failed")
     assert failed["code"] == "model_not_found" and failed["job"] == "j1"
+
+
+def test_a_supervisor_takes_both_or_neither(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with Supervisor(log_file=path, metrics=tmp_path / "wan.prom"):
+        pass
+    assert [entry["event"] for entry in lines(path)] == ["supervisor_started", "supervisor_closed"]
+    assert "wan_compat_info" in (tmp_path / "wan.prom").read_text()
+    with pytest.raises(InvalidRequest):
+        Supervisor(log_file=tmp_path / "b.jsonl", metrics="0.0.0.0:1")
+    assert [entry["event"] for entry in lines(tmp_path / "b.jsonl")] == ["supervisor_started", "supervisor_closed"]
 
 
 def test_an_observer_that_fails_is_let_go_and_the_job_goes_on(tmp_path: Path) -> None:

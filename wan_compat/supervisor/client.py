@@ -84,6 +84,8 @@ class Supervisor:
         max_warm: How many workers may stay for the next job of their model; None is as many as `workers`.
         control: What other programs of this user may do through its control socket (docs/embed.md): "full" is to watch
             it and to cancel, kill, pause and drain; "read-only" to watch; "none" leaves the socket out.
+        log_file: A log of JSON lines about its jobs (docs/operations.md).
+        metrics: A file for Prometheus, or an address such as 127.0.0.1:9464 (docs/operations.md).
 
     Attributes:
         id: Name of its runtime folder, unique on this machine.
@@ -92,6 +94,7 @@ class Supervisor:
 
     Raises:
         InvalidRequest: Unknown mode, tier or start method, or a number out of range.
+        EnvironmentLacks: Log or metrics cannot be had as asked for.
     """
 
     def __init__(
@@ -106,6 +109,8 @@ class Supervisor:
         max_queued: int = 1000,
         max_warm: int | None = None,
         control: str = "full",
+        log_file: str | os.PathLike[str] | None = None,
+        metrics: str | os.PathLike[str] | None = None,
     ) -> None:
         self.mode = _choice(Mode, mode, "mode")
         fields: dict[str, Any] = {}
@@ -144,6 +149,10 @@ class Supervisor:
         self.observers = Observers(lambda why: self._record().note("warning", why))
         self._cpu = CpuMeter()
         self._closing = False
+        if log_file is not None or metrics is not None:
+            from wan_compat.supervisor.operations import observe
+
+            observe(self, log_file=log_file, metrics=metrics)
 
     def submit(self, request: GenerationRequest, *, priority: int = 0, group: str = "", label: str = "") -> Job:
         """Queue a request. Returns at once; errors of the job come with the job.
@@ -276,7 +285,7 @@ class Supervisor:
 
     def status(self) -> SupervisorStatus:
         """Return what its workers and jobs do now, what waits, and what happened lately. For any thread."""
-        from wan_compat.protocol.status import MAX_LISTED_JOBS, SupervisorStatus
+        from wan_compat.protocol.status import MAX_LISTED_JOBS, MAX_WORKERS, SupervisorStatus
         from wan_compat.supervisor.status_report import machine_status, worker_status
 
         notes, ended, counts = self._record().read()
@@ -296,7 +305,8 @@ class Supervisor:
             draining=self._queue.draining,
             max_workers=self.workers,
             workers=tuple(
-                worker_status(worker, idle=idle, cpu_percent=busy.get(worker.pid)) for worker, idle in living
+                worker_status(worker, idle=idle, cpu_percent=busy.get(worker.pid))
+                for worker, idle in living[-MAX_WORKERS:]  # those that are just being ended come on top
             ),
             running=tuple(job for job in running if job.state == "running"),
             queued=tuple(job.status() for job in self._queue.waiting(MAX_LISTED_JOBS)),

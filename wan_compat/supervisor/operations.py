@@ -1,10 +1,11 @@
 """Operations: the log and the metrics of a supervisor, for whoever runs one for long.
 
     with Supervisor() as supervisor:
-        observe(supervisor, log_file="/var/log/studio/wan-compat.jsonl", metrics="127.0.0.1:9464")
+        observe(supervisor, log_file="/var/log/studio/wan-compat.jsonl", log_prompts=True, metrics="127.0.0.1:9464")
         ...
 
-The command line has `--log-file` and `--metrics` for it, and the settings `log_file` and `metrics`.
+`Supervisor(log_file=..., metrics=...)` does the same. The command line has `--log-file` and `--metrics` for it, and the
+settings `log_file` and `metrics`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from wan_compat.supervisor.client import Supervisor
+    from wan_compat.supervisor.observers import Observer
 
 
 def observe(
@@ -25,6 +27,8 @@ def observe(
 ) -> None:
     """Have a supervisor's jobs logged and counted until it is closed. Call it before the first job.
 
+    All or nothing: where one cannot be had, the other is not kept either.
+
     Args:
         log_file: Where a line for each thing that happens is appended (job_log.py).
         log_prompts: Whether prompts are written there too; otherwise only their lengths.
@@ -35,11 +39,19 @@ def observe(
         InvalidRequest: An address that other machines could reach.
         EnvironmentLacks: prometheus-client is not installed, or the port is taken.
     """
-    if log_file is not None:
-        from wan_compat.supervisor.job_log import JobLog
+    wanted: list[Observer] = []
+    try:
+        if log_file is not None:
+            from wan_compat.supervisor.job_log import JobLog
 
-        supervisor.observers.add(JobLog(supervisor, log_file, prompts=log_prompts))
-    if metrics is not None:
-        from wan_compat.supervisor.metrics import Metrics
+            wanted.append(JobLog(supervisor, log_file, prompts=log_prompts))
+        if metrics is not None:
+            from wan_compat.supervisor.metrics import Metrics
 
-        supervisor.observers.add(Metrics(supervisor, metrics))
+            wanted.append(Metrics(supervisor, metrics))
+    except BaseException:
+        for observer in wanted:
+            observer.close()
+        raise
+    for observer in wanted:
+        supervisor.observers.add(observer)
