@@ -259,6 +259,23 @@ def test_a_model_that_cannot_run_is_refused_when_it_is_named(tmp_path):
         SandboxedPipeline.from_pretrained(tiny_model("t2v"), mode="trust")
 
 
+@pytest.mark.parametrize(
+    "switch",
+    [
+        lambda pipe: pipe.enable_group_offload(onload_device="cuda", offload_type="leaf_level"),
+        lambda pipe: pipe.enable_model_cpu_offload(gpu_id=1),
+        lambda pipe: pipe.vae.enable_tiling(tile_sample_min_height=256),
+        lambda pipe: pipe.load_lora_weights({"a": 1}),
+        lambda pipe: pipe.to("mps"),
+    ],
+    ids=["groups", "gpu", "tiles", "tensors", "device"],
+)
+def test_switches_that_choose_what_the_plan_chooses_are_refused(pipe, switch):
+    with pytest.raises(PipelineFeatureMissing) as caught:
+        switch(pipe)
+    assert caught.value.hint
+
+
 # -- generators --------------------------------------------------------------------------------------------------------
 
 

@@ -54,19 +54,20 @@ class PipelineSettings:
                 raise PipelineFeatureMissing(f"a sandboxed pipeline cannot be moved to {name!r}", hint="use 'cpu'")
         return self
 
-    def enable_model_cpu_offload(self) -> None:
+    def enable_model_cpu_offload(self, **options: Any) -> None:
         """Keep weights in main memory and move each model to the GPU when it is needed."""
-        self._offload("model")
+        self._offload("model", options)
 
-    def enable_sequential_cpu_offload(self) -> None:
+    def enable_sequential_cpu_offload(self, **options: Any) -> None:
         """Keep weights in main memory and move each layer to the GPU when it is needed."""
-        self._offload("sequential")
+        self._offload("sequential", options)
 
-    def enable_group_offload(self) -> None:
+    def enable_group_offload(self, **options: Any) -> None:
         """Move groups of layers; how many at a time is planned."""
-        self._offload("group")
+        self._offload("group", options)
 
-    def _offload(self, way: Offload) -> None:
+    def _offload(self, way: Offload, options: Mapping[str, Any]) -> None:
+        _check_no_options(options, "the plan chooses device and groups")
         self._fields["offload"] = way
 
     @property
@@ -82,6 +83,8 @@ class PipelineSettings:
         expert: Literal["high", "low"] | None = None,
     ) -> None:
         """Lay a LoRA file over the transformer from the next call on; over one of two, with `expert`."""
+        if not isinstance(pretrained_model_name_or_path_or_dict, str | os.PathLike):
+            raise PipelineFeatureMissing("tensors of a LoRA cannot go into a worker", hint="give the path of its file")
         path = os.fspath(pretrained_model_name_or_path_or_dict)
         name = adapter_name or f"default_{len(self._loras)}"
         if name in self._loras:
@@ -129,8 +132,9 @@ class VaeSwitches:
             raise drop_in.missing_attribute(name, "pipeline's vae")
         super().__setattr__(name, value)
 
-    def enable_tiling(self) -> None:
+    def enable_tiling(self, **options: Any) -> None:
         """Decode in tiles, of the size that the plan chooses."""
+        _check_no_options(options, "the plan chooses the size of tiles")
         self._fields["vae_tiling"] = True
 
     def disable_tiling(self) -> None:
@@ -154,3 +158,9 @@ def precision_of(dtype: Any) -> str:
             f"torch_dtype is {name[:80]!r}", hint=f"use one of {', '.join(PRECISIONS)}, for all parts alike"
         )
     return name
+
+
+def _check_no_options(options: Mapping[str, Any], why: str) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise PipelineFeatureMissing(f"{', '.join(given)} cannot be chosen: {why}", hint="call it without arguments")
