@@ -25,7 +25,7 @@ from wan_compat import Supervisor
 from wan_compat.policies.batch.progress import Shard
 from wan_compat.policies.batch.records import Done, Failed, Learned, Released, Started, encode
 from wan_compat.supervisor import client
-from wan_compat.supervisor.batch import runner
+from wan_compat.supervisor.batch import room
 from wan_compat.supervisor.batch.folder import BatchFolder, held
 from wan_compat.supervisor.batch.journal import Follower
 from wan_compat.supervisor.batch.leases import STALE_S, Owner
@@ -374,7 +374,7 @@ def test_a_video_without_its_record_is_found_and_not_made_again(batch: Callable[
 def test_a_full_disk_is_waited_for_and_the_batch_goes_on(
     batch: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "LOOK_AGAIN_S", 0.2)
+    monkeypatch.setattr(room, "LOOK_AGAIN_S", 0.2)
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(disk)]

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from wan_compat.policies.batch.progress import Shard
+from wan_compat.supervisor.batch.contract import BatchView, Outcome, RunOptions
 from wan_compat.supervisor.batch.folder import BatchFolder, held, is_alone, sweep
 from wan_compat.supervisor.batch.journal import Journal
 from wan_compat.supervisor.batch.preflight import BatchPlan
 from wan_compat.supervisor.batch.report import Reporter
-from wan_compat.supervisor.batch.runner import BatchRun, BatchView, Outcome, RunOptions
+from wan_compat.supervisor.batch.runner import BatchRun
 from wan_compat.supervisor.client import Supervisor
 
 

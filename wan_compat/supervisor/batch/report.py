@@ -110,6 +110,7 @@ class Reporter:
         try:
             title = os.path.basename(self._batch) or "Batch"
             write_gallery(self._folder.path, entries, title=clean_text(title, 200), poster_time_s=posters_s)
+            self.warning = None  # of an earlier one, when the disk was full
         except (WanCompatError, OSError) as error:
             self.warning = f"the report could not be written: {error}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import time
 
 from wan_compat.supervisor.outputs import MIN_FREE_BYTES
 
@@ -40,3 +41,33 @@ def has_room(folder: str, wanted_bytes: int = MIN_FREE_BYTES) -> bool:
         os.close(descriptor)
         with contextlib.suppress(OSError):
             os.unlink(path)
+
+
+class Pause:
+    """Whether a run waits for room, and since when."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._since: float | None = None
+        self._looked_at = 0.0
+
+    @property
+    def is_on(self) -> bool:
+        return self._since is not None
+
+    def begin(self) -> bool:
+        """The disk is full; return whether that is news."""
+        if self._since is not None:
+            return False
+        self._since = self._looked_at = time.monotonic()
+        return True
+
+    def end_if_over(self) -> float | None:
+        """Look for room, once in a while; return how many seconds the pause was if there is some now."""
+        if self._since is None or time.monotonic() - self._looked_at < LOOK_AGAIN_S:
+            return None
+        self._looked_at = time.monotonic()
+        if not has_room(self._folder):
+            return None
+        waited, self._since = time.monotonic() - self._since, None
+        return waited

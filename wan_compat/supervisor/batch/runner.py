@@ -1,12 +1,11 @@
-"""Runs the items of a batch: claims, journal, jobs, and what becomes of each.
+"""Runs the items of a batch: claims, records, jobs, and what becomes of each.
 
     claim -> look again -> Started -> job ----> Done -----------> release
                  |                      |-> Failed, or once more
                  |                      |-> disk full: Released, wait for room
                  '-> done elsewhere     '-> interrupted: Released
 
-One thread does all of it but to read the jobs' events; they, signals and lost leases come to it through one queue. So a
-signal never falls between two steps that belong together: it is an event that waits its turn.
+One thread does all of it but to read the jobs' events; they, signals and lost leases come to it through one queue.
 """
 
 from __future__ import annotations
@@ -18,38 +17,31 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from wan_compat.policies.batch.carry import lesson, with_lesson
 from wan_compat.policies.batch.items import Item
-from wan_compat.policies.batch.progress import Progress, Shard, is_worth_another_try, remaining_s
-from wan_compat.policies.batch.records import (
-    Done,
-    Failed,
-    Learned,
-    Paused,
-    Released,
-    RunEnded,
-    RunStarted,
-    Started,
-)
-from wan_compat.protocol.base import Value
+from wan_compat.policies.batch.progress import is_worth_another_try, remaining_s
+from wan_compat.policies.batch.records import Done, Failed, Learned, Paused, Released, RunEnded, RunStarted, Started
 from wan_compat.protocol.errors import DiskExceeded, JobCancelled, OutputExists, WanCompatError
 from wan_compat.protocol.results import VideoGenerationResult
 from wan_compat.supervisor import events as ev
+from wan_compat.supervisor.batch.books import Books
+from wan_compat.supervisor.batch.contract import BatchView, Outcome, RunOptions
 from wan_compat.supervisor.batch.finding import done_fields, find_output, remove_unfinished
-from wan_compat.supervisor.batch.folder import BatchFolder
-from wan_compat.supervisor.batch.journal import Follower, Journal
+from wan_compat.supervisor.batch.journal import Journal
 from wan_compat.supervisor.batch.leases import Leases, Owner
 from wan_compat.supervisor.batch.preflight import BatchPlan
-from wan_compat.supervisor.batch.room import LOOK_AGAIN_S, has_room
+from wan_compat.supervisor.batch.room import LOOK_AGAIN_S, Pause
+from wan_compat.supervisor.batch.signals import SignalCame, signals_to
 from wan_compat.supervisor.client import Supervisor
 
 # How often what other processes did is looked for, while there is something to wait for.
 LOOK_S = 1.0
 # With room on the disk all the same, it is not the batch's disk that is full.
 MAX_DISK_FAILURES = 3
+STOP_TIMEOUT_S = 15.0
 
 # What would fail every item alike: the batch ends, and its items stay as they were.
 _ENDS_ALL = frozenset((
@@ -58,68 +50,17 @@ _ENDS_ALL = frozenset((
 ))  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """How a batch is run.
-
-    Args:
-        fields: What every request gets: mode, limits, isolation.
-        max_retries: Attempts after the first at an item, in this run.
-        fail_fast: Start nothing more after the first item that failed.
-        stale_s, beat_s: Of the leases.
-    """
-
-    workers: int = 1
-    shard: Shard = dataclasses.field(default_factory=Shard)
-    max_retries: int = 0
-    fail_fast: bool = False
-    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    stale_s: float | None = None
-    beat_s: float | None = None
-
-
-@dataclasses.dataclass
-class Outcome:
-    """How a run ended. `interrupted`: by whom ("ctrl-c", "terminated"), empty if it came to its end; `fatal` is what
-    would have failed every item."""
-
-    done: int = 0
-    found: int = 0
-    failed: int = 0
-    left: int = 0
-    elsewhere: int = 0
-    seconds: float = 0.0
-    interrupted: str = ""
-    fatal: WanCompatError | None = None
-
-
-class BatchView(Protocol):
-    """Shows a batch as it goes. Called from the thread that runs it, only."""
-
-    def started(self, item: Item, attempt: int) -> None: ...
-
-    def event(self, item: Item, event: ev.Event) -> None: ...
-
-    def ended(self, item: Item, record: Done | Failed | Released) -> None: ...
-
-    def counts(self, done: int, failed: int, total: int, eta_s: float | None) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-
 @dataclasses.dataclass
 class _Running:
+    """An item whose job was submitted. `learned`: with what other items taught; `cancelled`: by this run."""
+
     item: Item
     output: str
     job: Any
     attempt: int
     began: float
     learned: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class _Signal:
-    number: int
+    cancelled: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,74 +86,50 @@ class BatchRun:
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._plan, self._options, self._supervisor = plan, options, supervisor
-        self._folder: BatchFolder = plan.folder
-        self._journal, self._view, self._changed = journal, view, changed
-        self.progress: Progress = plan.progress
+        self._folder, self._view, self._changed = plan.folder, view, changed
         self._owner = Owner.this_process()
-        self._follower = Follower()
-        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()  # its put may interrupt a get: signal handlers do
+        self._books = Books(plan, journal, self._owner)
+        self._pause = Pause(plan.folder.path)
+        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._running: dict[str, _Running] = {}
-        self._todo: dict[str, Item] = {item.key: item for item in plan.left}
-        self._keys = {item.key for item in plan.items}
-        self._done: set[str] = set()
-        self._failed: set[str] = set()
+        self._todo = {item.key: item for item in plan.left if not self._books.is_done(item)}
         self._attempts: dict[str, int] = {}
         self._disk_failures: dict[str, int] = {}
-        self._lessons: dict[str, dict[str, str | bool]] = {}
         self._unlearned: set[str] = set()  # items that failed with what was learned, and go without it
         self._seconds: list[float] = []
-        self._stopping = False
-        self._killing = False
-        self._cancelled: list[Any] = []
-        self._began_at = time.time()
-        self._full_since: float | None = None
-        self._looked_at = 0.0
-        self._outcome = Outcome()
+        self._stopping = False  # nothing more is started
+        self._killing = False  # and what runs is cancelled
         self._waiting_told = False
-        # Before the shard was held, somebody else may have written to its journal.
-        for record in journal.records:
-            self._take(record)
-        for key in plan.progress.outputs:
-            self._count(key)
-        for key in [key for key, item in self._todo.items() if self._is_done(item)]:
-            del self._todo[key]
+        self._outcome = Outcome()
 
     def run(self) -> Outcome:
-        """Run all items that are left; return how that went. Ctrl-C, SIGTERM and SIGHUP end it in an orderly way."""
+        """Run all items that are left; return how that went. Ctrl-C, SIGTERM and SIGHUP end it in an orderly way.
+
+        Raises:
+            DiskExceeded, OutputNotWritable: The journal cannot be written from the beginning, or the folder is gone.
+        """
         began = time.monotonic()
-        options = self._options
-        times = {
-            name: value
-            for name, value in (("stale_s", options.stale_s), ("beat_s", options.beat_s))
-            if value is not None
-        }
+        owner, books = self._owner, self._books
         leases = self._leases = Leases(
             self._folder.leases,
-            self._owner,
+            owner,
+            stale_s=self._options.stale_s,
+            beat_s=self._options.beat_s,
             lost=lambda key: self._events.put(_LostLease(key)),
-            **times,
         )
         with contextlib.ExitStack() as stack:
             stack.callback(leases.close)
-            stack.enter_context(self._signals())
-            self._append(
-                RunStarted(
-                    run=self._owner.run,
-                    pid=self._owner.pid,
-                    host=self._owner.host[:200],
-                    at=time.time(),
-                    batch=self._plan.file.path[:4000],
-                    items=len(self._plan.items),
-                )
-            )
+            stack.enter_context(signals_to(self._events))
+            batch, items = self._plan.file.path[:4000], len(self._plan.items)
+            books.append(RunStarted, pid=owner.pid, host=owner.host[:200], batch=batch, items=items)
             try:
                 self._loop()
-                leases.sweep(lambda key: not self.progress.is_waiting(key))
+                leases.sweep(lambda key: not books.progress.is_waiting(key))
             finally:
                 self._stop_all()
             why = self._outcome.interrupted or ("ended by an error" if self._outcome.fatal else "ended")
             with contextlib.suppress(WanCompatError):  # a full disk: the run ends all the same
-                self._append(RunEnded(run=self._owner.run, at=time.time(), why=why))
+                books.append(RunEnded, why=why)
         self._outcome.left = len(self._todo)
         self._outcome.seconds = time.monotonic() - began
         return self._outcome
@@ -229,7 +146,7 @@ class BatchRun:
             self._wait()
 
     def _wait(self) -> None:
-        if not self._running and self._full_since is None and not self._waiting_told:
+        if not self._running and not self._pause.is_on and not self._waiting_told:
             self._waiting_told = True
             self._view.note(f"Waiting for {len(self._todo)} videos that other runs are making")
         # While jobs run and nothing else is waited for, their events wake us; the look at the clock is a courtesy.
@@ -237,7 +154,7 @@ class BatchRun:
             event = self._events.get(timeout=LOOK_S)
         except queue.Empty:
             return
-        if isinstance(event, _Signal):
+        if isinstance(event, SignalCame):
             self._hear_signal(event.number)
         elif isinstance(event, _LostLease):
             if (running := self._running.get(event.key)) is not None:
@@ -278,38 +195,27 @@ class BatchRun:
 
     def _look_around(self) -> None:
         """Read what other processes recorded; what they ended is not to do any more."""
-        mine = self._journal.path
         gone = False
-        for record in self._follower.fresh([path for path in self._folder.journals() if path != mine]):
-            self._take(record)
+        for record in self._books.news():
             item = self._todo.get(getattr(record, "key", ""))
             if item is None or item.key in self._running:
                 continue
-            if self._is_done(item) or self._failed_elsewhere(item):
+            if self._books.is_done(item) or self._books.failed_elsewhere(item):
                 del self._todo[item.key]
                 self._outcome.elsewhere += 1
                 gone = True
         if gone:
             self._show()
 
-    def _is_done(self, item: Item) -> bool:
-        done = self.progress.done(item.key)
-        return done is not None and os.path.lexists(self._folder.output(done.output))
-
-    def _failed_elsewhere(self, item: Item) -> bool:
-        """Whether another run tried it since this one began."""
-        failed = self.progress.failed(item.key)
-        return failed is not None and failed.run != self._owner.run and failed.at > self._began_at
-
     # -- one item ------------------------------------------------------------------------------------------------
 
     def _begin(self, item: Item) -> None:
         """Start an item that is claimed; or record what stands of it already."""
         key = item.key
-        output = self.progress.output(key) or item.output
-        if self.progress.done(key) is not None:
-            self._record(Released, item, why="its video is gone")
-        begun = self.progress.begun(key)
+        output = self._books.progress.output(key) or item.output
+        if self._books.progress.done(key) is not None:
+            self._books.of_item(Released, item, why="its video is gone")
+        begun = self._books.progress.begun(key)
         remove_unfinished(self._folder, output)
         try:
             found = find_output(self._folder, item, output, begun)
@@ -317,19 +223,20 @@ class BatchRun:
             self._fail(item, error, 0.0)
             return
         if found is not None:
-            record = self._record(Done, item, output=output, found=True, **found)
+            record = self._books.of_item(Done, item, output=output, found=True, **found)
             self._outcome.found += 1
             self._settle(item, record)
             return
-        attempt = self._attempts[key] = self._attempts.get(key, 0) + 1
-        self._record(Started, item, output=output, attempt=attempt)
-        fields = {} if key in self._unlearned else self._lessons.get(item.request.model, {})
+        attempt = self._attempts.get(key, 0) + 1
+        self._books.of_item(Started, item, output=output, attempt=attempt)
+        self._attempts[key] = attempt
+        fields = {} if key in self._unlearned else self._books.lessons.get(item.request.model, {})
         asked = item.request.model_copy(update=dict(self._options.fields) | {"output": self._folder.output(output)})
         request = with_lesson(asked, fields)
         try:
             job = self._supervisor.submit(request, label=output[:200], group="batch")
         except WanCompatError as error:
-            self._record(Released, item, why=error.code)
+            self._books.of_item(Released, item, why=error.code)
             self._end_all(error)
             self._leases.release(key)
             return
@@ -362,18 +269,10 @@ class BatchRun:
         spent = result.timings
         self._seconds.append(max(0.0, spent.total_s - spent.worker_start_s - spent.load_s))
         learned = lesson(result.recovery)
-        if learned and self._lessons.get(item.request.model) != learned and record is not None:
-            self._lessons[item.request.model] = learned
+        if learned and self._books.lessons.get(item.request.model) != learned and record is not None:
+            self._books.lessons[item.request.model] = learned
             with contextlib.suppress(WanCompatError):  # it would be learned once more
-                self._append(
-                    Learned(
-                        run=self._owner.run,
-                        at=time.time(),
-                        model=item.request.model[:4000],
-                        fields=dict(learned),
-                        key=item.key,
-                    )
-                )
+                self._books.append(Learned, model=item.request.model[:4000], fields=dict(learned), key=item.key)
             words = ", ".join(f"{name} {value}" for name, value in learned.items())
             self._view.note(f"The following videos of {item.request.model} start with what helped this one: {words}")
         if record is not None:
@@ -385,7 +284,7 @@ class BatchRun:
             # Another process has it now: nothing is recorded of what is not ours, and its video is the one that counts.
             self._found_instead(running, error)
             return
-        if isinstance(error, JobCancelled) and running.job in self._cancelled:
+        if isinstance(error, JobCancelled) and running.cancelled:
             self._release(item, "interrupted")
             return
         if isinstance(error, DiskExceeded) and self._disk_failures.get(key, 0) < MAX_DISK_FAILURES:
@@ -405,7 +304,7 @@ class BatchRun:
             self._view.note(f"{running.output} failed ({error.code}); once more without what others learned")
             return
         if isinstance(error, OutputExists) and (found := self._found_instead(running, error)) is not None:
-            self._settle(item, self._record(Done, item, output=running.output, found=True, **found))
+            self._settle(item, self._books.of_item(Done, item, output=running.output, found=True, **found))
             return
         if running.attempt <= self._options.max_retries and is_worth_another_try(error.code) and not self._stopping:
             self._release(item, f"{error.code}, to be tried again")
@@ -455,7 +354,7 @@ class BatchRun:
     def _release(self, item: Item, why: str) -> None:
         """An item is to do again, by whoever comes first."""
         try:
-            record = self._record(Released, item, why=why[:200])
+            record = self._books.of_item(Released, item, why=why[:200])
             self._view.ended(item, record)
         except DiskExceeded:
             pass  # an attempt without an end says the same
@@ -465,33 +364,28 @@ class BatchRun:
     # -- the disk ------------------------------------------------------------------------------------------------
 
     def _room(self) -> bool:
-        """Whether there is room to start something; looks once in a while, when there was none."""
-        if self._full_since is None:
+        """Whether there is room to start something."""
+        if not self._pause.is_on:
             return True
-        if time.monotonic() - self._looked_at < LOOK_AGAIN_S:
+        waited = self._pause.end_if_over()
+        if waited is None:
             return False
-        self._looked_at = time.monotonic()
-        if not has_room(self._folder.path):
-            return False
-        waited = time.monotonic() - self._full_since
-        self._full_since = None
-        self._append(Paused(run=self._owner.run, at=time.time(), room=True))
+        with contextlib.suppress(WanCompatError):
+            self._books.append(Paused, room=True)
         self._view.note(f"There is room again, after {waited:.0f} s; going on")
         return True
 
     def _wait_for_room(self, message: str) -> None:
-        if self._full_since is not None:
-            return
-        self._full_since = self._looked_at = time.monotonic()
-        self._view.note(f"The disk is full: {message}. Waiting for room; free some, and it goes on by itself")
-        with contextlib.suppress(WanCompatError):  # there is no room for this either, most likely
-            self._append(Paused(run=self._owner.run, at=time.time(), room=False))
+        if self._pause.begin():
+            self._view.note(f"The disk is full: {message}. Waiting for room; free some, and it goes on by itself")
+            with contextlib.suppress(WanCompatError):  # there is no room for this either, most likely
+                self._books.append(Paused, room=False)
 
     def _record_in_time(self, kind: Any, item: Item, **fields: Any) -> Any:
         """Record the end of an item, waiting for room if need be; None if that was given up on a signal."""
         while True:
             try:
-                return self._record(kind, item, **fields)
+                return self._books.of_item(kind, item, **fields)
             except DiskExceeded as error:
                 self._wait_for_room(error.message)
             deadline = time.monotonic() + LOOK_AGAIN_S
@@ -499,7 +393,7 @@ class BatchRun:
             while (left := deadline - time.monotonic()) > 0:
                 with contextlib.suppress(queue.Empty):
                     event = self._events.get(timeout=left)
-                    if isinstance(event, _Signal):
+                    if isinstance(event, SignalCame):
                         self._hear_signal(event.number)
                     else:
                         kept.append(event)
@@ -511,24 +405,6 @@ class BatchRun:
                 return None
 
     # -- the end -------------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Let signals come through the queue. Outside of a main thread nobody sends any."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-        before = {number: signal.getsignal(number) for number in numbers}
-        # Ignored by who started us, and means it; or not Python's to give back.
-        before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
-        for number in before:
-            signal.signal(number, lambda number, _frame: self._events.put(_Signal(number)))
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _hear_signal(self, number: int) -> None:
         if number != signal.SIGINT:
@@ -547,7 +423,7 @@ class BatchRun:
     def _kill(self) -> None:
         self._stopping = self._killing = True
         for running in self._running.values():
-            self._cancelled.append(running.job)
+            running.cancelled = True
             running.job.cancel()
 
     def _end_all(self, error: WanCompatError) -> None:
@@ -561,38 +437,15 @@ class BatchRun:
         if not self._running:
             return
         self._kill()
-        deadline = time.monotonic() + 15.0
+        deadline = time.monotonic() + STOP_TIMEOUT_S
         while self._running and time.monotonic() < deadline:
             with contextlib.suppress(WanCompatError):
                 self._wait()
 
-    # -- records -------------------------------------------------------------------------------------------------
-
-    def _record(self, kind: Any, item: Item, **fields: Any) -> Any:
-        record = kind(
-            key=item.key, n=self.progress.next_number(item.key), run=self._owner.run, at=time.time(), **fields
-        )
-        self._append(record)
-        return record
-
-    def _append(self, record: Value) -> None:
-        self._journal.append(record)
-        self._take(record)
-
-    def _take(self, record: Any) -> None:
-        self.progress.take(record)
-        if isinstance(record, Learned):
-            self._lessons[record.model] = dict(record.fields)
-        elif isinstance(key := getattr(record, "key", None), str):
-            self._count(key)
-
-    def _count(self, key: str) -> None:
-        for found, keys in ((self.progress.done(key), self._done), (self.progress.failed(key), self._failed)):
-            (keys.discard if found is None or key not in self._keys else keys.add)(key)
-
     def _show(self) -> None:
         eta_s = remaining_s(self._seconds, len(self._todo), self._options.workers)
-        self._view.counts(len(self._done), len(self._failed), len(self._keys), eta_s)
+        books = self._books
+        self._view.counts(len(books.done), len(books.failed), len(self._plan.items), eta_s)
 
 
 def _text(value: object) -> str | None:

@@ -67,8 +67,8 @@ from wan_compat.supervisor.cli.video_options import (
 )
 
 if TYPE_CHECKING:
+    from wan_compat.supervisor.batch.contract import Outcome
     from wan_compat.supervisor.batch.preflight import BatchPlan
-    from wan_compat.supervisor.batch.runner import Outcome
 
 batch = typer.Typer(name="batch", help="Many videos from one file; goes on where it stopped.", no_args_is_help=True)
 
@@ -210,11 +210,11 @@ def run(
     from wan_compat.policies.batch.names import DEFAULT_TEMPLATE
     from wan_compat.policies.batch.progress import Shard, parse_shard
     from wan_compat.protocol import values
+    from wan_compat.supervisor.batch.contract import RunOptions
     from wan_compat.supervisor.batch.execution import execute, holding
     from wan_compat.supervisor.batch.folder import BatchFolder
     from wan_compat.supervisor.batch.preflight import prepare
     from wan_compat.supervisor.batch.reading import read_batch
-    from wan_compat.supervisor.batch.runner import RunOptions
     from wan_compat.supervisor.cli.batch_view import batch_view
     from wan_compat.supervisor.cli.confirm import confirm_first_use
     from wan_compat.supervisor.cli.generate import settle_mode
