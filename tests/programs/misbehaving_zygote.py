@@ -170,6 +170,10 @@ class FakeWorker:
         while True:
             time.sleep(60)
 
+    def spin(self, job):
+        while True:
+            pass
+
     def spin_with_gil(self, job):
         ctypes.PyDLL(None).sleep(600)
 

@@ -176,6 +176,16 @@ def test_an_idle_worker_that_breaks_the_protocol_is_ended_and_the_next_job_does_
     assert submit(supervisor).result(30).success
 
 
+def test_an_idle_worker_that_is_busy_with_something_of_its_own_is_ended(misbehaving, submit, monkeypatch):
+    monkeypatch.setattr("wan_compat.policies.consumption.IDLE_WINDOW_S", 0.3)
+    monkeypatch.setattr("wan_compat.supervisor.worker.CONSUMPTION_S", 0.1)
+    monkeypatch.setattr("wan_compat.supervisor.runners.TEND_S", 0.1)
+    supervisor = misbehaving("idle:spin")
+    assert submit(supervisor).result(30).success
+    until(lambda: supervisor.status().workers == ())
+    assert any("it computes while idle" in note.text for note in supervisor.status().notes)
+
+
 def test_idle_workers_go_when_memory_is_short(misbehaving, submit, monkeypatch, tmp_path):
     other = str(tmp_path / "other")
     shutil.copytree(tiny_model("t2v"), other)

@@ -1,4 +1,5 @@
-"""What is unusual in how a worker uses the machine. It is told, never acted upon: deadlines and caps end a worker.
+"""What is unusual in how a worker uses the machine. Told while it works, since deadlines and caps end a worker then; an
+idle one may be ended for it.
 
     computes without progress   half a core or more, and no message or frame for FIRST_QUIET_S; once steps are known,
                                 for QUIET_STEPS of them (and LEAST_QUIET_S at least)

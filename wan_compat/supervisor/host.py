@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 
@@ -14,6 +15,8 @@ from wan_compat.sandbox.spec import Identity
 # User ids for what a supervisor that is root confines: the range that systemd keeps for its DynamicUser= services
 # (61184..65519), so that no account of the machine has one. https://systemd.io/UIDS-GIDS/
 _FIRST_UID, _LAST_UID = 61184, 65519
+_UIDS = _LAST_UID - _FIRST_UID + 1
+_turns = itertools.count(secrets.randbelow(_UIDS))
 
 
 def read_host() -> HostFacts:
@@ -42,10 +45,13 @@ def read_host() -> HostFacts:
 
 
 def fresh_identity() -> Identity | None:
-    """Return whom the next confined process runs as: for root somebody of its own, for others None."""
+    """Return whom the next confined process runs as: for root somebody of its own, for others None.
+
+    One after the other from a random one on: no two that run at once for this supervisor are the same user.
+    """
     if os.geteuid() != 0:
         return None
-    uid = _FIRST_UID + secrets.randbelow(_LAST_UID - _FIRST_UID + 1)
+    uid = _FIRST_UID + next(_turns) % _UIDS
     return Identity(uid, uid)
 
 

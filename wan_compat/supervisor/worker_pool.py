@@ -58,7 +58,7 @@ class WorkerPool:
         workers: How many jobs run at once.
         max_warm: How many workers may stay when their job is over.
         name: Of the runtime folder; None is a fresh one.
-        tell: Hears about workers between jobs: the worker's name, and that it was ended and why, or what is unusual.
+        tell: Hears about workers that were ended between jobs: the worker's name and why.
     """
 
     def __init__(
@@ -194,18 +194,18 @@ class WorkerPool:
         return True
 
     def tend(self) -> None:
-        """Look after the idle workers: hear them, watch their memory, and end those that died or misbehave."""
+        """Look after the idle workers: hear them, watch them, and end those that died, misbehave or use the machine for
+        what nobody asked them: nothing is lost by that but warmth."""
         ended: list[tuple[Worker, str]] = []
-        told: list[tuple[str, str]] = []
         with self._lock:
             for worker in list(self._warm):
                 try:
-                    told += [(worker.name, what) for what in worker.pump(0.0).unusual]
+                    why = next((f"it {what}" for what in worker.pump(0.0).unusual), None)
                 except WanCompatError as error:
+                    why = f"{error.code}: {error.message}"
+                if why is not None:
                     self._warm.remove(worker)
-                    ended.append((worker, f"{error.code}: {error.message}"))
-        for name, what in told:
-            self._tell(name, f"unusual: {what}")
+                    ended.append((worker, why))
         for worker, why in ended:
             self._let_go(worker, 0.0, why)
 
