@@ -111,6 +111,16 @@ def described(path: Path) -> str:
 ODD = ("mp4", "mp4-lossless", "mp4-h265", "mp4-av1", "webm", "mov", "mkv", "gif", "webp", "png", "jpeg", "npy")
 
 
+def tell_time(path: Path, fps: float, count: int) -> None:
+    """Check rate and length as a reader tells them, not as we planned them."""
+    if path.suffix not in (".mp4", ".webm", ".mov", ".mkv", ".gif"):
+        return
+    said = described(path)
+    assert abs(float(re.search(r"Duration: 00:00:([\d.]+)", said)[1]) - count / fps) <= 0.02, said
+    if path.suffix != ".gif":  # of whose delays a reader makes a rate of its own
+        assert re.search(rf", {fps:g}(\.0\d)? fps", said), said
+
+
 @pytest.mark.parametrize(
     ("case", "size"), [(case, (96, 64)) for case in CASES] + [(case, (49, 35)) for case in ODD], ids=str
 )
@@ -125,6 +135,7 @@ def test_what_comes_back_is_what_went_in(case, size, tmp_path):
         assert np.abs(decode(Path(report.path), (9, *frames.shape[1:]))[[0, -1]].astype(int) - frames).mean() <= 8
         return
     assert report.num_frames == 9
+    tell_time(Path(report.path), 16, 9)
     back = decode(Path(report.path), frames.shape)
     assert back.shape == frames.shape
     difference = back.astype(int) - frames
@@ -149,6 +160,26 @@ def test_every_codec_and_format_is_in_the_matrix(tmp_path):
 def test_rates_are_kept_by_every_container(suffix, fps, tmp_path):
     report = write(gradient(64, 48, 12), tmp_path / f"fox{suffix}", fps=fps)
     assert report.fps == pytest.approx(30000 / 1001 if fps == 29.97 else 24, abs=1e-9)
+    tell_time(tmp_path / f"fox{suffix}", fps, 12)
+
+
+def test_a_higher_quality_is_nearer_to_the_frames_for_every_codec_with_a_scale(tmp_path):
+    """Draft and high; the matrix above has standard, lossless, and H.264."""
+    frames = gradient(64, 48, 3)
+    for codec, suffix in (
+        *(("h265", ".mp4"), ("av1", ".mp4"), ("vp9", ".webm"), ("gif", ".gif"), ("webp", ".webp"), ("jpeg", "")),
+    ):
+        errors = []
+        for quality in ("draft", "high"):
+            wish = {"codec": codec} if suffix else {"format": codec}
+            path = Path(write(frames, tmp_path / f"{codec}-{quality}{suffix}", quality=quality, **wish).path)
+            if suffix == ".webp":  # which Pillow decodes, and not every ffmpeg
+                with Image.open(path) as picture:
+                    back = np.asarray(picture.convert("RGB"))[None]
+            else:
+                back = decode(path, frames.shape)
+            errors.append(np.abs(back[0].astype(int) - frames[0]).mean())
+        assert errors[0] > errors[1], (codec, errors)
 
 
 @pytest.mark.parametrize(
