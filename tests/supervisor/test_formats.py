@@ -169,6 +169,8 @@ def test_a_higher_quality_is_nearer_to_the_frames_for_every_codec_with_a_scale(t
     for codec, suffix in (
         *(("h265", ".mp4"), ("av1", ".mp4"), ("vp9", ".webm"), ("gif", ".gif"), ("webp", ".webp"), ("jpeg", "")),
     ):
+        if CODECS[codec].encoder not in find_ffmpeg().encoders:  # older builds have no SVT-AV1
+            continue
         errors = []
         for quality in ("draft", "high"):
             wish = {"codec": codec} if suffix else {"format": codec}
