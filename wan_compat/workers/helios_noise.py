@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -34,29 +35,23 @@ def mend_noise_of_blocks() -> None:
 
 
 def _mended(sample: Sample, gamma_of: Callable[[], float] | None) -> Sample:
-    """Return diffusers' way with another one behind it. Without `gamma_of`, gamma comes before `patch_size`."""
+    """Return diffusers' way with another one behind it. Without `gamma_of`, gamma is one of its arguments."""
+
+    signature = inspect.signature(sample)
 
     @functools.wraps(sample)
-    def sample_block_noise(
-        batch_size: int,
-        channel: int,
-        num_frames: int,
-        height: int,
-        width: int,
-        *more: Any,
-        device: torch.device | None = None,
-        generator: torch.Generator | None = None,
-        **named: Any,
-    ) -> torch.Tensor:
+    def sample_block_noise(*arguments: Any, **options: Any) -> torch.Tensor:
         try:
-            return sample(
-                batch_size, channel, num_frames, height, width, *more, device=device, generator=generator, **named
-            )
+            return sample(*arguments, **options)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # before anything was drawn
             pass
-        rest = list(more)
-        gamma = gamma_of() if gamma_of is not None else (named["gamma"] if "gamma" in named else rest.pop(0))
-        patch_size = named.get("patch_size", rest[0] if rest else (1, 2, 2))
+        bound = signature.bind(*arguments, **options)
+        bound.apply_defaults()
+        given = bound.arguments
+        batch_size, channel, num_frames = given["batch_size"], given["channel"], given["num_frames"]
+        height, width, device, generator = given["height"], given["width"], given["device"], given["generator"]
+        gamma = gamma_of() if gamma_of is not None else given["gamma"]
+        patch_size = given["patch_size"]
         _, block_height, block_width = patch_size
         factor = block_factor(gamma, block_height * block_width).to(device)
         rows, columns = height // block_height, width // block_width

@@ -159,3 +159,33 @@ def test_caches_and_storage_in_8_bits_are_in_no_plan_that_nobody_asked_for(offic
 def test_old_gpus_get_float16(official):
     choice = choose(official(SMALL), P480, machine(24, capability=(7, 5)))
     assert choice.chosen.candidate.setting.dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "cache", "instead"),
+    [
+        ("WanVideoToVideoPipeline", "taylorseer", "leave --cache out"),
+        ("WanAnimatePipeline", "first_block", "pyramid_attention or taylorseer"),
+        ("SkyReelsV2DiffusionForcingPipeline", "pyramid_attention", "--cache taylorseer"),
+        ("HeliosPyramidPipeline", "pyramid_attention", "--cache taylorseer"),
+        ("AnyFlowFARPipeline", "taylorseer", "leave --cache out"),
+    ],
+)
+def test_caches_that_fail_in_a_pipeline_are_refused_with_those_that_do_not(pipeline, cache, instead, official):
+    shape = dataclasses.replace(official(SMALL), pipeline_class=pipeline)
+    with pytest.raises(InvalidRequest, match=pipeline) as caught:
+        choose(shape, P480, machine(0), Wishes(cache=cache))
+    assert instead in caught.value.fixes[0]
+
+
+def test_attention_backends_are_refused_where_a_mask_needs_its_own(official):
+    shape = dataclasses.replace(official(SMALL), pipeline_class="AnyFlowFARPipeline")
+    with pytest.raises(InvalidRequest, match="flex alone"):
+        choose(shape, P480, machine(0), Wishes(attention_backend="native"))
+    assert choose(shape, P480, machine(0), Wishes(attention_backend="flex")).weighed
+
+
+def test_lucys_vae_stays_in_float32(official):
+    shape = dataclasses.replace(official(SMALL), pipeline_class="LucyEditPipeline")
+    choice = choose(shape, P480, machine(0), Wishes(precision="bfloat16"))
+    assert {item.candidate.setting.vae_dtype for item in choice.weighed} == {"float32"}

@@ -49,6 +49,18 @@ _FROM_DISK = Cost(3.0, "estimated")
 _SEQUENTIAL = Cost(6.0, "estimated")
 _ON_CPU = Cost(100.0, "estimated")
 
+# Which of diffusers' caches (0.42.1) fail in a pipeline, and not before it denoises; tests/matrix.py runs them.
+# Its registry of blocks has those of WanTransformer3DModel and WanVACETransformer3DModel alone, for `first_block` and
+# `mag`; video to video and AnyFlow's transformer know no caches; two more trip over shapes and settings.
+_BY_BLOCKS: tuple[Cache, ...] = ("first_block", "mag")
+_WITH_BLOCKS = ("WanPipeline", "WanImageToVideoPipeline", "WanVACEPipeline", "LucyEditPipeline")
+_WITHOUT_CACHES = ("WanVideoToVideoPipeline", "AnyFlow")
+_WITHOUT_PYRAMID = ("SkyReelsV2DiffusionForcing", "HeliosPyramid")
+# Builds a mask that only this backend takes.
+_FLEX_ALONE = "AnyFlowFARPipeline"
+# Encodes the video in float32, whatever its VAE has (pipeline_lucy_edit.py; its example loads the VAE so).
+_VAE_IN_FLOAT32 = ("LucyEditPipeline",)
+
 _BLOCKS = GroupOffload(level="block_level", use_stream=True)
 _LAYERS = GroupOffload(level="leaf_level", use_stream=True)
 _BLOCKS_FROM_DISK = GroupOffload(level="block_level", disk=True)
@@ -93,6 +105,18 @@ def _check(shape: ModelShape, machine: MachineFacts, wishes: Wishes) -> None:
             "MagCache needs the magnitude ratios of each checkpoint, which nothing here has",
             hint="use --cache first_block or taylorseer, which need no numbers of a checkpoint",
         )
+    pipeline = shape.pipeline_class
+    if wishes.cache is not None and not _takes_cache(pipeline, wishes.cache):
+        others = [name for name in ("first_block", "pyramid_attention", "taylorseer") if _takes_cache(pipeline, name)]
+        raise InvalidRequest(
+            f"the cache {wishes.cache} does not work with {pipeline} (diffusers' own limit)",
+            hint=f"use --cache {' or '.join(others)}, or leave it out" if others else "leave --cache out",
+        )
+    if wishes.attention_backend not in (None, "flex") and pipeline == _FLEX_ALONE:
+        raise InvalidRequest(
+            f"{pipeline} computes with the attention backend flex alone, not with {wishes.attention_backend}",
+            hint="leave --attention-backend out",
+        )
     if machine.gpu is not None:
         return
     if wishes.offload in ("model", "sequential"):
@@ -107,6 +131,14 @@ def _check(shape: ModelShape, machine: MachineFacts, wishes: Wishes) -> None:
             "weights that are renamed, quantised or have a LoRA cannot stay in their files",
             hint="leave --offload out, or convert the model first (wan-compat convert)",
         )
+
+
+def _takes_cache(pipeline: str, cache: Cache) -> bool:
+    if pipeline.startswith(_WITHOUT_CACHES):
+        return False
+    if cache in _BY_BLOCKS:
+        return pipeline in _WITH_BLOCKS
+    return cache != "pyramid_attention" or not pipeline.startswith(_WITHOUT_PYRAMID)
 
 
 # ---- on a GPU ------------------------------------------------------------------------------------------------------
@@ -163,7 +195,8 @@ def _on_cpu(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishes) 
             from_disk = _plan(wishes, offload="group", group=_BLOCKS_FROM_DISK)
             ways.append(("disk", from_disk, _FROM_DISK_ON_CPU, "blocks stay in their files until they are needed"))
         for name, plan, cost, words in ways:
-            setting = Setting("cpu", dtype, dtype, plan, threads=machine.cpu_count)
+            vae: Dtype = "float32" if shape.pipeline_class in _VAE_IN_FLOAT32 else dtype
+            setting = Setting("cpu", dtype, vae, plan, threads=machine.cpu_count)
             yield from _decodings(
                 shape, job, Candidate(f"{name}{suffix}", setting, base * slower * cost, (words, why)), wishes
             )
