@@ -259,6 +259,22 @@ def test_a_program_with_a_thousand_descriptors_can_run_jobs(misbehaving, submit)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_jobs_that_wait_for_one_zygote_are_cancelled_one_by_one(misbehaving, submit, tmp_path):
+    program = tmp_path / "zygote.py"
+    program.write_text("import time; time.sleep(600)")
+    supervisor = misbehaving("well", workers=2)
+    supervisor._zygote_program = (str(program),)
+    first, second = submit(supervisor), submit(supervisor)
+    until(lambda: all(job.status().phase == "start_worker" for job in (first, second)))
+    first.cancel()
+    with pytest.raises(errors.JobCancelled, match="being imported"):
+        first.result(10)
+    assert second.state == "running"
+    second.cancel()
+    with pytest.raises(errors.JobCancelled):
+        second.result(10)
+
+
 def test_many_threads_submit_and_cancel_at_once(misbehaving, submit):
     supervisor = misbehaving("well", workers=2)
     jobs: list[Job] = []
