@@ -33,7 +33,7 @@ def as_it_is(document: Any) -> Any:
 
 
 def make_job(**fields: Any) -> Job[Any]:
-    request = GenerationRequest(model="org/model", prompt="a red fox", output="/x/fox.mp4", **fields)
+    request = GenerationRequest(model="org/model", prompt="a red fox", output="/x/0001-a-red-fox-7.mp4", **fields)
     return Job(request, "j7", Ticket(label="first"), lambda _job: None)
 
 
@@ -224,10 +224,22 @@ def test_prompts_homes_tokens_and_controls_do_not_reach_the_file(
     log.event(job, ev.Warned("\x1b]0;owned\x07 /home/ann/models/x hf_" + "a" * 30 + " \u202e"))
     log.close()
     text = path.read_text()
-    for secret in ("a red fox", "no secrets please", "/home/ann", "hf_aaa", "\x1b", "\u202e", "\\u202e", "\\u001b"):
+    for secret in (
+        "a red fox",
+        "a-red-fox",
+        "no secrets please",
+        "/home/ann",
+        "hf_aaa",
+        "\x1b",
+        "\u202e",
+        "\\u202e",
+        "\\u001b",
+    ):
         assert secret not in text
     queued, warned = lines(path)[1:3]
     assert queued["data"]["prompt"] == "<9 characters>"
+    assert queued["data"]["output"] == "/x/0001-<prompt>-7.mp4"
+    assert "_prompt" not in queued
     assert warned["message"] == "\\x1b]0;owned\\x07 ~/models/x <redacted> \\u{202e}"
 
 
@@ -235,7 +247,8 @@ def test_prompts_are_written_where_they_are_asked_for(tmp_path: Path) -> None:
     log = JobLog(Supervisor(), tmp_path / "a.jsonl", prompts=True)
     log.queued(make_job())
     log.close()
-    assert lines(tmp_path / "a.jsonl")[1]["data"]["prompt"] == "a red fox"
+    queued = lines(tmp_path / "a.jsonl")[1]["data"]
+    assert queued["prompt"] == "a red fox" and queued["output"] == "/x/0001-a-red-fox-7.mp4"
 
 
 def test_a_supervisor_logs_its_jobs_and_its_notes(tmp_path: Path) -> None:

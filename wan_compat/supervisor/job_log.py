@@ -4,8 +4,9 @@
      "job": "j3", "worker": "w1", "model": "...", "code": null, "message": null, "data": {...}}
 
 Redacted like a report that is sent to somebody (policies/redaction.py): home folders and tokens go, text that a model
-or a worker said is cleaned, and of prompts stays their length unless they are asked for. Progress is not logged: it
-would be most of the file, and the phases say when what began.
+or a worker said is cleaned, and of prompts stays their length unless they are asked for; names that were made of one
+lose that part (policies/prompt_traces.py). Progress is not logged: it would be most of the file, and the phases say
+when what began.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from wan_compat._version import __version__
+from wan_compat.policies.prompt_traces import without_prompt
 from wan_compat.policies.redaction import redact, redact_text
 from wan_compat.protocol.errors import JobCancelled
 from wan_compat.protocol.results import VideoGenerationResult
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from wan_compat.protocol.status import Note
     from wan_compat.supervisor.client import Supervisor
     from wan_compat.supervisor.job import Job
+
+# Of a document on its way to the log's thread; it is not written.
+_PROMPT = "_prompt"
 
 _NOT_LOGGED = (ev.Progress, ev.Preview, ev.LatentPreview)
 
@@ -128,16 +133,23 @@ class JobLog(Observer):
             "code": code,
             "message": message,
             "data": dict(data or {}),
+            _PROMPT: None if job is None else getattr(job.request, "prompt", None),
         }
 
     def _redacted(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the document as it is written; runs in the log's thread."""
         home = os.path.expanduser("~")
-        redacted: dict[str, Any] = redact(document, home)
+        written = {name: value for name, value in document.items() if name != _PROMPT}
+        prompt = document.get(_PROMPT)
+        if prompt and not self._prompts:
+            written |= {name: without_prompt(written[name], prompt) for name in ("message", "data")}
+        redacted: dict[str, Any] = redact(written, home)
         if self._prompts:
             data = document.get("data", {})
             prompts = {name: data[name] for name in ("prompt", "negative_prompt") if isinstance(data.get(name), str)}
             redacted["data"] |= {name: redact_text(text, home) for name, text in prompts.items()} if prompts else {}
+        elif prompt and "prompt" in redacted["data"]:
+            redacted["data"]["prompt"] = f"<{len(prompt)} characters>"
         return redacted
 
 
