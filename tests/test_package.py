@@ -200,7 +200,8 @@ def test_the_protocol_page_names_the_version_and_the_limits(repository: Path) ->
         f"| jobs that a client follows | {control.MAX_FOLLOWED} |",
         f"| events kept of a job | {event_log.MAX_KEPT}, of which {event_log.MAX_PICTURES} with pictures;",
         f"| jobs kept that are over | {control.MAX_KEPT_JOBS} of",
-        f"| frames kept of results without a file | {control.MAX_KEPT_FRAME_BYTES >> 30} GiB together;",
+        f"| frames kept of results without a file | those of {control.MAX_KEPT_FRAMES}, "
+        f"{control.MAX_KEPT_FRAME_BYTES >> 30} GiB together;",
     ):
         assert limit in page, limit
 

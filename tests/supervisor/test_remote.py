@@ -387,8 +387,10 @@ def test_frames_that_are_not_what_was_announced_are_refused(change, tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before - 1
 
 
-def test_frames_that_nobody_fetches_make_room_for_newer_ones(serving, request_for, monkeypatch):
-    monkeypatch.setattr(c, "MAX_KEPT_FRAME_BYTES", 200_000)  # of results of 165,888 bytes
+@pytest.mark.parametrize("limit", [{"MAX_KEPT_FRAME_BYTES": 200_000}, {"MAX_KEPT_FRAMES": 1}], ids=str)
+def test_frames_that_nobody_fetches_make_room_for_newer_ones(limit, serving, request_for, monkeypatch):
+    for name, value in limit.items():
+        monkeypatch.setattr(c, name, value)  # results have 165,888 bytes
     with connect(serving[1]) as remote:
         ids = []
         for _ in range(2):

@@ -58,7 +58,8 @@ REPLY_LIMITS = Limits(message_bytes=8 << 20, depth=12, items=65_536, nodes=200_0
 MAX_CLIENTS = 32
 MAX_FOLLOWED = 2000  # jobs that one client follows at once
 MAX_KEPT_JOBS = 200  # submitted by clients and over; the oldest is forgotten first
-MAX_KEPT_FRAME_BYTES = 4 << 30  # of results without a file, all together; those of the oldest job go first
+MAX_KEPT_FRAMES = 32  # results without a file, each of which is an open descriptor
+MAX_KEPT_FRAME_BYTES = 4 << 30  # of them all together; those of the oldest job go first
 MAX_UNSENT_BYTES = 1 << 20  # beyond these a client gets no more events, and no further request of it is read
 REQUESTS_PER_S = 100.0
 REQUEST_BURST = 200.0

@@ -1,8 +1,9 @@
 """The client's end of a control socket: numbered requests from any thread, events to whoever follows a job.
 
-One reader thread takes what comes. When the connection breaks it tries to connect again for a while, since the
-supervisor may have hung up on a slow reader and still be there; a request that was under way is then asked again, for
-which every request is made so that asking twice does no more than asking once.
+One thread takes what comes, another sends what that one has to say. When the connection breaks it is made again, if
+that can be done within a while: the kernel, a debugger or a stopped process may have ended it, and the supervisor still
+be there. A request that was under way is then asked again, for which every request is made so that asking twice does no
+more than asking once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import queue
 import socket
 import sys
 import threading
@@ -184,6 +186,8 @@ class Connection:
         self._waiting: dict[int, tuple[Any, Answered | None]] = {}  # number -> the request, and who takes its answer
         self._answers: dict[int, tuple[Any, int | None]] = {}
         self._end: WanCompatError | None = None
+        self._outbox: queue.SimpleQueue[tuple[Wire, Any, int] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._send_posted, name="wan-compat-client-sender", daemon=True).start()
         self._reader = threading.Thread(target=self._run, name="wan-compat-client", daemon=True)
         self._reader.start()
 
@@ -229,8 +233,7 @@ class Connection:
             number, wire = self._number, self._wire
             self._waiting[number] = (request, answered)
         if wire is not None:
-            with contextlib.suppress(OSError):
-                wire.send(request, number)
+            self._outbox.put((wire, request, number))
 
     @property
     def end(self) -> WanCompatError | None:
@@ -269,6 +272,7 @@ class Connection:
             answers, self._answers = self._answers, {}
             self._changed.notify_all()
             end = self._end
+        self._outbox.put(None)
         for _, descriptor in answers.values():
             if descriptor is not None:
                 os.close(descriptor)
@@ -314,10 +318,18 @@ class Connection:
                 self._wire = wire
                 waiting = list(self._waiting.items())
             for number, (request, _) in waiting:
-                with contextlib.suppress(OSError):
-                    wire.send(request, number)
+                self._outbox.put((wire, request, number))
             return True
         return False
+
+    # -- the sender's thread
+
+    def _send_posted(self) -> None:
+        """Send what the reader posts. Were it to send by itself, it could wait for a supervisor that waits for it."""
+        while (item := self._outbox.get()) is not None:
+            wire, request, number = item
+            with contextlib.suppress(OSError):
+                wire.send(request, number)
 
 
 def _close_descriptor(_message: Any, descriptor: int | None) -> None:

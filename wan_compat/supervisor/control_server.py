@@ -202,8 +202,12 @@ class ControlServer:
         except OSError:  # gone again, or no descriptor left; it stays in the backlog, and the jobs do not care
             time.sleep(0.01)
             return
-        connection.setblocking(False)
-        if peer_of(connection)[1] != os.geteuid():
+        try:
+            connection.setblocking(False)
+            is_ours = peer_of(connection)[1] == os.geteuid()
+        except OSError:
+            is_ours = False
+        if not is_ours:
             connection.close()
             return
         from wan_compat.protocol import control as c

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from wan_compat.protocol import control as c
-from wan_compat.protocol.errors import InvalidRequest, ResourceExceeded, UnknownJob, WanCompatError
+from wan_compat.protocol.errors import GenerationFailed, InvalidRequest, ResourceExceeded, UnknownJob, WanCompatError
 from wan_compat.protocol.results import VideoGenerationResult
 from wan_compat.supervisor import event_wire
 from wan_compat.supervisor import events as ev
@@ -90,6 +90,9 @@ class KeptJobs:
             kept.answer = event_wire.job_result(result)
         except WanCompatError as error:
             kept.answer = event_wire.refusal(error)
+        except Exception as error:  # noqa: BLE001 - a result that cannot cross must not take the socket from the others
+            cause = GenerationFailed(f"the result cannot cross the socket: {type(error).__name__}: {error}")
+            kept.answer = event_wire.refusal(cause)
         kept.status = kept.job.status()
         kept.job = None
         self._bound_frames()
@@ -125,8 +128,8 @@ class KeptJobs:
         """Let the frames of the oldest results go while all are too much; the newest stay whatever their size."""
         total = sum(kept.frames_bytes for kept in self._jobs.values())
         holding = [kept for kept in self._jobs.values() if kept.frames >= 0]
-        for kept in holding[:-1]:
-            if total <= c.MAX_KEPT_FRAME_BYTES:
+        for place, kept in enumerate(holding[:-1]):
+            if total <= c.MAX_KEPT_FRAME_BYTES and len(holding) - place <= c.MAX_KEPT_FRAMES:
                 return
             total -= kept.frames_bytes
             kept.close()

@@ -28,20 +28,19 @@ def seal_frames(frames: np.ndarray) -> int:
     Raises:
         ResourceExceeded: There is no memory for the copy.
     """
-    descriptor = os.memfd_create("wan-result", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    descriptor = -1
     try:
+        descriptor = os.memfd_create("wan-result", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         left = memoryview(frames.reshape(-1).data)
         while left:
             left = left[os.write(descriptor, left) :]
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
     except OSError as error:
-        os.close(descriptor)
+        if descriptor >= 0:
+            os.close(descriptor)
         raise ResourceExceeded(
             f"no memory for {frames.nbytes} bytes of frames: {error.strerror}", hint="ask for a file with output"
         ) from error
-    except BaseException:
-        os.close(descriptor)
-        raise
     return descriptor
 
 
