@@ -112,6 +112,13 @@ def test_the_default_preset_looks_ahead_and_others_are_taken_as_they_are():
     assert "-mbtree" not in arguments(Quality.HIGH)
 
 
+def test_a_large_gif_comes_with_its_size_and_the_way_to_a_smaller_one():
+    large = plan_encoding(832, 480, 25, ".gif", num_frames=49).reasons
+    assert len(large) == 1 and "takes about 10 MB" in large[0] and "animated WebP" in large[0]
+    assert plan_encoding(96, 64, 25, ".gif", num_frames=9).reasons == ()
+    assert "hundredths of a second" in plan_encoding(96, 64, 16, ".gif", num_frames=9).reasons[0]
+
+
 def test_bitrate_replaces_constant_quality():
     config = dataclasses.replace(plan_encoding(64, 32, 16, ".mp4"), bitrate="8M")
     arguments = ffmpeg_arguments(config, "/out/a.part", threads=1)

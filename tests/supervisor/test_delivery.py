@@ -29,6 +29,7 @@ from wan_compat.protocol.errors import (
 )
 from wan_compat.protocol.video import VideoOptions
 from wan_compat.supervisor import FormatConverter, delivery, encoder, read_back, sidecar
+from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.delivery import encode_file, prepare_delivery
 from wan_compat.supervisor.ffmpeg import Ffmpeg, find_ffmpeg
 
@@ -370,6 +371,17 @@ def test_without_ffmpeg_a_job_is_refused_before_it_costs_anything_and_the_way_th
     monkeypatch.delenv("IMAGEIO_FFMPEG_EXE")
     report = FormatConverter().convert(folder, f"{folder}.mp4").report
     assert (report.num_frames, report.fps) == (9, 16)
+
+
+def test_previews_stand_in_their_folder_while_the_job_still_runs(misbehaving, request_for, tmp_path):
+    job = misbehaving("well").submit(request_for(preview=str(tmp_path / "frames")))
+    seen = []
+    for event in job.events():
+        seen.append(type(event))
+        if isinstance(event, ev.Preview):
+            assert decode(Path(event.path), (1, 64, 96, 3)).max() == event.index
+    assert seen.count(ev.Preview) == 9
+    assert max(index for index, kind in enumerate(seen) if kind is ev.Preview) < seen.index(ev.Encoded)
 
 
 def test_a_job_survives_an_encoder_that_dies_once(misbehaving, request_for, tmp_path):
