@@ -22,9 +22,12 @@ from tests.assets.tiny_wan import tiny_model
 from tests.cli.conftest import Ended, RunCli, command
 from tests.crash_loop import SMALL, crash_loop, sha256
 from wan_compat import Supervisor
+from wan_compat.policies.batch.expansion import expand
+from wan_compat.policies.batch.items import Line
 from wan_compat.policies.batch.progress import Shard
 from wan_compat.policies.batch.records import Done, Failed, Learned, Released, Started, encode
 from wan_compat.supervisor import client
+from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.batch import room
 from wan_compat.supervisor.batch.folder import BatchFolder, held
 from wan_compat.supervisor.batch.journal import Follower
@@ -33,6 +36,8 @@ from wan_compat.supervisor.batch.reading import FORMATS
 from wan_compat.supervisor.batch.status import read_status
 from wan_compat.supervisor.cli import main
 from wan_compat.supervisor.cli.batch import FormatIn
+from wan_compat.supervisor.cli.batch_view import BatchBars
+from wan_compat.supervisor.cli.session import Session
 
 PROGRAMS = Path(__file__).resolve().parents[1] / "programs"
 ZYGOTE = PROGRAMS / "misbehaving_zygote.py"
@@ -143,6 +148,16 @@ def test_a_batch_goes_on_where_the_file_was_changed_and_makes_nothing_twice(
     assert main.main(["batch", "status", str(out)]) == 0 and "3 of 3 done" in capfd.readouterr().out
 
 
+def test_what_the_policy_does_not_allow_is_refused_before_a_folder_is_made(
+    batch: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "Supervisor", Supervisor)
+    file = write(tmp_path / "b.jsonl", {"prompt": FINE})
+    for options, code in ((("--min-tier", "E"), 5), (("--mode", "trust"), 2), (("--memory-limit", "100TB"), 2)):
+        ended = batch(file, tmp_path / "out", *options, "--json")
+        assert ended.code == code and not (tmp_path / "out").exists(), ended
+
+
 def test_one_bad_line_of_a_thousand_is_named_and_nothing_starts(batch: Callable[..., Ended], tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = [{"prompt": f"fox {number}"} for number in range(1000)]
     lines[616]["num_frames"] = 6
@@ -238,6 +253,26 @@ def test_what_a_recovery_taught_is_the_start_of_the_following_videos(
     documents = [json.loads(path.read_bytes()) for path in out.glob("*.mp4.json")]
     asked = {document["request"]["seed"]: document["request"].get("precision") for document in documents}
     assert asked == {1: None, 2: "bfloat16", 3: "float32"}
+
+
+def test_bars_show_each_video_while_it_is_made_and_lines_stay_clean(capfd: pytest.CaptureFixture[str]) -> None:
+    lines = [Line(number, {"prompt": "x", "model": "m", "output": "long" * 20 + str(number)}) for number in (1, 2)]
+    first, second = expand(lines, {})[0]
+    with BatchBars(Session()) as bars:
+        bars.started(first, 1)
+        bars.started(second, 2)
+        bars.event(first, ev.PhaseStarted("denoise"))
+        bars.event(first, ev.Progress("denoise", 3, 9, 2.0, 12.0))
+        shown = [(task.description, task.completed, task.fields["steps"]) for task in bars._progress.tasks[1:]]
+        assert shown[0][1:] == (3, "Denoising 3/9 2.0 s a step, 0:12 left") and shown[1][2] == "waiting"
+        assert all(len(name) <= 36 for name, _, _ in shown)
+        bars.event(second, ev.Recovering("memory_exceeded: \x1b[31mno", "decode in tiles"))
+        bars.ended(first, Failed(key=first.key, n=2, run="r", at=0.0, code="worker_died", message="gone\x1b[2J"))
+        bars.counts(0, 1, 2, 61.0)
+        assert len(bars._progress.tasks) == 2
+    said = capfd.readouterr().err
+    assert "Trying: decode in tiles" in said and "failed (worker_died): gone" in said
+    assert "\x1b" not in said and "0 of 2 done, 1 failed; about 1:01 left" in said
 
 
 # -- signals, and several processes ------------------------------------------------------------------------------------

@@ -40,11 +40,17 @@ def holding(folder: BatchFolder, shard: Shard) -> Iterator[Callable[[], None]]:
 
 
 def execute(
-    plan: BatchPlan, options: RunOptions, make_supervisor: Callable[[], Supervisor], view: BatchView, *, mode: str
+    plan: BatchPlan,
+    options: RunOptions,
+    supervisor: contextlib.AbstractContextManager[Supervisor],
+    view: BatchView,
+    *,
+    mode: str,
 ) -> tuple[Outcome, dict[str, Any]]:
     """Run a plan in a folder that is held; return how that went, and the summary that was written.
 
-    Nothing is spawned before the first job.
+    Args:
+        supervisor: Entered if there is something to do; it spawns nothing before its first job.
 
     Raises:
         JournalUnusable, OutputNotWritable, DiskExceeded: The journal cannot be used.
@@ -59,8 +65,8 @@ def execute(
         reporter = Reporter(folder, plan.file.path, plan.items, plan.progress, mode)
         outcome = Outcome()
         if plan.left or os.listdir(folder.leases):
-            with make_supervisor() as supervisor:
-                outcome = BatchRun(plan, options, supervisor, journal, view, reporter.changed).run()
+            with supervisor as opened:
+                outcome = BatchRun(plan, options, opened, journal, view, reporter.changed).run()
         document = reporter.finish(
             is_another,
             {

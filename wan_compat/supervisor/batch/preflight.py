@@ -1,7 +1,6 @@
 """Before anything starts: items from lines, and all that is wrong with them, from a misspelt name to a model's size.
 
-What a job would be refused for is asked here with the job's own functions, in its order, for every item that is left to
-do: model and approval, task and media, size, plan, file format. Nothing is loaded and no process started but ffmpeg's.
+What a job would be refused for is asked of every item that is left to do (judging.py).
 """
 
 from __future__ import annotations
@@ -14,14 +13,15 @@ from typing import Any
 
 from wan_compat.policies.batch import names
 from wan_compat.policies.batch.expansion import expand
-from wan_compat.policies.batch.fields import KNOWN, PATHS, settle_names
+from wan_compat.policies.batch.fields import PATHS, settle_names
 from wan_compat.policies.batch.items import MAX_PROBLEMS, Item, Line, Problem
 from wan_compat.policies.batch.progress import Progress, Shard, left_to_do
-from wan_compat.protocol.errors import BatchInvalid, DiskExceeded, WanCompatError
-from wan_compat.protocol.media import MediaSpec
+from wan_compat.policies.policy import Policy
+from wan_compat.protocol.errors import BatchInvalid, DiskExceeded
 from wan_compat.supervisor.batch.finding import may_be_there
 from wan_compat.supervisor.batch.folder import BatchFolder
 from wan_compat.supervisor.batch.journal import Follower
+from wan_compat.supervisor.batch.judging import Judge
 from wan_compat.supervisor.batch.reading import BatchFile
 from wan_compat.supervisor.batch.room import free_bytes
 from wan_compat.supervisor.outputs import MIN_FREE_BYTES
@@ -60,6 +60,8 @@ def prepare(
     shard: Shard | None = None,
     retry_failed: bool = False,
     run_fields: Mapping[str, Any] | None = None,
+    policy: Policy | None = None,
+    workers: int = 1,
     fetch: Callable[[Sequence[str]], None] | None = None,
 ) -> BatchPlan:
     """Return the plan of a batch.
@@ -67,6 +69,8 @@ def prepare(
     Args:
         defaults: Of the command line, under the names of lines; paths in it count from the working folder.
         run_fields: What every request gets in addition: mode, limits.
+        policy: What jobs may do and use; None is the built-in one.
+        workers: How many will share the machine.
         fetch: Called with the models that are about to be looked at, if nothing is wrong with the lines.
 
     Raises:
@@ -96,7 +100,8 @@ def prepare(
         _refuse(problems, file)  # gigabytes are fetched for a batch that will run
         fetch(list(dict.fromkeys(item.request.model for item in left)))
     lacking = {problem.line for problem in problems}
-    problems += _Judge(run_fields or {}, folder).judge([item for item in left if item.line not in lacking])
+    judge = Judge(run_fields or {}, policy or Policy(), workers)
+    problems += judge.judge([item for item in left if item.line not in lacking])
     _refuse(problems, file)
     _check_room(folder, left)
     keys = {item.key for item in items}
@@ -224,130 +229,3 @@ def _check_room(folder: BatchFolder, left: Sequence[Item]) -> None:
             f"{place!r} has {free / 1e6:.0f} MB free; a batch begins with at least {MIN_FREE_BYTES / 1e6:.0f} MB",
             hint="free some space or choose another --out",
         )
-
-
-class _Judge:
-    """Asks of every item what its job will ask, and of what items have in common only once."""
-
-    def __init__(self, run_fields: Mapping[str, Any], folder: BatchFolder) -> None:
-        from wan_compat.supervisor.host import read_host
-
-        self._run_fields, self._folder = dict(run_fields), folder
-        self._host = read_host()
-        self._models: dict[Any, Any] = {}
-        self._plans: dict[Any, WanCompatError | None] = {}
-        self._encoders: dict[str, WanCompatError | None] = {}
-        self._sounds: dict[str, WanCompatError | None] = {}
-
-    def judge(self, items: Sequence[Item]) -> list[Problem]:
-        problems: dict[tuple[str, str], Problem] = {}
-        more: dict[tuple[str, str], int] = {}
-        for item in items:
-            error = self._ask(item)
-            if error is None:
-                continue
-            # The same model's trouble a thousand times is one trouble.
-            field = _field_of(error)
-            same = (item.request.model if field == "model" else f"line {item.line}", error.message)
-            if same in problems:
-                more[same] = more.get(same, 0) + 1
-            else:
-                problems[same] = Problem(item.line, field, error.message)
-        return [
-            dataclasses.replace(problem, why=f"{problem.why} (and {more[same]} more)") if same in more else problem
-            for same, problem in problems.items()
-        ]
-
-    def _ask(self, item: Item) -> WanCompatError | None:
-        from wan_compat.policies.encoding import Writer, plan_encoding, suffix_of
-        from wan_compat.policies.requests import resolve_request
-        from wan_compat.policies.tasks import media_of
-
-        request = item.request.model_copy(update=self._run_fields)
-        model = self._model(request)
-        if isinstance(model, WanCompatError):
-            return model
-        try:
-            media = tuple(MediaSpec(role=role, bytes=os.stat(path).st_size) for role, path in media_of(request))
-            resolved = resolve_request(request, model, seed=item.seed, media=media)
-            frames = resolved.params.frames
-            suffix = suffix_of(item.output, request.format)
-            config = plan_encoding(
-                frames.width, frames.height, resolved.fps, suffix, request, num_frames=frames.num_frames
-            )
-        except WanCompatError as error:
-            return error
-        if config.format.writer is Writer.FFMPEG and (lack := self._encoder(config)) is not None:
-            return lack
-        if request.audio is not None and (lack := self._sound(request.audio)) is not None:
-            return lack
-        return self._plan(request, model, resolved)
-
-    def _model(self, request: Any) -> Any:
-        """Return the decision about a request's model, or why there is none."""
-        from wan_compat.policies.limits import memory_limit
-        from wan_compat.policies.tasks import wish_of
-        from wan_compat.supervisor.model_choice import choose_model
-        from wan_compat.supervisor.model_parts import parts_of
-
-        wish, parts = wish_of(request), parts_of(request)
-        same = (request.model, wish, repr(parts))
-        if same not in self._models:
-            try:
-                self._models[same] = choose_model(
-                    request.model,
-                    request.mode,
-                    threads=self._host.cpu_count,
-                    memory_limit_bytes=memory_limit(request.memory_limit_bytes, self._host),
-                    restricted=request.restricted,
-                    wish=wish,
-                    parts=parts,
-                )
-            except WanCompatError as error:
-                self._models[same] = error
-        return self._models[same]
-
-    def _plan(self, request: Any, model: Any, resolved: Any) -> WanCompatError | None:
-        from wan_compat.policies.limits import memory_limit
-        from wan_compat.supervisor.job_plan import plan_job
-        from wan_compat.supervisor.machine import worker_machine
-
-        frames = resolved.params.frames
-        wishes = ("precision", "offload", "vae_tiling", "cache", "attention_backend")
-        guided = resolved.params.guidance_scale > 1
-        same = (id(model), frames, guided, *(getattr(request, name) for name in wishes))
-        if same not in self._plans:
-            try:
-                limit = memory_limit(request.memory_limit_bytes, self._host)
-                plan_job(request, model, resolved, worker_machine(limit, host=self._host))
-                self._plans[same] = None
-            except WanCompatError as error:
-                self._plans[same] = error
-        return self._plans[same]
-
-    def _encoder(self, config: Any) -> WanCompatError | None:
-        from wan_compat.supervisor.encoder import require_encoder
-        from wan_compat.supervisor.ffmpeg import find_ffmpeg
-
-        return _asked(self._encoders, config.codec, lambda: require_encoder(config, find_ffmpeg()))
-
-    def _sound(self, path: str) -> WanCompatError | None:
-        from wan_compat.supervisor.sound import check_sound
-
-        return _asked(self._sounds, path, lambda: check_sound(path))
-
-
-def _asked(known: dict[str, WanCompatError | None], what: str, ask: Callable[[], object]) -> WanCompatError | None:
-    if what not in known:
-        try:
-            ask()
-            known[what] = None
-        except WanCompatError as error:
-            known[what] = error
-    return known[what]
-
-
-def _field_of(error: WanCompatError) -> str:
-    """Return the field that an error begins with, as those about sizes do; "model" for all others."""
-    first = error.message.split(" ", 1)[0]
-    return first if first in KNOWN else "model"

@@ -307,6 +307,8 @@ def run(
                 shard=part,
                 retry_failed=retry_failed,
                 run_fields=run_fields,
+                policy=load_settings().policy,
+                workers=workers,
                 fetch=fetch if download else None,
             )
             if dry_run:
@@ -314,13 +316,14 @@ def run(
                 return 0
             for each in plan.models:
                 confirm_first_use(session, each, chosen, yes=yes)
+            supervisor = make_supervisor()  # which refuses what the policy does not allow, before a folder is made
             make_and_hold()
             session.note(describe_plan(plan))
             options = RunOptions(
                 workers=workers, shard=part, max_retries=max_retries, fail_fast=fail_fast, fields=run_fields
             )
             with batch_view(session) as view:
-                outcome, summary = execute(plan, options, make_supervisor, view, mode=chosen.value)
+                outcome, summary = execute(plan, options, supervisor, view, mode=chosen.value)
     except BatchInvalid as error:
         if not session.json:
             for problem in error.details["problems"]:
