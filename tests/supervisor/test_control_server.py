@@ -297,6 +297,17 @@ def test_who_does_not_read_makes_nobody_wait_and_fills_nothing(tmp_path):
         assert [one.index for one in seen] == sorted({one.index for one in seen})
 
 
+def test_a_supervisor_that_does_not_answer_keeps_nobody_waiting_for_long(tmp_path):
+    with served(tmp_path) as (path, idle, _), contextlib.closing(Attached(path, answer_s=0.1)) as attached:
+        asleep = threading.Event()
+        idle.pause = lambda: asleep.wait(20)  # type: ignore[assignment,method-assign]
+        with pytest.raises(errors.DeadlineExceeded, match="has not answered within"):
+            attached.pause()
+        asleep.set()
+        attached._answer_s = 20.0
+        assert attached.status().id == "idle"
+
+
 # -- what they may -----------------------------------------------------------------------------------------------------
 
 
