@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import inspect
+import json
 import os
+import shutil
 import sys
 import tempfile
 import weakref
@@ -19,6 +21,7 @@ from wan_compat import SandboxedPipeline, connect
 from wan_compat.policies import drop_in
 from wan_compat.protocol import errors
 from wan_compat.protocol.errors import InvalidRequest, PipelineFeatureMissing
+from wan_compat.supervisor.audit_log import AuditLog
 from wan_compat.supervisor.installed import find_package
 
 SIZE = {"height": 64, "width": 96, "num_frames": 9, "num_inference_steps": 2}
@@ -255,8 +258,20 @@ def test_loading_with_objects_and_code_is_refused_with_an_alternative(arguments)
 def test_a_model_that_cannot_run_is_refused_when_it_is_named(tmp_path):
     with pytest.raises(errors.ModelNotFound):
         SandboxedPipeline.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(errors.RefusedByPolicy):
+    with pytest.raises(errors.TrustRefused):
         SandboxedPipeline.from_pretrained(tiny_model("t2v"), mode="trust")
+
+
+def test_a_refusal_is_recorded_though_no_job_comes_to_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model("t2v"), model)
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps(index | {"_class_name": ["their_code", "TheirPipeline"]}))
+    (model / "their_code.py").write_text("class TheirPipeline: pass\n")
+    with pytest.raises(errors.RemoteCodeRefused):
+        SandboxedPipeline.from_pretrained(model)
+    assert [entry.fields["code"] for entry in AuditLog().entries()] == ["remote_code_refused"]
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,11 @@ from pydantic import ValidationError
 from wan_compat.policies import drop_in
 from wan_compat.policies.pipelines import ways_of
 from wan_compat.policies.policy import Policy
-from wan_compat.protocol.errors import InvalidRequest, ModelNotCompatible, PipelineFeatureMissing
+from wan_compat.protocol.errors import InvalidRequest, ModelNotCompatible, PipelineFeatureMissing, WanCompatError
 from wan_compat.protocol.results import VideoGenerationResult
 from wan_compat.protocol.values import GenerationRequest, Mode
 from wan_compat.sandbox.spec import Tier
+from wan_compat.supervisor import audit_log
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.client import Job, Supervisor
 from wan_compat.supervisor.generator_seeds import take_seeds
@@ -330,13 +331,17 @@ def _pipeline_class(fields: Mapping[str, Any], wanted: str | None) -> str:
     """Return the class of the usual task, or raise what a job of this model would end with."""
     request = _request(fields, prompt="")
     host = read_host()
-    decision = choose_model(
-        request.model,
-        request.mode,
-        threads=host.cpu_count,
-        memory_limit_bytes=host.memory_total_bytes,
-        parts=parts_of(request),
-    )
+    try:
+        decision = choose_model(
+            request.model,
+            request.mode,
+            threads=host.cpu_count,
+            memory_limit_bytes=host.memory_total_bytes,
+            parts=parts_of(request),
+        )
+    except WanCompatError as error:
+        audit_log.note_error(error, model=request.model, mode=request.mode.value)  # as of a job, which will not come
+        raise
     usual = decision.pipeline.pipeline_class
     known = {usual, *(way.pipeline for way in (ways_of(decision.way.weights) if decision.way is not None else ()))}
     if wanted is not None and wanted not in known:
