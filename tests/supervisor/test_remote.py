@@ -18,6 +18,7 @@ from wan_compat.protocol.conversion import ConversionRequest
 from wan_compat.protocol.status import JobStatus
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor import request_paths, sealed_frames
+from wan_compat.supervisor import serving as serving_module
 from wan_compat.supervisor.attach import find_supervisors
 from wan_compat.supervisor.remote import RemoteSupervisor
 
@@ -276,6 +277,14 @@ def test_only_one_serves_at_a_socket_and_the_second_names_it(serving):
     with Supervisor() as second, pytest.raises(errors.AlreadyServing, match=f"process {os.getpid()} serves") as caught:
         second.serve(serving[1])
     assert caught.value.details == {"socket": serving[1], "pid": os.getpid()}
+
+
+def test_without_a_path_both_sides_take_the_usual_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("wan_compat.supervisor.serving.runtime_base", lambda: str(tmp_path))
+    with Supervisor() as supervisor:
+        supervisor.serve(serving_module.usual_socket())
+        with connect() as remote:
+            assert remote.id == supervisor.id
 
 
 def test_a_socket_that_a_dead_process_left_is_taken_over(tmp_path):
