@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 
 import wan_compat
 from tests.policies.test_tasks import decide
+from wan_compat.policies.family_defaults import _ONE_EXPERT as OF_RELATIVES
 from wan_compat.policies.family_defaults import family_defaults
+from wan_compat.policies.pipeline_parts import Weights
 from wan_compat.policies.requests import resolve_request
 from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.protocol.values import GenerationRequest
@@ -36,6 +39,33 @@ def test_defaults_are_those_of_the_registry(repository):
     for field in ("height", "width", "num_frames", "num_inference_steps", "guidance_scale", "fps"):
         assert getattr(defaults, field) == known[field], field
     assert defaults.guidance_scale_2 == known.get("guidance_scale_2")
+
+
+# The relatives whose weights all have one size; SkyReels-V2's larger ones are not told apart by their weights.
+RELATIVES: dict[str, Weights] = {
+    "Skywork/SkyReels-V2-T2V-14B-540P-Diffusers": "skyreels",
+    "Skywork/SkyReels-V2-I2V-14B-540P-Diffusers": "skyreels_image",
+    "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers": "skyreels_df",
+    "nvidia/ChronoEdit-14B-Diffusers": "chronoedit",
+    "decart-ai/Lucy-Edit-Dev": "lucy",
+    "nvidia/AnyFlow-Wan2.1-T2V-1.3B-Diffusers": "anyflow",
+    "nvidia/AnyFlow-Wan2.1-T2V-14B-Diffusers": "anyflow",
+    "nvidia/AnyFlow-FAR-Wan2.1-1.3B-Diffusers": "anyflow_far",
+    "nvidia/AnyFlow-FAR-Wan2.1-14B-Diffusers": "anyflow_far",
+    "BestWishYsh/Helios-Base": "helios",
+    "BestWishYsh/Helios-Mid": "helios_pyramid",
+    "BestWishYsh/Helios-Distilled": "helios_distilled",
+    "Wan-AI/Wan2.2-Animate-2-14B-Diffusers": "animate2",
+    "Wan-AI/Wan2.2-Animate-2-14B-Distilled-Diffusers": "animate2_distilled",
+}
+
+
+@pytest.mark.parametrize("repository", RELATIVES)
+def test_defaults_of_relatives_are_those_of_the_registry_and_can_be_asked_for(repository):
+    known = json.loads(REGISTRY.read_text())["models"][repository]["defaults"]
+    defaults = dataclasses.asdict(OF_RELATIVES[RELATIVES[repository]])
+    assert {field: known.get(field) for field in defaults} == defaults
+    assert known["num_frames"] % 4 == 1
 
 
 def resolve(name, *roles, task=None, **fields):
