@@ -6,10 +6,14 @@
 
 The pictures are a moving gradient with a disc and grain. `.loss` is our mean error per byte, decoded back, against the
 reference's: below 1 means that nothing is visible which is not in theirs.
+
+`.veryfast` is the choice of the preset: the encoder alone, with our settings and with x264's veryfast at the same crf;
+`.veryfast_loss` and `.veryfast_size` are what the quicker one costs.
 """
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -17,8 +21,10 @@ from pathlib import Path
 
 from benchmarks.child import Child, answer
 from benchmarks.harness import Benchmark, Row, Samples, alternate, faster, part, timed
+from wan_compat.policies.encoding import plan_encoding
 from wan_compat.protocol.values import FrameSpec
-from wan_compat.supervisor.delivery import encode_file
+from wan_compat.supervisor.delivery import encode_file, feed
+from wan_compat.supervisor.encoder import spawn_encoder
 from wan_compat.supervisor.ffmpeg import find_ffmpeg
 
 FRAMES = FrameSpec(width=832, height=480, num_frames=49)
@@ -39,6 +45,27 @@ def run(_shared: object) -> Iterator[Row]:
         yield Row("encode_speed.loss", loss, "steps", part(1.0))
         sizes = Samples((Path(ours).stat().st_size / 1e6,), (Path(theirs).stat().st_size / 1e6,))
         yield Row("encode_speed.size", sizes, "MB", part())
+        presets = (f"{folder}/default.mp4", None), (f"{folder}/veryfast.mp4", "veryfast")
+        default, veryfast = (functools.partial(_encode_only, frames, *arm) for arm in presets)
+        yield Row("encode_speed.veryfast", alternate(default, veryfast, 5, warm_up=1), "s", faster())
+        (first, _), (second, _) = presets
+        loss = Samples((_error(first, frames),), (_error(second, frames),))
+        yield Row("encode_speed.veryfast_loss", loss, "steps", part(1.02))
+        sizes = Samples((Path(first).stat().st_size / 1e6,), (Path(second).stat().st_size / 1e6,))
+        yield Row("encode_speed.veryfast_size", sizes, "MB", part())
+
+
+def _encode_only(frames, path: str, preset: str | None) -> float:  # type: ignore[no-untyped-def]
+    config = plan_encoding(FRAMES.width, FRAMES.height, 16, ".mp4")
+    config.additional_params.update({"preset": preset} if preset else {})
+    Path(path).touch()
+
+    def encode() -> None:
+        with spawn_encoder(config, FRAMES.num_frames, path) as encoder:
+            feed(encoder, (memoryview(frame) for frame in frames), 60)
+            encoder.finish(60)
+
+    return timed(encode)
 
 
 def pictures():  # type: ignore[no-untyped-def]
