@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 NAMES = (
     *("codec", "states", "ring", "zmtp", "json", "safetensors", "gguf", "launch", "pickle", "contents", "hub"),
-    "control",
+    *("batch", "control"),
 )
 RSS_LIMIT_MB = 1024
 INPUT_TIMEOUT_S = 10

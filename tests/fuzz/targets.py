@@ -22,6 +22,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.assets.weight_files import gguf_file
+from wan_compat.policies.batch.expansion import expand
+from wan_compat.policies.batch.fields import settle_names
+from wan_compat.policies.batch.items import Line
+from wan_compat.policies.batch.names import objection
+from wan_compat.policies.batch.progress import Progress, left_to_do
+from wan_compat.policies.batch.records import Started, encode
 from wan_compat.policies.download import plan_download, read_listing
 from wan_compat.policies.facts import FileFact, WeightFile
 from wan_compat.policies.manifest import Unusable, read_bundle, read_checksums, read_manifest, read_statement
@@ -30,8 +36,10 @@ from wan_compat.policies.scan.rules import rule_finding
 from wan_compat.protocol import codec, control, launch, states
 from wan_compat.protocol import messages as m
 from wan_compat.protocol.errors import (
+    BatchInvalid,
     CorruptFrame,
     FetchFailed,
+    JournalUnusable,
     ModelCorrupt,
     PickleRefused,
     ProtocolViolation,
@@ -41,6 +49,8 @@ from wan_compat.protocol.plan import DecodeSpec
 from wan_compat.protocol.ring import RING_BYTES, pack_doorbell
 from wan_compat.protocol.values import ComponentSpec, FrameSpec, GenerationParams, PipelineSpec
 from wan_compat.protocol.zmtp import GREETING, READY, PairReader, pack_frame
+from wan_compat.supervisor.batch import journal
+from wan_compat.supervisor.batch.reading import FORMATS, parse_batch
 from wan_compat.supervisor.frame_ring import FrameRing
 from wan_compat.supervisor.inspection import parse_json, read_gguf_header, read_safetensors_header
 from wan_compat.supervisor.request_paths import relative_path_in
@@ -458,7 +468,38 @@ def hub_seeds() -> Iterator[bytes]:
     yield b"b" + (SIGNED_MODEL / "model.sig").read_bytes()
 
 
+def run_batch(data: bytes) -> None:
+    """A batch file in each format, down to its items, and a journal. Its first byte says which."""
+    form = (*FORMATS, "journal")[data[0] % (len(FORMATS) + 1)] if data else "txt"
+    if form == "journal":
+        records, length = journal._parse(data[1:], "journal", header=False)
+        assert length <= len(data) - 1
+        left_to_do([], Progress(records))
+        return
+    file = parse_batch(data[1:], "batch", form)
+    lines = [Line(line.number, settle_names(line)[0]) for line in file.lines]
+    items, problems = expand(lines, settle_names(file.defaults)[0] | {"model": "m"})
+    assert all(problem.describe("batch").isprintable() for problem in (*file.problems, *problems))
+    for item in items if not problems else ():
+        assert objection(item.output) is None and "/" not in item.output
+
+
+def batch_seeds() -> Iterator[bytes]:
+    texts = {
+        "jsonl": '{"defaults": {"steps": 4, "size": "64x64"}}\n{"prompt": "a", "seeds": [1, 2], "lora": "x:0.5@high"}\n',
+        "csv": 'prompt,seed,seeds\n"a, b",1,\nc,,3\n',
+        "tsv": "prompt\toutput\na\t{index:04}-{slug}\n",
+        "yaml": "defaults: &d {steps: 4}\nitems:\n- a prompt\n- {<<: *d, prompt: b, references: [x.png]}\n",
+        "txt": "# foxes\na red fox\n",
+    }
+    for number, form in enumerate(FORMATS):
+        yield bytes([number]) + texts[form].encode()
+    record = Started(key="ab" * 12, n=1, run="r", at=1.0, output="x.mp4")
+    yield bytes([len(FORMATS)]) + encode(record) * 2
+
+
 TARGETS = {
+    "batch": Target(run_batch, (BatchInvalid, JournalUnusable), batch_seeds),
     "codec": Target(run_codec, (ProtocolViolation,), codec_seeds),
     "states": Target(run_states, (ProtocolViolation,), states_seeds, max_len=512),
     "ring": Target(run_ring, (CorruptFrame,), ring_seeds, max_len=256),

@@ -34,9 +34,10 @@ class Problem:
     why: str
 
     def describe(self, file: str) -> str:
-        """Return `file:line: field: why`, cleaned: all of it may be anybody's text."""
+        """Return `file:line: field: why`, cleaned and on one line: all of it may be anybody's text."""
         where = f"{file}:{self.line}" if self.line else file
-        return clean_text(": ".join(part for part in (where, self.field, self.why) if part), 1000)
+        text = ": ".join(part for part in (where, self.field, self.why) if part)
+        return clean_text(text.replace("\n", "\\n"), 1000)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,7 +59,16 @@ def read_batch(path: str | os.PathLike[str], format_name: str | None = None) -> 
         raise InvalidRequest(
             f"{asked!r} does not say in which format it is", hint=f"name it with --format-in: {', '.join(FORMATS)}"
         )
-    raw = _read(asked)
+    assert form is not None
+    return parse_batch(_read(asked), asked, form)
+
+
+def parse_batch(raw: bytes, asked: str, form: str) -> BatchFile:
+    """Return what the content of a file says; `asked` is its name, `form` one of FORMATS.
+
+    Raises:
+        BatchInvalid: It is no text.
+    """
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
