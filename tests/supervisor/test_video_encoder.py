@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.supervisor.test_formats import decode, gradient
+from tests.supervisor.test_formats import decode, gradient, spec_of
+from wan_compat.policies.encoding import FORMATS
 from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.protocol.results import ProcessedFrames
 from wan_compat.protocol.video import VideoOptions
 from wan_compat.supervisor import FormatConverter, VideoEncoder
+from wan_compat.supervisor.delivery import encode_file
 from wan_compat.supervisor.ffmpeg import find_ffmpeg
+from wan_compat.supervisor.video_info import read_info
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +156,15 @@ def test_the_sidecar_goes_along(tmp_path):
     FormatConverter().convert(first.output_path, tmp_path / "b.mp4")
     document = json.loads((tmp_path / "b.mp4.json").read_text())
     assert document["request"] == {"prompt": "a fox"} and document["video"]["path"] == "b.mp4"
+
+
+@pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if form.comment] + ["png"])
+def test_every_file_that_can_say_how_it_was_made_is_read_back_to_the_letter(name, tmp_path):
+    said = {"generator": "wan-compat 1", "prompt": '=;#\\ "a\'b" {}', "parameters": {"seed": 3}}
+    frames = gradient(48, 32, 1)
+    path = tmp_path / f"fox{FORMATS[name].suffix}"
+    encode_file((memoryview(frame) for frame in frames), spec_of(frames), 8, path, label=json.dumps(said))
+    assert read_info(str(path))["label"] == said
 
 
 def test_poster_and_contact_sheet_lie_beside_the_video(tmp_path):
