@@ -25,6 +25,7 @@ PURE = (
     "tests/protocol/test_zmtp.py",
     "tests/supervisor/batch/test_journal.py",
     "tests/supervisor/batch/test_reading.py",
+    "tests/supervisor/batch/test_runner.py",
     "tests/supervisor/inspection/test_gguf_header.py",
     "tests/supervisor/inspection/test_json_document.py",
     "tests/supervisor/inspection/test_safetensors_header.py",
