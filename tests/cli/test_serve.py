@@ -113,6 +113,7 @@ def test_killed_its_socket_is_taken_over_and_the_next_ones_second_signal_ends_it
         with pytest.raises(errors.JobCancelled):
             job.result(30)
         assert process.wait(30) == 130
+    assert process.stdout.read() == "" and "Interrupted" in process.stderr.read()  # one document, and it was written
     assert list(tmp_path.glob("video*")) == []
 
 

@@ -64,15 +64,16 @@ MAX_UNSENT_BYTES = 1 << 20  # beyond these a client gets no more events, and no 
 REQUESTS_PER_S = 100.0
 REQUEST_BURST = 200.0
 GREETING_S = 5.0
+MAX_LABEL_CHARS = 200
 
 JobKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Priority = Annotated[int, Field(ge=-100, le=100)]
-ShortName = Annotated[str, Field(max_length=200)]
+ShortName = Annotated[str, Field(max_length=MAX_LABEL_CHARS)]
 ModeName = Literal["safe", "trust"]
 
 
 class Greet(Value):
-    """`program`: what the client is, for the supervisor's log."""
+    """`program`: what the client is. Its jobs are labelled with it where they have no label of their own."""
 
     type: Literal["greet"] = "greet"
     program: Text

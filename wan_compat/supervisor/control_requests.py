@@ -27,6 +27,7 @@ from wan_compat.protocol.errors import (
     RefusedByPolicy,
     ResourceExceeded,
     WanCompatError,
+    clean_text,
 )
 from wan_compat.supervisor.event_wire import event_fields, refusal
 from wan_compat.supervisor.kept_jobs import KeptJob, KeptJobs
@@ -77,10 +78,14 @@ class Followed:
 
 @dataclasses.dataclass
 class Visitor:
-    """One client, as far as requests concern it. `news`: those of `follows` that have events to send. `own`: jobs that
-    shall not outlive its connection."""
+    """One client, as far as requests concern it.
+
+    `program`: what it calls itself. `news`: those of `follows` that have events to send. `own`: jobs that shall not
+    outlive its connection.
+    """
 
     greeted: bool = False
+    program: str = ""
     follows: dict[str, Followed] = dataclasses.field(default_factory=dict)
     news: dict[str, Followed] = dataclasses.field(default_factory=dict)
     own: list[str] = dataclasses.field(default_factory=list)
@@ -135,6 +140,7 @@ class Requests:
             raise ProtocolViolation("the first message is Greet, and no other one is")
         if isinstance(request, c.Greet):
             visitor.greeted = True
+            visitor.program = request.program
             return self._greeting(), None
         try:
             return self._table[type(request)](request, visitor, number)
@@ -218,13 +224,13 @@ class Requests:
             )
         kept = self.kept.of_key(request.key)
         if kept is None:
-            kept = self.kept.add(request.key, self._queue(request))
+            kept = self.kept.add(request.key, self._queue(request, visitor))
             kept.log.watch(lambda kept=kept: self._on_news(kept))  # type: ignore[misc]
         if request.cancel_on_disconnect:
             visitor.own = [*filter(self.kept.is_live, visitor.own), kept.id]
         return c.Submitted(job=kept.id), None
 
-    def _queue(self, request: c.Submit) -> Job[Any]:
+    def _queue(self, request: c.Submit, visitor: Visitor) -> Job[Any]:
         generation, conversion = request.generation, request.conversion
         wanted = generation if generation is not None else conversion
         if wanted is None or (generation is not None and conversion is not None):
@@ -234,7 +240,8 @@ class Requests:
                 f"{relative} is not an absolute path",
                 hint="the client knows its working folder, the supervisor does not",
             )
-        queued = {"priority": request.priority, "group": request.group, "label": request.label}
+        label = request.label or clean_text(visitor.program, c.MAX_LABEL_CHARS)
+        queued = {"priority": request.priority, "group": request.group, "label": label}
         if generation is not None:
             return self._supervisor.submit(generation, **queued)  # type: ignore[arg-type]
         assert conversion is not None

@@ -103,6 +103,8 @@ def _announce(session: Session, supervisor: Supervisor, path: str) -> None:
                 "workers": supervisor.workers,
             }
         )
+        # The one document is written: whatever ends this program is for a person, on stderr.
+        session.json = False
         return
     session.say(
         f"Serving on {path} (process {os.getpid()}, {supervisor.mode.value} mode, "
