@@ -212,7 +212,7 @@ def test_limits_of_workers_are_not_those_of_clients():
 SAMPLES = [TO.encode(message, 3) for message in REQUESTS] + [FROM.encode(message, 3) for message in REPLIES]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     sample=st.sampled_from(SAMPLES),
     changes=st.lists(st.tuples(st.integers(0, 4000), st.binary(max_size=8)), max_size=6),

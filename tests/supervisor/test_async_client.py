@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -108,6 +109,28 @@ def test_leaving_the_events_cancels_the_job_if_it_shall(supervisor, request_for)
                     break
         with pytest.raises(errors.JobCancelled):
             await job.result(timeout=20)
+
+    asyncio.run(main())
+
+
+def test_a_task_that_is_cancelled_while_it_submits_leaves_no_job_behind(supervisor, request_for, monkeypatch):
+    made = []
+
+    def slowly(*arguments, submit=supervisor._supervisor.submit, **options):
+        made.append(submit(*arguments, **options))
+        time.sleep(0.1)
+        return made[-1]
+
+    async def main() -> None:
+        monkeypatch.setattr(supervisor._supervisor, "submit", slowly)
+        task = asyncio.create_task(supervisor.submit(request_for(output=None, num_inference_steps=1000)))
+        while not made:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(errors.JobCancelled):
+            await asyncio.to_thread(made[0].result, 20)
 
     asyncio.run(main())
 

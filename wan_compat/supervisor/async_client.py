@@ -148,10 +148,12 @@ class AsyncSupervisor:
         label: str = "",
         cancel_on_disconnect: bool = False,
     ) -> AsyncJob:
-        """As `Supervisor.submit`; `cancel_on_disconnect` is for a served one (remote.py), and nothing otherwise."""
-        submit: Callable[..., Any] = self._supervisor.submit
+        """As `Supervisor.submit`; `cancel_on_disconnect` is for a served one (remote.py), and nothing otherwise.
+
+        Cancelled while it waits here, it leaves no job behind.
+        """
         options = self._options(cancel_on_disconnect, priority=priority, group=group, label=label)
-        return AsyncJob(await asyncio.to_thread(submit, request, **options))
+        return await self._submit(self._supervisor.submit, request, options)
 
     async def submit_conversion(
         self,
@@ -163,9 +165,8 @@ class AsyncSupervisor:
         cancel_on_disconnect: bool = False,
     ) -> AsyncJob[ConversionReport]:
         """As `Supervisor.submit_conversion`."""
-        submit: Callable[..., Any] = self._supervisor.submit_conversion
         options = self._options(cancel_on_disconnect, priority=priority, group=group, label=label)
-        return AsyncJob(await asyncio.to_thread(submit, request, **options))
+        return await self._submit(self._supervisor.submit_conversion, request, options)
 
     def _options(self, cancel_on_disconnect: bool, **options: Any) -> dict[str, Any]:
         return (
@@ -173,6 +174,15 @@ class AsyncSupervisor:
             if isinstance(self._supervisor, Supervisor)
             else options | {"cancel_on_disconnect": cancel_on_disconnect}
         )
+
+    async def _submit(self, submit: Callable[..., Any], request: Any, options: dict[str, Any]) -> AsyncJob[Any]:
+        submitting = asyncio.ensure_future(asyncio.to_thread(submit, request, **options))
+        try:
+            return AsyncJob(await asyncio.shield(submitting))
+        except asyncio.CancelledError:
+            # Whoever asked is gone before there was a job to hold: nobody would ever look at it.
+            submitting.add_done_callback(_cancel_unheld)
+            raise
 
     async def job(self, id: str) -> AsyncJob[Any]:
         """Return a job by its id. Raises UnknownJob."""
@@ -224,6 +234,11 @@ class AsyncSupervisor:
     ) -> None:
         # Shielded: a cancelled task must not leave workers behind.
         await asyncio.shield(self.close())
+
+
+def _cancel_unheld(submitting: asyncio.Future[Any]) -> None:
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.get_loop().run_in_executor(None, submitting.result().cancel)
 
 
 class _News:
