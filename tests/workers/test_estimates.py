@@ -102,6 +102,7 @@ def test_planned_bytes_of_weights_are_those_of_the_loaded_tensors() -> None:
                 held = sum(tensor.numel() * tensor.element_size() for tensor in loaded.parameters())
                 assert part.bytes_in(dtype) == held, (kind, name, dtype)
     compare_single_files()  # here, where torch is imported already
+    compare_jobs_with_pictures()
 
 
 def compare_single_files() -> None:
@@ -133,3 +134,33 @@ def compare_single_files() -> None:
                 model = _load_component(order, place, Cancellation())
                 held = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
                 assert found.weights["transformer"].bytes_in(dtype) == held, (file.name, dtype)
+
+
+def compare_jobs_with_pictures() -> None:
+    """Estimates of jobs that are led by pictures, against what their generations take."""
+    import numpy as np
+    from PIL import Image
+
+    from wan_compat.policies.planning.job import job_of
+    from wan_compat.policies.requests import resolve_request
+    from wan_compat.policies.tasks import Wish
+    from wan_compat.protocol.values import GenerationRequest
+    from wan_compat.workers.pipeline_loader import WanPipelineLoader
+
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 128, 160, 3), np.uint8)
+    pictures = [Image.fromarray(frame) for frame in pixels]
+    asked: dict[str, Any] = {"height": 128, "width": 160, "num_frames": 9, "num_inference_steps": 2}
+    given: dict[str, dict[str, Any]] = {"i2v": {"image": pictures[0]}, "vace": {"video": pictures}}
+    for kind, media in given.items():
+        model = str(tiny_model(kind))
+        wish = Wish(roles=("image",) if kind == "i2v" else ("video",))
+        decision = decide_model(read_model(model), threads=1, memory_limit_bytes=1 << 40, wish=wish)
+        found = shape_of(decision)
+        assert found is not None
+        params = resolve_request(GenerationRequest(model=model, prompt="a", **asked), decision, seed=1).params
+        said = estimate(found, job_of(decision, params), Setting("cpu", "float32", "float32", PlanSpec(), threads=1))
+        wrapper = WanPipelineLoader().load_wan_pipeline(model)
+        counted = wrapper.generate("a", **asked, max_sequence_length=512, seed=1, count_memory=True, **media).peak
+        for phase, size in counted.items():
+            ours = said["denoise_high" if phase.startswith("denoise") else phase].counted  # type: ignore[index]
+            assert abs(ours - size) <= TOLERANCE * size, (kind, phase, size, ours)
