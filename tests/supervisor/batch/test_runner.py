@@ -137,7 +137,7 @@ def run(tmp_path: Path, items: list[Item], monkeypatch: pytest.MonkeyPatch) -> C
         progress = Progress(Follower().fresh(folder.journals()))
         file = BatchFile("b.txt", "/b.txt", "/", Line(0, {}), (), ())
         left = tuple(left_to_do(items, progress, retry_failed=options.pop("retry_failed", False)))
-        plan = BatchPlan(file, folder, tuple(items), progress, left, 0, ())
+        plan = BatchPlan(file, folder, tuple(items), progress, left, 0)
         view = Heard()
         with Journal(folder.journal(Shard()), Shard()) as journal:
             outcome = runner.BatchRun(plan, RunOptions(**options), supervisor, journal, view).run()  # type: ignore[arg-type]

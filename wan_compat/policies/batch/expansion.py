@@ -183,7 +183,7 @@ def _aside(item: Item, taken: Mapping[str, str]) -> Item:
     if all(taken.get(name, item.key) == item.key for name in names.beside(item.output)):
         return item
     stem, suffix = posixpath.splitext(item.output)
-    return dataclasses.replace(item, output=f"{stem}-{item.key[:8]}{suffix}")
+    return dataclasses.replace(item, output=f"{stem}-{item.key[:8]}{suffix}", moved=True)
 
 
 def _collisions(items: list[Item]) -> list[Problem]:

@@ -50,6 +50,7 @@ class Item:
         key: Hash of what is asked for; the same in every run, whatever comes before it in the file.
         request: Without an output; its seed is set.
         output: Name of the file, or of the folder of pictures, in the batch's folder.
+        moved: A part of the key was added to the name, since a video of an earlier item has it.
     """
 
     index: int
@@ -57,6 +58,7 @@ class Item:
     key: str
     request: GenerationRequest
     output: str
+    moved: bool = False
 
     @property
     def seed(self) -> int:

@@ -35,7 +35,6 @@ class BatchPlan:
         progress: What earlier runs recorded.
         left: What this run has to do, in its order.
         changed: Items that earlier runs knew and that are not, or no longer so, in the file.
-        moved: Items whose output got another name, since a video of an earlier line has theirs.
     """
 
     file: BatchFile
@@ -44,7 +43,6 @@ class BatchPlan:
     progress: Progress
     left: tuple[Item, ...]
     changed: int
-    moved: tuple[Item, ...]
 
     @property
     def models(self) -> list[str]:
@@ -92,8 +90,7 @@ def prepare(
     if file.lines or not problems:  # else that there is nothing is not what is wrong
         problems += more
     left = left_to_do(items, progress, retry_failed=retry_failed, shard=shard)
-    gone = _gone(items, progress, folder, shard or Shard())
-    left += [item for item in gone if item not in left]
+    left += _gone(items, progress, folder, shard or Shard())
     problems += _check_files(left)
     problems += _check_outputs(left, folder, progress)
     if fetch is not None:
@@ -112,12 +109,7 @@ def prepare(
         progress=progress,
         left=tuple(left),
         changed=sum(key not in keys for key in progress.outputs),
-        moved=tuple(item for item in items if item.key not in progress.outputs and item.output.endswith(_aside(item))),
     )
-
-
-def _aside(item: Item) -> str:
-    return f"-{item.key[:8]}{os.path.splitext(item.output)[1]}"
 
 
 def _refuse(problems: list[Problem], file: BatchFile) -> None:

@@ -216,7 +216,8 @@ class BatchRun:
         if self._books.progress.done(key) is not None:
             self._books.of_item(Released, item, why="its video is gone")
         begun = self._books.progress.begun(key)
-        remove_unfinished(self._folder, output)
+        if begun is not None:
+            remove_unfinished(self._folder, output)
         try:
             found = find_output(self._folder, item, output, begun)
         except OutputExists as error:

@@ -361,7 +361,11 @@ def describe_plan(plan: BatchPlan) -> str:
             f"The file was changed: {plan.changed} videos of earlier runs are not in it (any more). They stay as they "
             "are; changed lines are new videos"
         )
-    lines += [f"Line {item.line} makes {item.output}: its name is taken by an earlier video" for item in plan.moved]
+    lines += [
+        f"Line {item.line} makes {item.output}: its name is taken by an earlier video"
+        for item in plan.left
+        if item.moved
+    ]
     return "\n".join(lines)
 
 
