@@ -157,12 +157,14 @@ class BatchRun:
         if isinstance(event, SignalCame):
             self._hear_signal(event.number)
         elif isinstance(event, _LostLease):
-            if (running := self._running.get(event.key)) is not None:
-                self._view.note(f"{running.output} was taken over by another run")
-                running.job.cancel()
+            if (lost := self._running.get(event.key)) is not None:
+                self._view.note(f"{lost.output} was taken over by another run")
+                lost.job.cancel()
         else:
             key, what = event
-            running = self._running[key]
+            running = self._running.get(key)
+            if running is None:
+                return  # progress that was overtaken by the end, while a record waited for room
             if what is None:
                 self._end(running)
             elif not isinstance(what, ev.Finished | ev.Ended):
