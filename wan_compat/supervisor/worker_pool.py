@@ -235,7 +235,8 @@ class WorkerPool:
         """
         with self._lock:
             if self._runtime is None:
-                cgroups.sweep_stale()
+                with contextlib.suppress(OSError):  # without /proc nobody can tell; the job will say so
+                    cgroups.sweep_stale()
                 self._runtime = RuntimeFolder(self._name)
             return self._runtime
 
