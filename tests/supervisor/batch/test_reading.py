@@ -43,6 +43,7 @@ def test_a_table_has_texts_and_an_empty_cell_says_nothing(tmp_path: Path) -> Non
     text = '\ufeffprompt,seed,steps\r\n"a fox, red",7,\r\n\r\n"two\r\nlines",,4\r\n'
     file = read(tmp_path, "a.csv", text)
     assert said(file) == [(2, {"prompt": "a fox, red", "seed": "7"}), (4, {"prompt": "two\r\nlines", "steps": "4"})]
+    assert said(read(tmp_path, "b.csv", "prompt;seed\na, b;7\n")) == [(2, {"prompt": "a, b", "seed": "7"})]
     assert said(read(tmp_path, "a.tsv", "prompt\tseed\nx, y\t3\n")) == [(2, {"prompt": "x, y", "seed": "3"})]
 
 

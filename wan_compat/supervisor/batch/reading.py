@@ -175,7 +175,9 @@ def take_defaults(found: _Found, number: int, defaults: object) -> None:
 
 
 def _csv(text: str, found: _Found) -> None:
-    _table(text, found, ",")
+    head = text.lstrip().split("\n", 1)[0]
+    # What spreadsheets write where the comma is the decimal sign.
+    _table(text, found, ";" if ";" in head and "," not in head else ",")
 
 
 def _tsv(text: str, found: _Found) -> None:
