@@ -191,6 +191,12 @@ def test_everything_that_is_wrong_is_told_at_once(batch: Callable[..., Ended], t
         assert problem.startswith(f"{file}:{why}"), problem
 
 
+def test_a_wrong_default_is_not_told_for_every_line(batch: Callable[..., Ended], tmp_path: Path) -> None:
+    file = write(tmp_path / "b.jsonl", {"defaults": {"fps": 0}}, *({"prompt": str(number)} for number in range(500)))
+    problems = batch(file, tmp_path / "out", "--json").document["error"]["details"]["problems"]
+    assert len(problems) == 11 and problems[-1] == "and 490 more, of the same kinds"
+
+
 def test_a_file_that_is_somebody_elses_is_not_touched(batch: Callable[..., Ended], tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -72,7 +72,7 @@ BAD: list[tuple[str, str, list[tuple[int, str]]]] = [
     ("a.jsonl", "{" + ",".join(f'"f{n}": 1' for n in range(65)) + "}\n", [(1, "65 fields")]),
     ("a.jsonl", '{"prompt": "' + "x" * reading.MAX_LINE_BYTES + '"}\n', [(1, "longer than")]),
     ("a.csv", "prompt,seed\nx,1,2\n", [(2, "3 cells")]),
-    ("a.csv", "seed\n1\n", [(1, "no column named prompt")]),
+    ("a.csv", "prompt,sead\nx,1\ny,2\n", [(1, "'seed' is meant"), (1, "must name the columns")]),
     ("a.csv", "prompt,prompt\nx,y\n", [(1, "different names")]),
     ("a.csv", 'prompt\nx\n"y\n', [(3, "not a row")]),
     ("a.csv", 'prompt\n"x"y\n', [(2, "not a row")]),

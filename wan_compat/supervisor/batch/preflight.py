@@ -5,6 +5,7 @@ What a job would be refused for is asked of every item that is left to do (judgi
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import stat
@@ -25,6 +26,9 @@ from wan_compat.supervisor.batch.judging import Judge
 from wan_compat.supervisor.batch.reading import BatchFile
 from wan_compat.supervisor.batch.room import free_bytes
 from wan_compat.supervisor.outputs import MIN_FREE_BYTES
+
+# Of one and the same thing in several lines, so many are told.
+MAX_ALIKE = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,10 +119,17 @@ def prepare(
 def _refuse(problems: list[Problem], file: BatchFile) -> None:
     if not problems:
         return
-    ordered = sorted(problems, key=lambda problem: problem.line)
-    told = [problem.describe(file.name) for problem in ordered[:MAX_PROBLEMS]]
-    if len(ordered) > MAX_PROBLEMS:
-        told.append(f"and {len(ordered) - MAX_PROBLEMS} more")
+    told: list[str] = []
+    same: collections.Counter[tuple[str, str]] = collections.Counter()
+    for problem in sorted(problems, key=lambda problem: problem.line):
+        same[problem.field, problem.why] += 1
+        # A wrong default is wrong in every line.
+        if same[problem.field, problem.why] <= MAX_ALIKE:
+            told.append(problem.describe(file.name))
+    alike = sum(count - MAX_ALIKE for count in same.values() if count > MAX_ALIKE)
+    beyond = len(told) - MAX_PROBLEMS
+    if (more := alike + max(0, beyond)) > 0:
+        told = [*told[:MAX_PROBLEMS], f"and {more} more" + (", of the same kinds" if beyond <= 0 else "")]
     raise BatchInvalid.of(told, hint="correct the lines and run the same command again")
 
 

@@ -16,6 +16,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from wan_compat.policies.batch.fields import settle_names
 from wan_compat.policies.batch.items import MAX_FIELDS, MAX_ITEMS, MAX_PROBLEMS, Line, Problem
 from wan_compat.protocol.errors import BatchInvalid, InvalidRequest, clean_text
 from wan_compat.supervisor.inspection.json_document import decode
@@ -205,8 +206,11 @@ def _table(text: str, found: _Found, delimiter: str) -> None:
             if len(names) > MAX_FIELDS or len(set(names)) != len(names) or not all(names):
                 found.wrong(begins, f"must have 1 to {MAX_FIELDS} different names of columns")
                 return
-            if "prompt" not in names:
-                found.wrong(begins, "has no column named prompt; the first row names the columns")
+            # Here once, and not for each row.
+            _, wrong = settle_names(Line(begins, dict.fromkeys(names)))
+            if wrong:
+                found.problems += wrong
+                found.wrong(begins, "must name the columns")
                 return
         elif len(row) > len(names):
             found.wrong(begins, f"has {len(row)} cells, and there are {len(names)} columns")
