@@ -102,25 +102,26 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_is_left_behind() -> Iterator[None]:
+def nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Fail the session if a process, mount, cgroup or runtime folder outlives its tests.
 
     As a subreaper this process inherits what its descendants abandon, so that an orphan is found here and not with
     init, and what other sessions on this machine do is not mistaken for ours.
     """
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    before = (_mounts(), _cgroups(), abandoned_runtime_folders())
+    own = tmp_path_factory.getbasetemp()
+    before = (_mounts(own), _cgroups(), abandoned_runtime_folders())
     known = {process.pid for process in psutil.Process().children(recursive=True)}
     yield
     deadline = time.monotonic() + SETTLE_S
-    while leaks := _processes(known) + _new(before):
+    while leaks := _processes(known) + _new(before, own):
         if time.monotonic() > deadline:
             pytest.fail("left behind: " + "; ".join(leaks), pytrace=False)
         time.sleep(0.1)
 
 
-def _new(before: tuple[set[str], set[str], set[str]]) -> list[str]:
-    now = (_mounts(), _cgroups(), abandoned_runtime_folders())
+def _new(before: tuple[set[str], set[str], set[str]], own: Path) -> list[str]:
+    now = (_mounts(own), _cgroups(), abandoned_runtime_folders())
     kinds = ("mount", "cgroup", "runtime folder")
     return [
         f"{kind} {name}" for kind, then, found in zip(kinds, before, now, strict=True) for name in sorted(found - then)
@@ -145,8 +146,10 @@ def _processes(known: set[int]) -> list[str]:
     return found
 
 
-def _mounts() -> set[str]:
-    return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+def _mounts(own: Path) -> set[str]:
+    """Mounts, without those in folders of other sessions' tests, which they still need."""
+    found = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    return {path for path in found if "/pytest-of-" not in path or Path(path).is_relative_to(own)}
 
 
 def _cgroups() -> set[str]:
