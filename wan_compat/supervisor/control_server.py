@@ -26,15 +26,14 @@ from typing import TYPE_CHECKING, Any
 from wan_compat.protocol.errors import (
     EnvironmentLacks,
     GenerationFailed,
-    ProtocolViolation,
     ResourceExceeded,
-    WanCompatError,
 )
 from wan_compat.supervisor.wake import Wake
 
 if TYPE_CHECKING:
     from wan_compat.protocol.codec import Codec
-    from wan_compat.supervisor.control_requests import Named, Requests, Supervised, Visitor
+    from wan_compat.supervisor.control_requests import Named, Requests, Supervised
+    from wan_compat.supervisor.control_visit import Visit
     from wan_compat.supervisor.kept_jobs import KeptJob
 
 CONTROL = "control"  # name of the socket in a supervisor's runtime folder
@@ -42,8 +41,6 @@ MAX_PATH_BYTES = 107  # sun_path of unix(7), less its terminating zero
 BACKLOG = 16
 CLOSE_S = 5.0
 
-_READ_BYTES = 64 << 10
-_TURNS, _EVENTS = 8, 32  # requests, and events of one job, before the next client has its turn
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: struct ucred of unix(7)
 
 
@@ -92,7 +89,7 @@ class ControlServer:
         self._on_close = on_close
         self._id, self._serves, self._read_only = id, serves, read_only
         self._listeners: dict[socket.socket, str] = {}
-        self._clients: set[_Client] = set()
+        self._clients: set[Visit] = set()
         self._news: deque[KeptJob] = deque()
         self._wake = Wake()
         self._selector = selectors.DefaultSelector()
@@ -170,7 +167,7 @@ class ControlServer:
         elif key.fileobj in self._listeners:
             self._accept(key.fileobj)
         else:
-            client: _Client = key.data
+            client: Visit = key.data
             if events & selectors.EVENT_READ:
                 client.read()
             self._advance(client)
@@ -212,6 +209,7 @@ class ControlServer:
             return
         from wan_compat.protocol import control as c
         from wan_compat.supervisor.control_requests import Requests
+        from wan_compat.supervisor.control_visit import Visit
 
         if self._codecs is None:
             self._codecs = (c.to_supervisor_codec(), c.from_supervisor_codec())
@@ -223,7 +221,7 @@ class ControlServer:
                 on_news=self._note_news,
             )
         assert self._requests is not None
-        client = _Client(connection, self._requests, *self._codecs)
+        client = Visit(connection, self._requests, *self._codecs)
         if len(self._clients) >= c.MAX_CLIENTS:
             client.refuse(ResourceExceeded(f"{c.MAX_CLIENTS} programs are connected already, and no more may be"))
             client.close()
@@ -231,7 +229,7 @@ class ControlServer:
         self._clients.add(client)
         self._selector.register(connection, selectors.EVENT_READ, client)
 
-    def _advance(self, client: _Client) -> None:
+    def _advance(self, client: Visit) -> None:
         """Let a client have what it can take, and listen for what it waits for; drop it once it is gone."""
         if client not in self._clients:
             return
@@ -275,7 +273,7 @@ class ControlServer:
                 client.close()
             self._advance(client)
 
-    def _drop(self, client: _Client) -> None:
+    def _drop(self, client: Visit) -> None:
         if client.registered:
             self._selector.unregister(client.connection)
         client.close()
@@ -302,165 +300,3 @@ class ControlServer:
     def _note_news(self, kept: KeptJob) -> None:
         self._news.append(kept)
         self._wake.set()
-
-
-class _Client:
-    """One connection. Belongs to the control thread."""
-
-    def __init__(
-        self, connection: socket.socket, requests: Requests, incoming: Codec[Any], outgoing: Codec[Any]
-    ) -> None:
-        from wan_compat.protocol import control as c
-        from wan_compat.supervisor.control_requests import Visitor
-
-        self.connection = connection
-        self.registered = selectors.EVENT_READ
-        self.visitor: Visitor = Visitor()
-        self.open = True
-        self.greeting_deadline = time.monotonic() + c.GREETING_S
-        self._c = c
-        self._requests = requests
-        self._incoming, self._outgoing = incoming, outgoing
-        self._received = bytearray()
-        self._queue: deque[tuple[memoryview, int]] = deque()  # what to send, and a descriptor of ours to go with it
-        self.unsent = 0
-        self._allowance = c.REQUEST_BURST
-        self._refilled = time.monotonic()
-        self._ended = False  # we have said our last word
-        self.has_more = False  # something could be done at once, but others had to have their turn
-
-    @property
-    def asks_too_fast(self) -> bool:
-        return self.open and not self._ended and self._allowance < 1
-
-    @property
-    def is_held_back(self) -> bool:
-        """Whether no request of it is read now: it asks too fast, does not read its answers, or is being hung up on."""
-        return self._ended or self._allowance < 1 or self.unsent > self._c.MAX_UNSENT_BYTES
-
-    def read(self) -> None:
-        """Take what one read gives."""
-        try:
-            data = self.connection.recv(_READ_BYTES)  # descriptors that somebody attaches find no room, and are closed
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self.close()
-            return
-        self._received += data
-
-    def work(self) -> None:
-        """Answer requests, send events and write what the socket takes, all of it for one turn."""
-        self._refill()
-        self._write()
-        self.has_more = False
-        turns = 0
-        while self.open and not self.is_held_back and (body := self._next_request()) is not None:
-            self._allowance -= 1
-            turns += 1
-            try:
-                number, request = self._incoming.decode(body)
-                answer, descriptor = self._requests.answer(request, number, self.visitor)
-                self._send(answer, number, descriptor)
-            except ProtocolViolation as error:
-                self.refuse(error)
-            self._write()
-            if turns == _TURNS:
-                self.has_more = True
-                break
-        self._send_events()
-
-    def refuse(self, error: WanCompatError) -> None:
-        """Say why, and hang up once that is said."""
-        from wan_compat.supervisor.event_wire import refusal
-
-        self._send(refusal(error), self._c.NO_REQUEST)
-        self.visitor.unfollow_all()
-        self._ended = True
-        self._write()
-
-    def close(self) -> None:
-        if self.open:
-            self.open = False
-            self.connection.close()
-            while self._queue:
-                _, descriptor = self._queue.popleft()
-                if descriptor >= 0:
-                    os.close(descriptor)
-            self.unsent = 0
-
-    def _next_request(self) -> bytes | None:
-        header = self._c.LENGTH
-        if len(self._received) < header.size:
-            return None
-        (length,) = header.unpack_from(self._received)
-        if length > self._c.REQUEST_LIMITS.message_bytes:
-            self._received.clear()
-            self.refuse(
-                ProtocolViolation(f"a request of {length} bytes exceeds {self._c.REQUEST_LIMITS.message_bytes}")
-            )
-            return None
-        end = header.size + length
-        if len(self._received) < end:
-            return None
-        body = bytes(memoryview(self._received)[header.size : end])
-        del self._received[:end]
-        return body
-
-    def _send(self, message: Any, number: int, descriptor: int | None = None) -> None:
-        try:
-            data = self._c.pack(self._outgoing.encode(message, number))
-        except (ProtocolViolation, ValueError, TypeError, OverflowError) as error:
-            from wan_compat.supervisor.event_wire import refusal
-
-            descriptor = None
-            cause = ResourceExceeded(f"the answer cannot cross the socket: {error}")
-            data = self._c.pack(self._outgoing.encode(refusal(cause), number))
-        self._queue.append((memoryview(data), -1 if descriptor is None else os.dup(descriptor)))
-        self.unsent += len(data)
-
-    def _send_events(self) -> None:
-        """Send what is new of what the client follows, as long as it reads."""
-        news = self.visitor.news
-        for job_id, followed in list(news.items()):
-            if not self.open or self.unsent > self._c.MAX_UNSENT_BYTES // 2:
-                return
-            batch, is_over = self._requests.next_events(followed, limit=_EVENTS)
-            for event in batch:
-                self._send(event, followed.number)
-            self._write()
-            if is_over:
-                self.visitor.follows.pop(job_id, None)
-            if is_over or len(batch) < _EVENTS:
-                del news[job_id]
-            else:
-                self.has_more = self.has_more or not self.unsent
-
-    def _write(self) -> None:
-        while self._queue and self.open:
-            data, descriptor = self._queue[0]
-            try:
-                if descriptor >= 0:
-                    sent = socket.send_fds(self.connection, [data], [descriptor])
-                else:
-                    sent = self.connection.send(data)
-            except BlockingIOError:
-                return
-            except OSError:
-                self.close()
-                return
-            if descriptor >= 0:
-                os.close(descriptor)  # it went with the first byte
-            self.unsent -= sent
-            self._queue.popleft()
-            if sent < len(data):
-                self._queue.appendleft((data[sent:], -1))
-        if self._ended and not self._queue:
-            self.close()
-
-    def _refill(self) -> None:
-        now = time.monotonic()
-        self._allowance = min(self._c.REQUEST_BURST, self._allowance + (now - self._refilled) * self._c.REQUESTS_PER_S)
-        self._refilled = now
