@@ -46,14 +46,11 @@ from wan_compat.supervisor import audit_log
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.cpu_watch import CpuMeter
 from wan_compat.supervisor.job import MAX_UNREAD_EVENTS, Job, R, Ticket
-from wan_compat.supervisor.job_context import JobContext
 from wan_compat.supervisor.job_queue import JobQueue
-from wan_compat.supervisor.job_run import JobRun
 from wan_compat.supervisor.observers import Observers
 from wan_compat.supervisor.runners import Runners
 from wan_compat.supervisor.runtime import fresh_name
 from wan_compat.supervisor.wake import Wake
-from wan_compat.supervisor.worker_pool import WorkerPool
 from wan_compat.supervisor.zygote import ZYGOTE_PROGRAM
 
 if TYPE_CHECKING:
@@ -62,6 +59,7 @@ if TYPE_CHECKING:
     from wan_compat.supervisor.check import ModelReport
     from wan_compat.supervisor.control_server import ControlServer
     from wan_compat.supervisor.status_report import Records
+    from wan_compat.supervisor.worker_pool import WorkerPool
 
 __all__ = ["MAX_UNREAD_EVENTS", "Job", "R", "Supervisor"]
 
@@ -409,6 +407,8 @@ class Supervisor:
             return self._records
 
     def _make_pool(self) -> WorkerPool:
+        from wan_compat.supervisor.worker_pool import WorkerPool
+
         return WorkerPool(
             spawn_only=self._spawn_only,
             zygote_program=self._zygote_program,
@@ -451,6 +451,10 @@ class Supervisor:
     def _run_job(
         self, job: Job[Any], pool: WorkerPool, wake: Wake
     ) -> VideoGenerationResult | ConversionReport | WanCompatError:
+        # A program that only submits to a served supervisor, or only checks, need not wait for what runs jobs.
+        from wan_compat.supervisor.job_context import JobContext
+        from wan_compat.supervisor.job_run import JobRun
+
         def is_over() -> bool:
             wake.clear()
             return job.is_cancelled() or self._closing

@@ -9,12 +9,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wan_compat.supervisor.job import Job
 from wan_compat.supervisor.job_queue import JobQueue
 from wan_compat.supervisor.wake import Wake
-from wan_compat.supervisor.worker_pool import TEND_S, WorkerPool
+
+if TYPE_CHECKING:
+    from wan_compat.supervisor.worker_pool import WorkerPool
+
+TEND_S = 1.0  # how often idle workers are looked after
 
 
 class Runners:

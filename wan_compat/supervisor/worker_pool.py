@@ -46,7 +46,6 @@ from wan_compat.supervisor.zygote import ZYGOTE_PROGRAM, Zygote
 MAX_ZYGOTES = 3  # each holds the libraries; a job that needs another one gets it in the place of an unused one
 # An idle worker has nothing to do but answer; a machine that is busy or swaps may keep it from that for a while.
 ANSWER_S = 10.0
-TEND_S = 1.0  # how often idle workers are looked after
 
 
 class WorkerPool:
