@@ -206,6 +206,17 @@ def test_a_file_that_is_somebody_elses_is_not_touched(batch: Callable[..., Ended
     assert (out / "fox.mp4").read_text() == "precious" and not (out / ".batch").exists()
 
 
+def test_a_link_in_place_of_the_batchs_own_folder_is_not_followed(batch: Callable[..., Ended], tmp_path: Path) -> None:
+    file, elsewhere = write(tmp_path / "b.jsonl", {"prompt": FINE}), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for place in (".batch", ".batch/leases"):
+        out = tmp_path / place.replace("/", "_")
+        (out / place).parent.mkdir(parents=True)
+        (out / place).symlink_to(elsewhere)
+        assert batch(file, out).code == 3
+    assert list(elsewhere.iterdir()) == []
+
+
 def test_failures_are_nine_and_tried_again_only_when_asked(batch: Callable[..., Ended], tmp_path: Path) -> None:
     out = tmp_path / "out"
     file = write(tmp_path / "b.jsonl", {"prompt": "denoise:exit"}, {"prompt": FINE}, {"prompt": FINE})

@@ -74,8 +74,10 @@ class BatchFolder:
             place = os.path.dirname(place)
         if not os.path.isdir(place) or not os.access(place, os.W_OK | os.X_OK):
             raise OutputNotWritable(f"{place!r} is not a folder that can be written", hint="choose another --out")
-        if os.path.lexists(self.own) and (os.path.islink(self.own) or not os.path.isdir(self.own)):
-            raise OutputNotWritable(f"{self.own!r} is not a folder", hint="move it away, or choose another --out")
+        for place in (self.own, self.leases):
+            # A link would lead what is written out of the folder.
+            if os.path.lexists(place) and (os.path.islink(place) or not os.path.isdir(place)):
+                raise OutputNotWritable(f"{place!r} is not a folder", hint="move it away, or choose another --out")
 
     def make(self) -> None:
         try:

@@ -124,6 +124,7 @@ class BatchRun:
             books.append(RunStarted, pid=owner.pid, host=owner.host[:200], batch=batch, items=items)
             try:
                 self._loop()
+                self._look_around()  # the report tells of the other runs what is known at the end
                 leases.sweep(lambda key: not books.progress.is_waiting(key))
             finally:
                 self._stop_all()
