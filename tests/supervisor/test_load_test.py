@@ -29,6 +29,8 @@ def run(supervisor: Supervisor, kind: str, tmp_path: Path, **fields: Any) -> Loa
 
 
 def test_loading_alone_generates_nothing(supervisor: Supervisor):
+    for worker in supervisor.status().workers:  # another test's may have the model loaded
+        supervisor.kill_worker(worker.id)
     report = load_and_test(supervisor, str(tiny_model("t2v")), smoke=False)
     result = report.result
     assert report.verdict == "loads" and report.examination is None and result.frames is None and result.success
