@@ -60,6 +60,7 @@ OTHERWISE_THE_SAME = {
     "tests/test_drop_in.py": "pixels of SandboxedPipeline, compared with diffusers",
     "tests/supervisor/test_sandboxed_pipeline.py": "arguments and their requests; jobs as an ordinary user: test_client.py",
     "tests/test_layouts.py": "pixels of each layout",
+    "tests/test_matrix.py": "pixels of tasks with layouts and plans",
     "tests/test_relatives.py": "pixels of Wan's relatives",
     "tests/test_modular.py": "pixels of modular pipelines",
     "tests/test_faults.py": "which failures are survived",

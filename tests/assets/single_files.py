@@ -63,9 +63,13 @@ def table_of(folder: Path, name: str) -> tuple[Rename, ...]:
     letters |= {"f": config["ffn_dim"], "o": config["out_channels"] * 4, "p0": 1, "p1": 2, "p2": 2}
     image = config.get("image_dim")
     letters |= {"i": image or 0, "e": config.get("vace_in_channels") or 0}
-    vace_layers = len(config.get("vace_layers") or ())
+    letters["n"] = config.get("pos_embed_seq_len") or 0
     return renames.transformer_renames(
-        letters, layers=config["num_layers"], vace_layers=vace_layers, image=image is not None, image_positions=False
+        letters,
+        layers=config["num_layers"],
+        vace_layers=len(config.get("vace_layers") or ()),
+        image=image is not None,
+        image_positions=letters["n"] > 0,
     )
 
 
