@@ -213,7 +213,7 @@ def test_a_link_in_place_of_the_batchs_own_folder_is_not_followed(batch: Callabl
         out = tmp_path / place.replace("/", "_")
         (out / place).parent.mkdir(parents=True)
         (out / place).symlink_to(elsewhere)
-        assert batch(file, out).code == 3
+        assert batch(file, out, "--json").document["error"]["code"] == "output_not_writable"
     assert list(elsewhere.iterdir()) == []
 
 
