@@ -74,7 +74,7 @@ def test_demo_says_the_same_to_a_program(cli: RunCli, cwd: Path) -> None:
 def test_demo_never_overwrites(cli: RunCli, cwd: Path) -> None:
     (cwd / "wan-compat-demo.mp4").write_bytes(b"mine")
     ended = cli("demo", "--output", "wan-compat-demo.mp4")
-    assert ended.code == 2 and "\nOutput exists\n" in ended.err
+    assert ended.code == 2 and "\nOutput exists (output_exists)\n" in ended.err
     assert (cwd / "wan-compat-demo.mp4").read_bytes() == b"mine"
 
 
