@@ -25,7 +25,9 @@ def holding(folder: BatchFolder, shard: Shard) -> Iterator[Callable[[], None]]:
 
     Raises:
         BatchBusy: Another process holds it; so does the function.
+        OutputNotWritable: The folder cannot be written, or what is the batch's own in it leads elsewhere.
     """
+    folder.check()
     with contextlib.ExitStack() as stack:
         is_held = folder.exists
         if is_held:

@@ -79,13 +79,12 @@ def prepare(
         BatchInvalid: Lines cannot be done as asked; `details["problems"]` has them all, up to a bound.
         InvalidRequest: The template is none.
         JournalUnusable: What earlier runs left cannot be read.
-        OutputNotWritable, DiskExceeded: There is no place for the videos.
+        DiskExceeded: There is no place for the videos.
     """
     try:
         names.check_template(template)
     except ValueError as error:
         raise BatchInvalid.of([f"--name {error}"]) from error
-    folder.check()
     progress = Progress(Follower().fresh(folder.journals()))
     problems = list(file.problems)
     lines, base = _settle(file, defaults, problems)
