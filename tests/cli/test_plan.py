@@ -139,6 +139,11 @@ def test_parts_that_do_not_fit_end_as_generate_does(capsys, tmp_path):
     assert run(capsys, "plan", folder, "--lora", file)[0] == 4
 
 
+def test_modular_blocks_are_said_to_run_without_a_plan(capsys):
+    code, _, err = run(capsys, "plan", tiny_model("modular_t2v"))
+    assert code == 1 and "modular blocks" in err
+
+
 @pytest.mark.parametrize("flags", [("--offload", "model"), ("--offload", "sequential"), ("--precision", "float16")])
 def test_flags_that_mean_nothing_without_a_gpu_are_usage_errors(flags, capsys):
     assert run(capsys, "plan", tiny_model("t2v"), "--vram", "0", *flags)[0] == 2
