@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -47,6 +49,14 @@ def busy_program(model: str, output: Path) -> tuple[subprocess.Popen[bytes], lis
     return process, children
 
 
+@pytest.fixture
+def own_runtime_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runtime folders apart from those of other tests, each of which would be the next start that clears the rest."""
+    with tempfile.TemporaryDirectory(prefix="wc-") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield
+
+
 def is_zygote(process: psutil.Process) -> bool:
     try:
         return str(MISBEHAVING) in process.cmdline()
@@ -85,7 +95,9 @@ def assert_all_gone(processes: list[psutil.Process], within_s: float = 2.0) -> N
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
-def test_nothing_outlives_a_killed_program_and_the_next_start_removes_its_leftovers(how, request_for, tmp_path):
+def test_nothing_outlives_a_killed_program_and_the_next_start_removes_its_leftovers(
+    how, request_for, tmp_path, own_runtime_folder
+):
     process, children = busy_program(request_for().model, tmp_path / "x.mp4")
     assert process.stdout is not None
     with process.stdout:

@@ -123,7 +123,7 @@ def test_a_killed_zygote_ends_the_jobs_of_its_workers_and_the_next_ones_get_anot
     jobs = [submit(supervisor, steps=1000) for _ in range(2)]
     until(lambda: all(job.status().step > 0 for job in jobs))
     assert supervisor._runners.pool is not None
-    (zygote,) = supervisor._runners.pool._zygotes.values()
+    (zygote,) = supervisor._runners.pool._zygotes._zygotes.values()
     zygote._process.kill()
     for job in jobs:
         with pytest.raises(errors.WorkerDied):

@@ -23,10 +23,6 @@ from wan_compat.policies.limits import HOST_SHARE, Deadlines, share
 from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.policy import Policy
 from wan_compat.protocol.errors import (
-    DeadlineExceeded,
-    JobCancelled,
-    JobTimeout,
-    MemoryExceeded,
     SandboxEntryFailed,
     SandboxUnavailable,
     WanCompatError,
@@ -41,9 +37,9 @@ from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.restart_guard import RestartGuard
 from wan_compat.supervisor.runtime import RuntimeFolder
 from wan_compat.supervisor.worker import Worker, WorkerOrder
-from wan_compat.supervisor.zygote import ZYGOTE_PROGRAM, Zygote
+from wan_compat.supervisor.zygote import ZYGOTE_PROGRAM
+from wan_compat.supervisor.zygotes import Starter, Zygotes
 
-MAX_ZYGOTES = 3  # each holds the libraries; a job that needs another one gets it in the place of an unused one
 # An idle worker has nothing to do but answer; a machine that is busy or swaps may keep it from that for a while.
 ANSWER_S = 10.0
 
@@ -71,18 +67,15 @@ class WorkerPool:
         name: str | None = None,
         tell: Callable[[str, str], None] = lambda worker, why: None,
     ) -> None:
-        self._zygote_program = zygote_program
         self._wake_fd = wake_fd
         self._workers, self._max_warm = workers, max_warm
         self._places = max(workers, max_warm)
         self._name = name
         self._tell = tell
         self.guard = RestartGuard()
+        self._zygotes = Zygotes(zygote_program, self.guard)
         self._lock = threading.RLock()  # of everything below; never held while something is waited for
         self._runtime: RuntimeFolder | None = None
-        self._zygotes: dict[tuple[bool, str | None], Zygote] = {}  # by lightness and environment
-        self._retired: list[Zygote] = []  # those that ended while a worker of theirs was still being ended
-        self._leases: dict[str, Zygote] = {}  # by the worker that uses it
         self._spawn_only = spawn_only
         self._living: dict[str, Worker] = {}
         self._warm: list[Worker] = []  # of the living ones; least recently used first
@@ -146,7 +139,7 @@ class WorkerPool:
             JobCancelled: `cancelled` became true while the zygote was importing.
             SandboxUnavailable, WorkerStartFailed, ...: As `Worker.start`.
         """
-        starter = _Starter(deadlines, cancelled, self._wake_fd if wake_fd is None else wake_fd, job)
+        starter = Starter(deadlines, cancelled, self._wake_fd if wake_fd is None else wake_fd, job)
         with self._lock:
             self._busy += 1
         try:
@@ -248,10 +241,7 @@ class WorkerPool:
         for worker in idle:
             self._end(worker, 0.5)
         with self._lock:
-            for zygote in (*self._zygotes.values(), *self._retired):
-                zygote.close()
-            self._zygotes.clear()
-            self._retired.clear()
+            self._zygotes.close()
             if self._runtime is not None:
                 self._runtime.close()
                 self._runtime = None
@@ -295,11 +285,11 @@ class WorkerPool:
         finally:
             with self._lock:
                 self._living.pop(worker.name, None)
-                self._return_zygote(worker.name)
+            self._zygotes.give_back(worker.name)
 
     # -- starting ------------------------------------------------------------------------------------------------
 
-    def _start_somehow(self, order: WorkerOrder, starter: _Starter) -> Worker:
+    def _start_somehow(self, order: WorkerOrder, starter: Starter) -> Worker:
         try:
             return self._start(order, self._spawn_only, starter)
         except WorkerStartFailed as error:
@@ -307,7 +297,7 @@ class WorkerPool:
                 raise
             return self._start(order, True, starter)
 
-    def _start(self, order: WorkerOrder, light: bool, starter: _Starter) -> Worker:
+    def _start(self, order: WorkerOrder, light: bool, starter: Starter) -> Worker:
         """Start a worker in the strongest tier that can be entered, down to the order's minimum and not below."""
         with self._lock:
             if self._cgroup is None:
@@ -342,7 +332,7 @@ class WorkerPool:
             details=last.details,
         ) from last
 
-    def _start_one(self, light: bool, order: WorkerOrder, candidate: Candidate, starter: _Starter) -> Worker:
+    def _start_one(self, light: bool, order: WorkerOrder, candidate: Candidate, starter: Starter) -> Worker:
         needs_own = bool(candidate.layers & NAMESPACE_LAYERS) and not candidate.outer
         if needs_own and self._refused is not None:
             raise self._refused
@@ -354,11 +344,10 @@ class WorkerPool:
         zygote = None
         try:
             if not candidate.outer:
-                zygote = self._zygote(name, light, order.site, starter)
+                zygote = self._zygotes.lease(name, light, order.site, starter)
             worker = Worker(name, order, candidate.layers, self.runtime_folder(), candidate.outer)
         except BaseException:
-            with self._lock:
-                self._return_zygote(name)
+            self._zygotes.give_back(name)
             raise
         worker.wanted_tier = candidate.tier
         worker.engage(starter.job)
@@ -367,7 +356,7 @@ class WorkerPool:
         try:
             if zygote is None:
                 zygote = worker.make_own_zygote(starter.deadlines, starter.cancelled, starter.wake_fd)
-                self._close_unused_zygotes()  # the shared ones, which could not do this; they hold much memory
+                self._zygotes.close_unused()  # the shared ones, which could not do this; they hold much memory
             worker.start(zygote, starter.deadlines, starter.cancelled, starter.wake_fd)
         except SandboxEntryFailed as error:
             self._end(worker)
@@ -381,71 +370,3 @@ class WorkerPool:
         if not candidate.outer:
             self.guard.succeeded((light, order.site))
         return worker
-
-    # -- zygotes -------------------------------------------------------------------------------------------------
-
-    def _zygote(self, worker: str, light: bool, site: str | None, starter: _Starter) -> Zygote:
-        """Return a zygote that is ready, leased to a worker until `_return_zygote`."""
-        key = (light, site)
-        with self._lock:
-            zygote = self._zygotes.get(key)
-            if zygote is not None and not zygote.alive():
-                self._retire(key)
-                self.guard.died(key, "the zygote ended")
-                zygote = None
-        if zygote is None:
-            self.guard.wait_turn(key, "zygotes", starter.cancelled)
-        with self._lock:
-            zygote = self._zygotes.get(key)  # by now another runner may have started it
-            if zygote is None:
-                self._make_room_for_zygote()
-                zygote = self._zygotes[key] = Zygote(light=light, program=self._zygote_program, site=site)
-            self._leases[worker] = zygote
-        try:
-            zygote.wait_ready(starter.deadlines.zygote_s, starter.cancelled, starter.wake_fd)
-        except (JobCancelled, JobTimeout):
-            raise  # the job is over; the imports go on, for the next one
-        except BaseException as error:
-            with self._lock:
-                first = self._zygotes.get(key) is zygote  # several runners may have waited for it
-                if first:
-                    self._retire(key)
-            if first and isinstance(error, WorkerStartFailed | MemoryExceeded | DeadlineExceeded):
-                self.guard.died(key, f"{error.code}: {error.message}")
-            raise
-        return zygote
-
-    def _make_room_for_zygote(self) -> None:
-        while len(self._zygotes) >= MAX_ZYGOTES:
-            used = {id(zygote) for zygote in self._leases.values()}
-            unused = next((key for key, zygote in self._zygotes.items() if id(zygote) not in used), None)
-            if unused is None:
-                return  # as many as there are workers, which are bounded too
-            self._retire(unused)
-
-    def _retire(self, key: tuple[bool, str | None]) -> None:
-        """Use a zygote no more, and end it as soon as nobody waits for it or asks it about a worker's end."""
-        zygote = self._zygotes.pop(key)
-        if any(leased is zygote for leased in self._leases.values()):
-            self._retired.append(zygote)
-        else:
-            zygote.close()
-
-    def _return_zygote(self, worker: str) -> None:
-        zygote = self._leases.pop(worker, None)
-        if zygote in self._retired and not any(leased is zygote for leased in self._leases.values()):
-            self._retired.remove(zygote)
-            zygote.close()
-
-    def _close_unused_zygotes(self) -> None:
-        with self._lock:
-            for key, zygote in list(self._zygotes.items()):
-                if not any(leased is zygote for leased in self._leases.values()):
-                    self._retire(key)
-
-
-class _Starter:
-    """For whom a worker is started, and how long that may take."""
-
-    def __init__(self, deadlines: Deadlines, cancelled: Callable[[], bool], wake_fd: int, job: str | None) -> None:
-        self.deadlines, self.cancelled, self.wake_fd, self.job = deadlines, cancelled, wake_fd, job
