@@ -194,6 +194,17 @@ def test_an_idle_worker_that_is_busy_with_something_of_its_own_is_ended(misbehav
     assert any("it computes while idle" in note.text for note in supervisor.status().notes)
 
 
+def test_an_idle_worker_that_nobody_needs_for_long_goes(misbehaving, submit, monkeypatch):
+    monkeypatch.setattr("wan_compat.supervisor.runners.TEND_S", 0.1)
+    supervisor = misbehaving("well", max_idle_s=0.3)
+    submit(supervisor).result(30)
+    until(lambda: supervisor.status().workers == ())
+    assert any("no job came for it" in note.text for note in supervisor.status().notes)
+    assert submit(supervisor).result(30).success
+    with pytest.raises(errors.InvalidRequest, match="max_idle_s"):
+        misbehaving("well", max_idle_s=-1)
+
+
 def test_idle_workers_go_when_memory_is_short(misbehaving, submit, monkeypatch, tmp_path):
     other = str(tmp_path / "other")
     shutil.copytree(tiny_model("t2v"), other)

@@ -66,6 +66,7 @@ __all__ = ["MAX_UNREAD_EVENTS", "Job", "R", "Supervisor"]
 CLOSE_TIMEOUT_S = 15.0
 MAX_WORKERS = 64
 MAX_QUEUED = 1_000_000
+MAX_IDLE_S = 30 * 86400
 
 
 class Supervisor:
@@ -80,6 +81,8 @@ class Supervisor:
         workers: How many jobs run at once; memory and cores are shared among them.
         max_queued: How many jobs may wait; `submit` raises QueueFull beyond.
         max_warm: How many workers may stay for the next job of their model; None is as many as `workers`.
+        max_idle_s: How long such a worker stays without a job, with the memory that its model takes; None is until the
+            supervisor is closed, or its place or memory is needed.
         control: What other programs of this user may do through its control socket (docs/embed.md): "full" is to watch
             it and to cancel, kill, pause and drain; "read-only" to watch; "none" leaves the socket out.
         log_file: A log of JSON lines about its jobs (docs/operations.md).
@@ -106,6 +109,7 @@ class Supervisor:
         workers: int = 1,
         max_queued: int = 1000,
         max_warm: int | None = None,
+        max_idle_s: float | None = None,
         control: str = "full",
         log_file: str | os.PathLike[str] | None = None,
         metrics: str | os.PathLike[str] | None = None,
@@ -134,6 +138,9 @@ class Supervisor:
         self._control: ControlServer | None = None
         self.workers = _number(workers, 1, MAX_WORKERS, "workers")
         self._max_warm = self.workers if max_warm is None else _number(max_warm, 0, MAX_WORKERS, "max_warm")
+        if max_idle_s is not None and not 0 <= max_idle_s <= MAX_IDLE_S:
+            raise InvalidRequest(f"max_idle_s is {max_idle_s!r}; it is from 0 to {MAX_IDLE_S} seconds")
+        self._max_idle_s = max_idle_s
         self.id = fresh_name()
         self.program = " ".join(["python", *(os.path.basename(word) for word in sys.argv[:1] if word)])
         self._zygote_program: Sequence[str] = ZYGOTE_PROGRAM
@@ -414,6 +421,7 @@ class Supervisor:
             zygote_program=self._zygote_program,
             workers=self.workers,
             max_warm=self._max_warm,
+            max_idle_s=self._max_idle_s,
             name=self.id,
             tell=lambda worker, what: self._record().note("info", f"worker {worker}: {what}", worker=worker),
         )

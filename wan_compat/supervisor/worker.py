@@ -126,6 +126,7 @@ class Worker:
         self._ordered_layers = layers
         self.pid = 0
         self.job: str | None = None  # the one that it does now
+        self.rests_since = time.monotonic()
         self.started_unix_s = time.time()
         self.ending = False
         self.wanted_tier: Tier | None = None  # until it said what it could enter
@@ -273,6 +274,7 @@ class Worker:
     def rest(self) -> None:
         """It has nothing to do from now on."""
         self.job = None
+        self.rests_since = time.monotonic()
         self._consumption.job_ended()
         self._sampled = 0.0
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from wan_compat.policies.confinement import Candidate, minimum_tier, plan_candidates, policy_for_code
@@ -52,6 +53,7 @@ class WorkerPool:
         zygote_program: What Python runs as the zygote; tests put programs here that misbehave.
         workers: How many jobs run at once.
         max_warm: How many workers may stay when their job is over.
+        max_idle_s: How long each of them may stay; None is as long as there is reason to.
         name: Of the runtime folder; None is a fresh one.
         tell: Hears about workers that were ended between jobs: the worker's name and why.
     """
@@ -64,12 +66,14 @@ class WorkerPool:
         zygote_program: Sequence[str] = ZYGOTE_PROGRAM,
         workers: int = 1,
         max_warm: int = 1,
+        max_idle_s: float | None = None,
         name: str | None = None,
         tell: Callable[[str, str], None] = lambda worker, why: None,
     ) -> None:
         self._wake_fd = wake_fd
         self._workers, self._max_warm = workers, max_warm
         self._places = max(workers, max_warm)
+        self._max_idle_s = max_idle_s
         self._name = name
         self._tell = tell
         self.guard = RestartGuard()
@@ -186,8 +190,8 @@ class WorkerPool:
         return True
 
     def tend(self) -> None:
-        """Look after the idle workers: hear them, watch them, and end those that died, misbehave or use the machine for
-        what nobody asked them: nothing is lost by that but warmth."""
+        """Look after the idle workers: hear them, watch them, and end those that died, misbehave, use the machine for
+        what nobody asked them or were not needed for long: nothing is lost by that but warmth."""
         ended: list[tuple[Worker, str]] = []
         with self._lock:
             for worker in list(self._warm):
@@ -195,6 +199,9 @@ class WorkerPool:
                     why = next((f"it {what}" for what in worker.pump(0.0).unusual), None)
                 except WanCompatError as error:
                     why = f"{error.code}: {error.message}"
+                rested_s = time.monotonic() - worker.rests_since
+                if why is None and self._max_idle_s is not None and rested_s > self._max_idle_s:
+                    why = f"no job came for it in {rested_s:.0f} s"
                 if why is not None:
                     self._warm.remove(worker)
                     ended.append((worker, why))

@@ -13,13 +13,14 @@ import typer
 from wan_compat.protocol.errors import JobCancelled, Terminated
 from wan_compat.supervisor.cli.operations import LogPrompts, LogTo, MetricsTo, watched
 from wan_compat.supervisor.cli.options import Json, MinTier, Mode, Quiet, Verbose
-from wan_compat.supervisor.cli.quantities import parse_bytes
+from wan_compat.supervisor.cli.quantities import parse_bytes, parse_seconds
 from wan_compat.supervisor.cli.session import Session
 
 if TYPE_CHECKING:
     from wan_compat.supervisor.client import Supervisor
 
 LINGER_S = 5.0  # for clients that are connected to fetch the last results
+MAX_IDLE_S = 1800.0  # a server runs for days, and a model takes tens of gigabytes
 _LOOK_S = 0.2
 
 
@@ -33,6 +34,15 @@ def serve(
     max_queued: Annotated[
         int, typer.Option("--max-queued", min=1, max=1_000_000, metavar="N", help="Jobs that may wait.")
     ] = 1000,
+    max_idle: Annotated[
+        float | None,
+        typer.Option(
+            "--max-idle",
+            metavar="TIME",
+            parser=parse_seconds,
+            help="How long a worker keeps its model in memory without a job. Default: 30m.",
+        ),
+    ] = None,
     mode: Annotated[
         Mode, typer.Option("--mode", help="With trust, jobs may ask for approved code of repositories.")
     ] = Mode.SAFE,
@@ -73,6 +83,7 @@ def serve(
         memory_limit_bytes=memory_limit,
         workers=workers,
         max_queued=max_queued,
+        max_idle_s=MAX_IDLE_S if max_idle is None else max_idle,
     )
     supervisor.program = "wan-compat serve"
     with supervisor, _Stops() as stops:
