@@ -7,12 +7,13 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 PYTEST_ARGS ?=
 
-.PHONY: help demo test check suite bench soak containment accuracy gpu-check clean
+.PHONY: help demo test check suite long bench soak containment accuracy gpu-check clean
 
 help:
 	@echo 'make demo    install into $(VENV) and generate a clip with the demo model'
 	@echo 'make test    install, then every check and the whole test suite'
 	@echo 'make check   format, lint, types, import contracts, README in step with --help'
+	@echo 'make long    the tests that the suite leaves out because they take long'
 	@echo 'make bench   measure against the budget'
 	@echo 'make soak    500 workers ended at random moments, 200 queued jobs disturbed at random'
 	@echo 'make containment   make the table of attacks in docs/containment.md anew'
@@ -24,11 +25,14 @@ help:
 demo: $(VENV)/.worker
 	$(BIN)/wan-compat demo
 
-# Both, whatever the first one says: a missing blank line is no reason not to know whether the tests pass.
+# Both, whatever one of them says: a missing blank line is no reason not to know whether the tests pass. At once, because
+# the checks are one process that waits for nobody; what they say comes last.
 test: $(VENV)/.dev
 	@status=0; \
-	$(MAKE) --no-print-directory check || status=$$?; \
+	$(MAKE) --no-print-directory check >$(VENV)/check.log 2>&1 & checks=$$!; \
 	$(MAKE) --no-print-directory suite || status=$$?; \
+	wait $$checks || status=$$?; \
+	cat $(VENV)/check.log; \
 	exit $$status
 
 suite: $(VENV)/.dev
@@ -40,6 +44,9 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_package.py -k readme
+
+long: $(VENV)/.dev
+	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
@@ -74,9 +81,11 @@ $(VENV)/.worker: $(VENV)/.base pyproject.toml constraints.txt
 	$(PIP) -e '.[worker]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.worker pyproject.toml constraints.txt
+$(VENV)/.dev: $(VENV)/.base pyproject.toml constraints.txt
+	@echo 'Installing into $(VENV): a few minutes the first time ...'
+	$(PIP) torch
 	$(PIP) -e '.[worker,dev]'
-	@touch $@
+	@touch $@ $(VENV)/.worker
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -97,6 +97,7 @@ def check_document(result: VideoGenerationResult) -> None:
     assert document["metadata"]["generation_params"]["seed"] == 5
 
 
+@pytest.mark.long
 def test_spawned_worker_makes_the_same_frames_as_a_forked_one(supervisor):
     forked = supervisor.generate(request("t2v"))
     with Supervisor(start_method="spawn") as spawning:

@@ -181,6 +181,7 @@ def test_examples_run_from_an_installed_wheel_in_an_empty_environment(
     assert "event: progress" in parts[paths["web_server"]] and "event: done" in parts[paths["web_server"]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", AS_SCRIPT)
 def test_an_example_runs_as_a_script_from_an_installed_wheel(
     name: str, environment: Path, repository: Path, tmp_path: Path

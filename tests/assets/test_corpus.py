@@ -108,6 +108,7 @@ print(json.dumps(wrong))
 """
 
 
+@pytest.mark.long
 def test_tables_are_those_of_the_installed_classes_and_original_names_what_diffusers_converts(repository):
     environment = {
         "PYTHONPATH": str(repository),

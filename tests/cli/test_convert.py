@@ -9,11 +9,14 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.assets.original_layout import original_model
 from tests.assets.tiny_wan import tiny_model
 from tests.cli.conftest import command
 
 
+@pytest.mark.long
 def test_converted_folder_is_named_and_passes_check(cli, tmp_path: Path) -> None:
     ended = cli("convert", original_model("t2v")[0], "--output", tmp_path / "model")
     assert ended.code == 0, ended

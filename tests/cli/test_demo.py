@@ -78,6 +78,7 @@ def test_demo_never_overwrites(cli: RunCli, cwd: Path) -> None:
     assert (cwd / "wan-compat-demo.mp4").read_bytes() == b"mine"
 
 
+@pytest.mark.long
 def test_an_offered_variant_is_built_and_runs(cli: RunCli, cwd: Path, tmp_path: Path) -> None:
     variant = "i2v"  # every kind generates in tests/test_tasks_end_to_end.py
     ended = cli("demo", "--variant", variant, "--output", "clip.mp4", "--json")

@@ -31,6 +31,7 @@ def test_generate_writes_a_video_named_after_its_prompt(cli: RunCli, cwd: Path) 
     assert len(read_pixels(cwd / "a-red-ball-at-sunset.mp4", 96, 64)) == 5
 
 
+@pytest.mark.long
 def test_a_drawn_seed_is_told_and_repeats_the_video(cli: RunCli) -> None:
     def run(output: str, *seed: str) -> tuple[int, str]:
         ended = cli("generate", MODEL, "--prompt", "a red ball", *SMALL, "--json", "--output", output, *seed)

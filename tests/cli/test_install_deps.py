@@ -99,6 +99,7 @@ def test_a_worker_generates_a_video_from_the_environment_that_was_installed(
     assert not {"environment", "optimum-quanto"} & set(ended.document["metadata"]["system_info"])
 
 
+@pytest.mark.long
 def test_a_second_time_nothing_is_asked_or_fetched(installs: Installs, wheelhouse: Path, tmp_path: Path) -> None:
     first = installs("--with", "quanto", "--yes")
     assert first.code == 0 and "\nInstalled: " in first.out and "use it from now on" in first.out, first

@@ -25,6 +25,7 @@ def test_a_model_that_loads_and_generates_exits_with_0(cli: RunCli, cwd: Path, t
     assert (tmp_path / "state" / "wan-compat" / "performance.json").is_file()
 
 
+@pytest.mark.long
 def test_loading_alone_is_one_line(cli: RunCli) -> None:
     ended = cli("test-load", MODEL)
     assert ended.code == 0, ended

@@ -48,16 +48,20 @@ def test_mutated_and_random_input_is_accepted_or_a_typed_refusal(name, data):
     check(target, bytes(seed))
 
 
+# Those that read what a worker, a hub or another program sends, straight from the wire; all of them: python -m tests.fuzz
+GUIDED = ("codec", "states", "zmtp", "safetensors", "control")
+
+
 @pytest.fixture(scope="module")
 def guided_run(tmp_path_factory):
-    """A short run of the command over all targets: where it kept findings, how it ended, what it said."""
+    """A short run of the command over some targets: where it kept findings, how it ended, what it said."""
     folder = tmp_path_factory.mktemp("fuzz")
-    command = [sys.executable, "-m", "tests.fuzz", "--seconds", "10", "--folder", str(folder)]
+    command = [sys.executable, "-m", "tests.fuzz", *GUIDED, "--seconds", "10", "--folder", str(folder)]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=110, check=False)
     return folder, ended
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", GUIDED)
 def test_guided_run_is_clean(name, guided_run):
     folder, ended = guided_run
     assert f"{name}: clean" in ended.stdout.splitlines(), ended.stdout[-2000:] + ended.stderr[-4000:]

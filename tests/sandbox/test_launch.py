@@ -120,7 +120,7 @@ def test_worker_in_a_cgroup_is_charged_there_and_counted() -> None:
         assert group.remove()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_torch_and_zeromq_work_inside_and_processors_are_known(tmp_path: Path) -> None:
     for library in ("torch", "zmq"):
         if importlib.util.find_spec(library) is None:

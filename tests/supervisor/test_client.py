@@ -133,7 +133,12 @@ def test_memory_over_the_cap_is_named_as_such(misbehaving, request_for, tmp_path
 
 
 @pytest.mark.parametrize(
-    "behaviour", ["load:hang", "denoise:hang", "frame:hang", "denoise:stop", "frame:spin-with-gil"]
+    "behaviour",
+    [
+        *("load:hang", "denoise:stop", "frame:spin-with-gil"),
+        pytest.param("denoise:hang", marks=pytest.mark.long),
+        pytest.param("frame:hang", marks=pytest.mark.long),
+    ],
 )
 def test_worker_that_hangs_is_ended_by_the_jobs_deadline(behaviour, misbehaving, request_for, tmp_path):
     began = time.monotonic()

@@ -47,7 +47,8 @@ def no_process_and_no_descriptor_is_left():
     find_ffmpeg()
     before, others = descriptors(), children()
     yield
-    assert descriptors() == before
+    # What others left to the garbage collector may go meanwhile.
+    assert {number: what for number, what in descriptors().items() if before.get(number) != what} == {}
     assert children() == others
 
 

@@ -175,7 +175,7 @@ def test_job_whose_zygote_or_worker_is_killed_ends_with_an_error_and_the_next_on
 
 def test_stopped_ffmpeg_does_not_outlive_the_jobs_deadline(misbehaving, request_for, tmp_path):
     supervisor = misbehaving("slow")
-    job = supervisor.submit(request_for(num_inference_steps=100, height=1024, width=1024, timeout_s=15))
+    job = supervisor.submit(request_for(num_inference_steps=100, height=1024, width=1024, timeout_s=8))
     stopped: list[psutil.Process] = []
     for event in job.events():
         if isinstance(event, ev.Progress) and event.phase == "denoise" and not stopped:

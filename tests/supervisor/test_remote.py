@@ -20,7 +20,9 @@ from wan_compat.supervisor import events as ev
 from wan_compat.supervisor import request_paths, sealed_frames
 from wan_compat.supervisor import serving as serving_module
 from wan_compat.supervisor.attach import find_supervisors
+from wan_compat.supervisor.control_server import CONTROL
 from wan_compat.supervisor.remote import RemoteSupervisor
+from wan_compat.supervisor.runtime import runtime_base
 
 RequestFor = Callable[..., GenerationRequest]
 
@@ -357,11 +359,10 @@ def test_no_worker_reaches_the_sockets_of_its_supervisor(moment, why, request_fo
     """They are not in its view, and by the time that a model is loaded it can connect to nothing at all."""
     path = str(tmp_path / "s")
     with Supervisor() as supervisor:
+        own = os.path.join(runtime_base(), supervisor.id, CONTROL)
+        supervisor._zygote_program = (str(PROGRAMS / "misbehaving_zygote.py"), f"{moment}:knock:{path}:{own}")
         supervisor.serve(path)
-        (endpoint,) = [one for one in find_supervisors() if one.id == supervisor.id]
-        behaviour = f"{moment}:knock:{path}:{endpoint.path}"
-        supervisor._zygote_program = (str(PROGRAMS / "misbehaving_zygote.py"), behaviour)
-        supervisor._runners.pool._zygote_program = supervisor._zygote_program  # it was made to serve
+        assert own in [one.path for one in find_supervisors()]
         with pytest.raises(errors.WorkerDied, match=rf"{why}\s+{why}"):
             supervisor.generate(request_for())
 

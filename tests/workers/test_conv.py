@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.workers.inside import in_torch_process
 from tests.workers.test_streaming import latents, vae
 
 
+@pytest.mark.long
 @in_torch_process
 def test_a_decode_through_onednn_differs_by_rounding_only() -> None:
     import torch

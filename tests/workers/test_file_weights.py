@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.workers import plans
 from tests.workers.inside import in_torch_process
 
@@ -47,6 +49,7 @@ def check_transformer(kind: str, dtype: Any) -> None:
     }
 
 
+@pytest.mark.long
 @in_torch_process
 def test_transformers_compute_the_same_in_the_type_of_the_file() -> None:
     import torch

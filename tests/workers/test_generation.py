@@ -45,6 +45,7 @@ def test_frames_equal_a_plain_diffusers_script_byte_for_byte(
     assert result.pixels.std() > 5  # a constant picture would be equal too
 
 
+@pytest.mark.long
 def test_with_onednn_on_both_sides_frames_are_equal_too(zygote: ZygoteProcess, confined: bool, tmp_path: Path) -> None:
     model, params = tiny_model("t2v"), parameters(seed=11)
     with zygote.spawn(model, confined=confined) as worker:
@@ -54,6 +55,7 @@ def test_with_onednn_on_both_sides_frames_are_equal_too(zygote: ZygoteProcess, c
     assert np.array_equal(result.pixels, plain_frames(model, params, tmp_path, "--onednn"))
 
 
+@pytest.mark.long
 def test_two_threads_give_the_same_frames_as_one(zygote: ZygoteProcess, confined: bool) -> None:
     model = tiny_model("t2v")
     clips = []

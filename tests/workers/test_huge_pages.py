@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.workers.inside import in_torch_process
 
 
+@pytest.mark.long
 @in_torch_process
 def test_memory_is_the_same_after_it_was_collapsed() -> None:
     import os

@@ -54,6 +54,7 @@ def plain_script(model: Path, output: Path, limit_bytes: int | None) -> subproce
     return subprocess.run(command, capture_output=True, text=True, timeout=100, preexec_fn=limit)
 
 
+@pytest.mark.long
 def test_two_experts_under_a_limit_that_kills_a_plain_script(
     zygote: ZygoteProcess, confined: bool, tmp_path: Path, two_experts: Path
 ) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.workers import plans
 from tests.workers.inside import in_torch_process
 
 
+@pytest.mark.long
 @in_torch_process
 def test_live_and_peak_bytes_are_those_of_the_tensors() -> None:
     import torch

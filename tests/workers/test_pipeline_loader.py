@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.assets.tiny_wan import tiny_model
 from tests.workers import plans
 from tests.workers.inside import in_torch_process
@@ -87,6 +89,7 @@ def test_estimates_are_within_15_percent_of_what_is_counted() -> None:
         assert estimate.fits and not tight.fits
 
 
+@pytest.mark.long
 @in_torch_process
 def test_tiles_and_files_need_less_by_estimate_and_by_count() -> None:
     from wan_compat.protocol.plan import GroupOffload, Tiling

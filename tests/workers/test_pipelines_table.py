@@ -6,9 +6,12 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from wan_compat.policies.pipelines import PIPELINES
 
 
+@pytest.mark.long
 def test_table_agrees_with_the_signatures_of_diffusers():
     """Components, settings and what can be left out, against the installed release."""
     code = (

@@ -39,6 +39,7 @@ def test_each_kind_is_a_folder_in_the_official_layout_below_four_megabytes(kind:
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 4 << 20
 
 
+@pytest.mark.long
 def test_the_same_kind_is_built_to_the_same_bytes(tmp_path: Path) -> None:
     build("t2v", tmp_path / "again")
     assert digests(tmp_path / "again") == digests(tiny_model("t2v"))

@@ -159,6 +159,7 @@ def test_the_light_zygote_imports_nothing_and_its_workers_make_the_same_frames(
             worker.kill()
 
 
+@pytest.mark.long
 def test_a_worker_is_ready_a_hundred_times_sooner_than_by_importing(zygote: ZygoteProcess, confined: bool) -> None:
     """The bar is for a quiet machine and is kept by the benchmarks; here a tenth of it must hold on any."""
     ready = []
