@@ -49,10 +49,13 @@ def remote(serving: tuple[Supervisor, str]) -> Iterator[RemoteSupervisor]:
 def test_a_job_makes_the_same_events_and_the_same_result(serving, remote, request_for, tmp_path):
     remote.generate(request_for(output=None))  # so that neither has to load the model
     own = serving[0].submit(request_for(output=str(tmp_path / "own.mp4")))
-    here = [type(event) for event in own.events()]
+    here = list(own.events())
     job = remote.submit(request_for(output=str(tmp_path / "remote.mp4")), label="fox")
     there = list(job.events())
-    assert [type(event) for event in there] == here
+    # Which of two comes first, and how many of the progress there are, may differ from one run to the next.
+    assert {type(event) for event in there} == {type(event) for event in here}
+    phases = [[event.phase for event in events if isinstance(event, ev.PhaseStarted)] for events in (there, here)]
+    assert phases[0] == phases[1]
     assert isinstance(there[-1], ev.Finished) and there[-1].result is job.result()
     started = next(event for event in there if isinstance(event, ev.Started))
     assert isinstance(started.layers, tuple) and "seccomp" in started.layers
