@@ -151,6 +151,7 @@ def plain(models: dict[str, Path], media: dict[str, str], tmp_path_factory: pyte
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", CASES)
 def test_frames_equal_a_plain_diffusers_script_byte_for_byte(

@@ -49,6 +49,7 @@ def test_demo_draws_what_its_prompt_says_beside_what_is_there(cli: RunCli, cwd: 
     assert white[-1] > 1.5 * white[2], "and it grows"
 
 
+@pytest.mark.long
 def test_demo_says_the_same_to_a_program(cli: RunCli, cwd: Path) -> None:
     ended = cli("demo", "--json", "--output", "clip.mp4", "--seed", "3")
     assert ended.code == 0, ended

@@ -19,6 +19,7 @@ def picture(cwd: Path) -> str:
     return "a.png"
 
 
+@pytest.mark.long
 def test_a_picture_becomes_a_video(cli: RunCli, cwd: Path, picture: str) -> None:
     given = ("--image", picture, "--last-image", picture)
     ended = cli("generate", str(tiny_model("i2v22")), "--prompt", "a ball", *SMALL, *given, "--json")
@@ -29,6 +30,7 @@ def test_a_picture_becomes_a_video(cli: RunCli, cwd: Path, picture: str) -> None
     assert ended.document["output"]["num_frames"] == 5
 
 
+@pytest.mark.long
 def test_a_character_is_moved_by_two_videos_and_put_into_a_third(cli: RunCli, cwd: Path, picture: str) -> None:
     # The frames that move it, as an animated picture: five times the same.
     from PIL import Image

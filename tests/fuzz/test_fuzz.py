@@ -37,7 +37,7 @@ def test_every_seed_is_accepted(name):
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_mutated_and_random_input_is_accepted_or_a_typed_refusal(name, data):
     target = TARGETS[name]

@@ -833,7 +833,7 @@ def main() -> None:
     _given_scratch = order.get("scratch", "")
     extra = os.open(order["open_first"], os.O_RDWR) if "open_first" in order else -1
     if extra >= 0:
-        os.dup2(extra, 40)
+        os.dup2(extra, 222)
 
     def body(report: EntryReport) -> None:
         if order.get("seal"):

@@ -4,7 +4,7 @@
 
 Everything but that is real: the supervisor's Worker, the zygote, the entry, the greeting and the seal. Then
 /model/pipeline.py is executed and told by /model/order.json which attack to make; its answer goes to the log.
-OPEN_FIRST is opened by the zygote under number 40, a descriptor that a worker could inherit.
+OPEN_FIRST is opened by the zygote under number 222, a descriptor that a worker could inherit.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Zygote(zygote.Zygote):
 
 
 def main() -> None:
-    os.dup2(os.open(sys.argv.pop(1), os.O_RDWR), 40)
+    os.dup2(os.open(sys.argv.pop(1), os.O_RDWR), 222)
     zygote._be_worker = be_worker
     zygote.Zygote = Zygote  # type: ignore[misc]
     zygote.libraries.import_libraries = lambda: 0.0

@@ -203,6 +203,7 @@ def test_ffmpeg_that_dies_during_denoising_costs_nothing_but_another_encoding(mi
     assert sorted(path.name for path in tmp_path.iterdir()) == ["video.mp4", "video.mp4.json"]
 
 
+@pytest.mark.long
 def test_soak_of_workers_killed_at_random_moments_leaves_no_trace():
     """The short form of `python -m tests.soak`, which runs 500."""
     done = subprocess.run(

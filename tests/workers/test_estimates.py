@@ -34,6 +34,7 @@ def shape(kind: str) -> ModelShape:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "size", "plan", "changes"),
     [
