@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from wan_compat.policies.admission import admit_component
 from wan_compat.policies.architecture import ArchitectureSignature
@@ -34,6 +34,9 @@ from wan_compat.protocol.errors import (
 )
 from wan_compat.protocol.results import LoraReport
 from wan_compat.protocol.values import ComponentSpec, PipelineSpec
+
+if TYPE_CHECKING:  # mending asks the decision below
+    from wan_compat.policies.mending.values import Mend
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -60,6 +63,7 @@ class ModelDecision:
     lora_numbers: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of all LoRAs over each component
     guidance_scale: float | None = None  # where the repository itself says one: in the settings of a guider
     tensors: Mapping[str, Mapping[str, TensorFact]] = dataclasses.field(default_factory=dict)  # of each component
+    mends: tuple[Mend, ...] = ()  # what of its files had to be helped before it could be decided
 
     @property
     def size_multiple(self) -> int:
@@ -92,7 +96,7 @@ def decide_model(
         return decide_modular(facts, threads=threads, memory_limit_bytes=memory_limit_bytes, wish=wish)
     refuse_code(facts)
     named = facts.index.get("_class_name")
-    if "pipeline.py" in facts.files and not _is_of_diffusers(str(named)):
+    if "pipeline.py" in facts.files and not is_of_diffusers(str(named)):
         raise RemoteCodeRefused(
             f"model_index.json of {facts.root} names the pipeline {named!r}, "
             "which pipeline.py of the repository would have to bring",
@@ -210,7 +214,7 @@ def _pipeline_of(
     )
 
 
-def _is_of_diffusers(pipeline_class: str) -> bool:
+def is_of_diffusers(pipeline_class: str) -> bool:
     """Whether a pipeline's name is one of diffusers', as far as names tell."""
     families = (name.replace(" ", "").replace("-", "") for name in OTHER_FAMILIES.values())
     return pipeline_class in WAN_PIPELINES or any(pipeline_class.startswith(name) for name in families)
@@ -297,7 +301,8 @@ def choose_dtype(
 
 def _admit(facts: ModelFacts, components: Mapping[str, str], pipeline: Pipeline) -> tuple[FileFact, ...]:
     raise_first(facts, (item for item in judge_shards(facts, components) if item.component is not None))
-    admitted = [facts.files["model_index.json"]]
+    index = facts.files.get("model_index.json")  # None where it was rebuilt in memory
+    admitted = [index] if index is not None else []
     for name in components:
         admitted += admit_component(facts, name, pipeline.slots[name].kind)
     return tuple(sorted(admitted, key=lambda fact: fact.path))

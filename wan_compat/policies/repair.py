@@ -71,7 +71,7 @@ def propose_repair(facts: ModelFacts, architecture: Architecture, findings: Iter
     if [item.code for item in about_index] == ["json_byte_order_mark"]:
         return Proposal(facts.index, ("the byte order mark at the start of the file goes",))
     if any(item.code in _REBUILD or item.code.startswith("json_") for item in about_index):
-        return _rebuilt(facts, architecture)
+        return rebuilt(facts, architecture)
     codes = {item.code for item in wrong}
     if "boundary_without_second_expert" in codes:
         old = facts.index.get("boundary_ratio")
@@ -101,7 +101,8 @@ def diff(before: str, proposal: Proposal) -> str:
     return "\n".join([*kept[:MAX_DIFF_LINES], *rest])
 
 
-def _rebuilt(facts: ModelFacts, architecture: Architecture) -> Proposal | None:
+def rebuilt(facts: ModelFacts, architecture: Architecture) -> Proposal | None:
+    """Return an index made of the parts alone; None where one lacks, or they do not tell which pipeline runs them."""
     parts = {name: pair for name in (*_REQUIRED, *_OPTIONAL) if (pair := _pair(facts, name)) is not None}
     if any(name not in parts for name in _REQUIRED) or architecture.pipeline_class is None:
         return None

@@ -101,7 +101,7 @@ class Attempts:
         self._emit(ev.Recovered(**entry))
 
     def _end(self, error: WanCompatError, stop: Stop) -> NoReturn:
-        if self._tried:
+        if self._tried or self._entries:
             error.details["recovery"] = [*self._entries, *error.details.get("recovery", ())]
             error.details["recovery_ended"] = stop.reason
         raise error

@@ -82,6 +82,7 @@ def look_ahead(request: GenerationRequest, policy: Policy) -> Outlook:
         restricted=request.restricted,
         wish=wish_of(request),
         parts=parts_of(request),
+        recover=request.recover and not policy.require_manifest,
     )
     with copied_media(media_of(request)) as media:
         resolved = resolve_request(request, model, seed=0, media=media.specs)

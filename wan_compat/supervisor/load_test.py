@@ -159,6 +159,7 @@ def decided(model: str, **fields: Any) -> ModelDecision:
         memory_limit_bytes=memory_limit(asked.memory_limit_bytes, host),
         restricted=asked.restricted,
         parts=parts_of(asked),
+        recover=asked.recover,
     )
     return dataclasses.replace(decision, way=_way(decision, asked))
 

@@ -11,7 +11,7 @@ from typing import TypedDict
 from wan_compat.policies.models import ModelDecision, decide_model
 from wan_compat.policies.tasks import Wish
 from wan_compat.policies.trusted_models import decide_trusted_model
-from wan_compat.protocol.errors import InvalidRequest
+from wan_compat.protocol.errors import InvalidRequest, ModelInvalid, ModelNotCompatible
 from wan_compat.protocol.results import CodeReport
 from wan_compat.protocol.values import Mode
 from wan_compat.supervisor.inspection import read_model
@@ -34,9 +34,12 @@ def choose_model(
     restricted: bool = False,
     wish: Wish | None = None,
     parts: Parts | None = None,
+    recover: bool = True,
 ) -> ModelDecision:
     """Return what is loaded for a job, to do what is wished.
 
+    With `recover`, files that are broken are helped where others of the model leave no doubt how (mending.py), in safe
+    mode and without parts from elsewhere.
     `parts` are single files, LoRAs and quantised components that a user named beside the model.
 
     In safe mode, `restricted` lets code through that keeps to the audited subset.
@@ -56,9 +59,16 @@ def choose_model(
             hint="leave --restricted and --mode trust out, or give the repository alone",
         )
     if mode is Mode.SAFE and not restricted:
-        facts, reasons = read_parts(model, parts)
-        decision = decide_model(facts, **limits)
-        decision = dataclasses.replace(decision, reasons=(*decision.reasons, *reasons))
+        try:
+            facts, reasons = read_parts(model, parts)
+            decision = decide_model(facts, **limits)
+            decision = dataclasses.replace(decision, reasons=(*decision.reasons, *reasons))
+        except (ModelInvalid, ModelNotCompatible) as error:
+            if not recover or parts.is_composed:
+                raise
+            from wan_compat.supervisor.mending import decide_mended  # which most jobs do not need
+
+            facts, decision = decide_mended(model, error, **limits)
     elif mode is Mode.SAFE:
         from wan_compat.supervisor.restricted_code import choose_restricted_model
 

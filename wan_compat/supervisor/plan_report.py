@@ -125,6 +125,7 @@ def plan_model(
         memory_limit_bytes=_UNBOUNDED,
         wish=_with_media(wish),
         parts=parts_of(request),
+        recover=request.recover,
     )
     shape = shape_of(model)
     if shape is None:

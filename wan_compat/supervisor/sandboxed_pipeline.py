@@ -338,6 +338,7 @@ def _pipeline_class(fields: Mapping[str, Any], wanted: str | None) -> str:
             threads=host.cpu_count,
             memory_limit_bytes=host.memory_total_bytes,
             parts=parts_of(request),
+            recover=request.recover,
         )
     except WanCompatError as error:
         audit_log.note_error(error, model=request.model, mode=request.mode.value)  # as of a job, which will not come

@@ -113,6 +113,7 @@ class Judge:
             restricted=request.restricted,
             wish=wish_of(request),
             parts=parts_of(request),
+            recover=request.recover and not self._policy.require_manifest,
         )
         if self._policy.require_manifest:
             require_verified(request.model, model.admitted)

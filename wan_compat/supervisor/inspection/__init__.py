@@ -5,7 +5,7 @@ Nothing is written, nothing but regular files is opened, and links are followed 
 """
 
 from wan_compat.supervisor.inspection.json_document import parse_json
-from wan_compat.supervisor.inspection.model import read_facts, read_model
+from wan_compat.supervisor.inspection.model import read_facts, read_model, require_sound
 from wan_compat.supervisor.inspection.single_file import read_gguf_header, read_safetensors_header
 
-__all__ = ["parse_json", "read_facts", "read_gguf_header", "read_model", "read_safetensors_header"]
+__all__ = ["parse_json", "read_facts", "read_gguf_header", "read_model", "read_safetensors_header", "require_sound"]

@@ -83,11 +83,18 @@ def read_model(path: str) -> ModelFacts:
         ModelCorrupt: Malformed JSON or weight headers, or more of something than any real model has.
     """
     facts = read_facts(path)
+    require_sound(facts, path)
+    return facts
+
+
+def require_sound(facts: ModelFacts, path: str) -> None:
+    """Raise what `read_model` raises for these facts. `path` is how a user named the model."""
     index = {**facts.documents.get("modular_model_index.json", {}), **facts.index}
     for found in facts.problems:
         if found.severity is Severity.ERROR and _concerns_the_pipeline(found, index):
             raise found.to_error(facts.root)
-    if "model_index.json" not in facts.files and not _MODULAR & facts.files.keys():
+    known = facts.files.keys() | facts.documents.keys()  # an index that was rebuilt in memory is a document alone
+    if "model_index.json" not in known and not _MODULAR & known:
         found_instead = (
             "it is a single file" if facts.is_file else f"found: {', '.join(list(facts.files)[:5]) or 'no files'}"
         )
@@ -96,7 +103,6 @@ def read_model(path: str) -> ModelFacts:
             hint="give the top folder of a repository in diffusers layout; "
             "Wan-AI names these repositories with -Diffusers at the end",
         )
-    return facts
 
 
 def _concerns_the_pipeline(found: Finding, index: Mapping[str, Any]) -> bool:

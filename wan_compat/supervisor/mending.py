@@ -1,0 +1,56 @@
+"""A model whose files are broken in a way that other files of it can help: read again, mended in memory, decided anew.
+
+    error of read_model or decide_model -> policies/mending -> the same checks, the same decision -> what was mended
+                                                                                    '-> no: the error as it was
+
+Nothing in the model's folder is written, and no worker sees what was broken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from wan_compat.policies.facts import HostFacts, ModelFacts
+from wan_compat.policies.limits import memory_limit
+from wan_compat.policies.mending import Mend, mend
+from wan_compat.policies.models import ModelDecision, decide_model
+from wan_compat.policies.tasks import Wish
+from wan_compat.protocol.errors import ModelInvalid, ModelNotCompatible, RefusedByPolicy, WanCompatError
+from wan_compat.supervisor.inspection import read_facts, require_sound
+
+# Errors that may be about broken files. What policy refused is not among them, and is never tried in another way.
+MENDABLE = (ModelInvalid, ModelNotCompatible)
+
+
+def decide_mended(
+    path: str, error: WanCompatError, *, threads: int, memory_limit_bytes: int, wish: Wish | None
+) -> tuple[ModelFacts, ModelDecision]:
+    """Return facts and decision of a model that failed with `error`, with what had to be mended in `mends`.
+
+    Raises:
+        WanCompatError: `error`, if mending does not help; what the mended model is refused for, if that is about the
+            request or this machine.
+    """
+    mended = mend(read_facts(path))
+    if mended is None:
+        raise error
+    try:
+        require_sound(mended.facts, path)
+        decision = decide_model(mended.facts, threads=threads, memory_limit_bytes=memory_limit_bytes, wish=wish)
+    except (*MENDABLE, RefusedByPolicy):
+        raise error from None
+    reasons = (*decision.reasons, *(item.action for item in mended.mends))
+    return mended.facts, dataclasses.replace(decision, mends=mended.mends, reasons=reasons)
+
+
+def what_generate_would_mend(facts: ModelFacts, host: HostFacts) -> tuple[Mend, ...]:
+    """Return what `generate` would mend and then go on with; () where it would not get by."""
+    mended = mend(facts)
+    if mended is None:
+        return ()
+    try:
+        require_sound(mended.facts, facts.root)
+        decide_model(mended.facts, threads=1, memory_limit_bytes=memory_limit(None, host))
+    except WanCompatError:
+        return ()
+    return mended.mends
