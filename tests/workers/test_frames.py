@@ -212,3 +212,37 @@ def test_files_of_a_job_are_taken_exactly_and_others_are_closed() -> None:
         raises(ProtocolViolation, lambda expected=expected: reader.ring.receive_media(3, expected))
         assert len(os.listdir("/proc/self/fd")) == before
     assert reader.ring.receive_media(4, 0) == ()
+
+
+@in_torch_process
+def test_frames_of_several_videos_are_counted_on_and_each_video_is_whole_before_the_next() -> None:
+    import torch
+
+    reader = Reader()
+    writer = reader.ring.writer(1, SPEC, videos=2)
+    assert "0 frames instead of 4" in raises(UnusableFrames, writer.next_video).message
+    writer.publish(random_clip(3, torch.float32))
+    assert (
+        "more than the agreed 4 frames"
+        in raises(GenerationFailed, lambda: writer.publish(random_clip(2, torch.float32))).message
+    )
+    writer.publish(random_clip(1, torch.float32))
+    assert "1 videos instead of 2" in raises(UnusableFrames, writer.finish).message
+    writer.next_video()
+    for index in range(4):
+        reader.frame(index)
+    reader.doorbell.send(pack_doorbell(1, 4))
+    writer.publish(random_clip(4, torch.float32))
+    assert reader.frame(4).shape == (32, 48, 3)
+    assert "more than the agreed 2 videos" in raises(GenerationFailed, writer.next_video).message
+    writer.finish()
+
+
+@in_torch_process
+def test_a_video_of_one_single_value_is_refused_before_a_frame_of_the_next() -> None:
+    import torch
+
+    reader = Reader()
+    writer = reader.ring.writer(1, SPEC, videos=2)
+    writer.publish(torch.zeros(3, 4, SPEC.height, SPEC.width))
+    assert "one and the same value" in raises(UnusableFrames, writer.next_video).message

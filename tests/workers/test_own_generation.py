@@ -18,17 +18,18 @@ def clip() -> Any:
 def returned(output: Any) -> Any:
     import torch
 
-    from wan_compat.workers.returned_frames import pictures
+    from wan_compat.workers.returned_frames import returned_videos
 
-    return torch.stack(list(pictures(output)))
+    (video,) = returned_videos(output, 1)
+    return torch.stack(list(video))
 
 
-def refused(output: Any) -> str:
+def refused(output: Any, wanted: int = 1) -> str:
     from wan_compat.protocol.errors import GenerationFailed
-    from wan_compat.workers.returned_frames import pictures
+    from wan_compat.workers.returned_frames import returned_videos
 
     try:
-        list(pictures(output))
+        [list(video) for video in returned_videos(output, wanted)]
     except GenerationFailed as error:
         return error.message
     raise AssertionError("it was taken")
@@ -80,11 +81,13 @@ def test_what_is_no_video_is_refused() -> None:
 
 
 @in_torch_process
-def test_several_videos_are_refused_in_every_form_and_none_is_dropped_in_silence() -> None:
+def test_other_than_as_many_videos_as_were_asked_for_are_refused_in_every_form_and_none_is_dropped_in_silence() -> None:
     import numpy as np
     import PIL.Image
     import torch
     from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
+
+    from wan_compat.workers.returned_frames import returned_videos
 
     video = clip()
     picture = PIL.Image.fromarray(np.zeros((4, 5, 3), np.uint8))
@@ -96,7 +99,10 @@ def test_several_videos_are_refused_in_every_form_and_none_is_dropped_in_silence
         {"frames": [[picture], [picture]]},
         types.SimpleNamespace(values={"videos": [video, video]}),
     ):
-        assert refused(output) == "the pipeline returned 2 videos, and a job makes one"
+        assert refused(output) == "the pipeline returned 2 videos, and one was asked for"
+        assert refused(output, 3) == "the pipeline returned 2 videos, and 3 were asked for"
+        videos = [list(video) for video in returned_videos(output, 2)]
+        assert len(videos) == 2 and len(videos[0]) == len(videos[1]) > 0
     assert "0 videos" in refused(video[None][:0])
 
 

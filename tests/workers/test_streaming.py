@@ -70,9 +70,38 @@ def test_latents_of_several_videos_are_refused_before_anything_is_decoded() -> N
         try:
             streamed(model, FrameExit(model, mode), two)
         except GenerationFailed as error:
-            assert error.message == "the pipeline decodes 2 videos, and a job makes one"
+            assert error.message == "the pipeline decodes 2 videos, and one was asked for"
             continue
         raise AssertionError("it was taken")
+
+
+@in_torch_process
+def test_several_videos_are_decoded_one_after_the_other_each_as_by_itself() -> None:
+    import torch
+
+    from wan_compat.workers.streaming import FrameExit
+
+    model = vae()
+    clips = [latents(model), latents(model) * 0.5, latents(model) * 0.25]
+    for mode, slicing in (("auto", False), ("auto", True), ("never", False), ("never", True)):
+        exit_ = FrameExit(model, mode)
+        alone = [streamed(model, exit_, clip)[0] for clip in clips]
+        model.use_slicing = slicing  # diffusers then calls the seam of streaming once for each
+        pieces: list[Any] = [[]]
+        with (
+            torch.no_grad(),
+            exit_.publishing(
+                lambda piece, pieces=pieces: pieces[-1].append(piece.clone()),
+                videos=3,
+                next_video=lambda pieces=pieces: pieces.append([]),
+            ),
+        ):
+            model.decode(torch.cat(clips))
+        model.use_slicing = False
+        assert len(pieces) == 3
+        assert all(
+            torch.equal(torch.cat(got, dim=1), torch.cat(one, dim=1)) for got, one in zip(pieces, alone, strict=True)
+        )
 
 
 @in_torch_process

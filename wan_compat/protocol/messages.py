@@ -35,9 +35,18 @@ from pydantic_core import PydanticCustomError
 from wan_compat.protocol.conversion import MAX_FILES, MAX_LISTED, FileNumber, ListedTensor, TensorPiece, WeightSource
 from wan_compat.protocol.errors import clean_text
 from wan_compat.protocol.plan import DecodeSpec
-from wan_compat.protocol.values import Count, FrameSpec, GenerationParams, Name, PipelineSpec, Seconds, Value
+from wan_compat.protocol.values import (
+    MAX_AT_ONCE,
+    Count,
+    FrameSpec,
+    GenerationParams,
+    Name,
+    PipelineSpec,
+    Seconds,
+    Value,
+)
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 MAX_PICTURE_SIDE = 256
 MAX_PICTURE_BYTES = 48 << 10  # 128x128, or 160x90 latents of a 1280x720 video
 
@@ -196,11 +205,16 @@ class Generate(Value):
 
 
 class DecodeAgain(Value):
-    """Decode the latents that the job before left, in another way. A worker keeps them until its next Generate."""
+    """Decode the latents that the job before left, in another way. A worker keeps them until its next Generate.
+
+    Of latents of several videos, `videos` are decoded from number `first` on: those before them are finished.
+    """
 
     type: Literal["decode_again"] = "decode_again"
     job: JobSerial
     frames: FrameSpec
+    first: int = Field(default=0, ge=0, lt=MAX_AT_ONCE)
+    videos: int = Field(default=1, ge=1, le=MAX_AT_ONCE)
     decoding: DecodeSpec
 
 

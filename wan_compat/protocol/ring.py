@@ -6,7 +6,8 @@
 One writer, one reader, `slots` slots. The supervisor creates the memory (a memfd sealed against growing, shrinking and
 further seals), maps it read-only, and gives the descriptor to the worker, which maps it writable. Nothing in the ring
 describes itself: there are no headers. Frame `i` of a job lies in slot `i % slots` at `slot * stride`, where the
-stride follows from the FrameSpec agreed at Generate. A frame is (height, width, 3) uint8 RGB without padding.
+stride follows from the FrameSpec agreed at Generate. A frame is (height, width, 3) uint8 RGB without padding. Frames of
+several videos are counted on: frame `i` is of video `i // num_frames`, and each video is whole before the next begins.
 
 The doorbell is a SEQPACKET socket pair, because ZeroMQ costs four times a socket's round trip (docs/protocol.md):
 

@@ -26,13 +26,23 @@ MAX_FRAMES = 4001
 MAX_SIDE = 4096
 MAX_STEPS = 1000
 MAX_SEED = 2**63 - 1
+MAX_VIDEOS = 64  # of one job
+MAX_AT_ONCE = 16  # of them, denoised together
 
 Prompt = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)]
 ModuleFile = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}\.py$")]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
+# The phases of a job that have a timeout of their own; "close" is what a worker gets to stop in before it is killed.
+TimedPhase = Literal["start_worker", "load", "text_encode", "denoise", "decode", "encode", "close"]
+
 
 QuantizeName = Annotated[str, StringConstraints(pattern=r"^((bitsandbytes|torchao|quanto):)?(int8|int4|nf4|fp8)$")]
+
+
+def seed_after(seed: int, number: int) -> int:
+    """Return the seed of video `number`, from 0, of a job whose first video has `seed`."""
+    return (seed + number) % (MAX_SEED + 1)
 
 
 class Mode(enum.StrEnum):
@@ -84,13 +94,17 @@ _PATHS = (
 
 
 class GenerationRequest(VideoOptions):
-    """One video, as a user asks for it. Fields left None take the model family's defaults.
+    """One prompt, as a user asks for it: a video, or several. Fields left None take the model family's defaults.
 
     Args:
         model: Folder or file of a Wan model.
         prompt: What to show.
-        output: Path of the video to write; None returns the frames instead.
-        seed: Seed of the initial noise; None draws one, which the result names.
+        output: Path of the video to write; None returns the frames instead. Of several, `fox-1.mp4`, ...
+        seed: Seed of the initial noise; None draws one, which the result names. Of several videos, each has the seed
+            after the one before.
+        num_videos: How many, one after the other: each is byte for byte what a job of its own with its seed makes.
+        videos_at_once: How many of them are denoised together. Takes as much more memory; sums are added up in
+            another order, so that some pixels differ by one.
         height, width: Pixels; must divide by the VAE's and the transformer's factors. Never resized in silence.
         num_frames: 4k + 1 for Wan's causal VAE.
         fps: Frames per second of the file; None takes the family's rate.
@@ -116,6 +130,7 @@ class GenerationRequest(VideoOptions):
         load_only: Load the model and generate nothing; the worker stays for the next job.
         count_memory: On a CPU, count the tensors of each phase; what is counted takes a little longer.
         timeout_s: Whole job, from submit to finished file.
+        phase_timeouts: Phase -> seconds, for those that shall not take as long as they would be given (docs/supervision.md).
         memory_limit_bytes: Cap for the worker; None takes the policy's.
         gpu_memory_limit_bytes: Soft cap for the worker on all GPUs together; None takes the policy's.
         worker_log: File that receives what the worker printed, cleaned.
@@ -131,6 +146,8 @@ class GenerationRequest(VideoOptions):
     negative_prompt: Prompt | None = None
     output: str | None = Field(default=None, max_length=4096)
     seed: Seed | None = None
+    num_videos: int = Field(default=1, ge=1, le=MAX_VIDEOS)
+    videos_at_once: int = Field(default=1, ge=1, le=MAX_AT_ONCE)
     height: int | None = Field(default=None, ge=16, le=MAX_SIDE)
     width: int | None = Field(default=None, ge=16, le=MAX_SIDE)
     num_frames: int | None = Field(default=None, ge=1, le=MAX_FRAMES)
@@ -172,6 +189,9 @@ class GenerationRequest(VideoOptions):
     restricted: bool = False
     isolation: Isolation = Isolation.MODEL
     timeout_s: float | None = Field(default=None, gt=0, le=7 * 86400)
+    phase_timeouts: dict[TimedPhase, Annotated[float, Field(gt=0, le=7 * 86400)]] = Field(
+        default_factory=dict, max_length=7
+    )
     memory_limit_bytes: int | None = Field(default=None, ge=256 << 20, le=1 << 50)
     gpu_memory_limit_bytes: int | None = Field(default=None, ge=256 << 20, le=1 << 50)
     worker_log: str | None = Field(default=None, max_length=4096)
@@ -283,11 +303,15 @@ class PipelineSpec(Value):
 
 
 class GenerationParams(Value):
-    """One generation, resolved: every value is final, nothing is left for the worker to choose."""
+    """One generation, resolved: every value is final, nothing is left for the worker to choose.
+
+    `videos` are made at once, in one call of the pipeline; `seed` is that of the first (`seed_after`).
+    """
 
     prompt: Prompt
     negative_prompt: Prompt | None = None
     seed: Seed
+    videos: int = Field(default=1, ge=1, le=MAX_AT_ONCE)
     num_inference_steps: int = Field(ge=1, le=MAX_STEPS)
     guidance_scale: float = Field(ge=0, le=100)
     guidance_scale_2: float | None = Field(default=None, ge=0, le=100)

@@ -44,6 +44,7 @@ class FrameRing:
         self._layout: RingLayout | None = None
         self._job = 0
         self._hung_up = False
+        self.expected = 0  # frames of the job that runs
         self.published = 0
         self.consumed = 0
 
@@ -59,9 +60,14 @@ class FrameRing:
         """Descriptor to poll, or -1 once the worker has closed its end (which alone is not yet a death)."""
         return -1 if self._hung_up else self._doorbell.fileno()
 
-    def begin(self, job: int, frame: FrameSpec) -> None:
-        """Start a job: frames are counted from 0 again, all slots are free. Call before sending Generate."""
+    def begin(self, job: int, frame: FrameSpec, videos: int = 1) -> None:
+        """Start a job: frames are counted from 0 again, all slots are free. Call before sending Generate.
+
+        Args:
+            videos: How many of `frame.num_frames` each will come, one after the other.
+        """
         self._layout, self._job = RingLayout(frame), job
+        self.expected = frame.num_frames * videos
         self.published = self.consumed = 0
 
     def send_media(self, job: int, descriptors: Sequence[int]) -> None:
@@ -85,7 +91,7 @@ class FrameRing:
 
     @property
     def complete(self) -> bool:
-        return self._layout is not None and self.consumed == self._layout.frame.num_frames
+        return self._layout is not None and self.consumed == self.expected
 
     def collect(self) -> int:
         """Read what is waiting at the doorbell; return how many frames are ready to be read.
@@ -116,7 +122,7 @@ class FrameRing:
     def _publish(self, job: int, index: int) -> None:
         if self._layout is None or job != self._job:
             raise CorruptFrame(f"frame {index} of job {job}, but that job is not running")
-        if index != self.published or index >= self._layout.frame.num_frames:
+        if index != self.published or index >= self.expected:
             raise CorruptFrame(f"frame {self.published} expected, {index} published")
         if self.published - self.consumed >= self._layout.slots:
             raise CorruptFrame(f"frame {index} published without a free slot")

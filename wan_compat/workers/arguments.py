@@ -14,7 +14,7 @@ import torch
 
 from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.protocol.media import MediaRole
-from wan_compat.protocol.values import GenerationParams
+from wan_compat.protocol.values import GenerationParams, seed_after
 from wan_compat.workers.families import family_of
 from wan_compat.workers.media import NO_MEDIA, Media
 from wan_compat.workers.own_pipeline import ANYTHING
@@ -52,10 +52,13 @@ def arguments(model: LoadedModel, params: GenerationParams, media: Media = NO_ME
         "num_inference_steps": params.num_inference_steps,
         "guidance_scale": params.guidance_scale,
         "max_sequence_length": params.max_sequence_length,
-        # On the CPU whatever the device, as diffusers advises: a seed then gives the same noise everywhere.
-        "generator": torch.Generator("cpu").manual_seed(params.seed),
+        "generator": _generator(params.seed),
         "output_type": "pt",  # the tensor is one pixel: the frames leave through FrameExit
     }
+    if params.videos > 1 and not {"num_videos_per_prompt", ANYTHING}.isdisjoint(model.call_arguments):
+        # A pipeline that takes no number makes as many as it always does: returned_frames.py counts them.
+        given["num_videos_per_prompt"] = params.videos
+        given["generator"] = [_generator(seed_after(params.seed, number)) for number in range(params.videos)]
     # Diffusers refuses it for a pipeline without a boundary between two experts.
     config = getattr(model.pipeline, "config", None)
     two_scales = "guidance_scale_2" in model.call_arguments and getattr(config, "boundary_ratio", None) is not None
@@ -72,6 +75,11 @@ def arguments(model: LoadedModel, params: GenerationParams, media: Media = NO_ME
         if name not in model.call_arguments and ANYTHING not in model.call_arguments:
             raise InvalidRequest(f"{model.spec.pipeline_class} takes no {name}", hint=f"leave {name} out")
     return given | asked
+
+
+def _generator(seed: int) -> torch.Generator:
+    # On the CPU whatever the device, as diffusers advises: a seed then gives the same noise everywhere.
+    return torch.Generator("cpu").manual_seed(seed)
 
 
 def _asked(params: GenerationParams, media: Media) -> dict[str, Any]:

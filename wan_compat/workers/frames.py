@@ -50,10 +50,10 @@ class FrameRing:
         self._wait.register(self._doorbell, select.POLLIN)
         self._wait.register(cancellation.fileno(), select.POLLIN)
 
-    def writer(self, job: int, frames: FrameSpec) -> FrameWriter:
-        """Begin the frames of one job."""
+    def writer(self, job: int, frames: FrameSpec, videos: int = 1) -> FrameWriter:
+        """Begin the frames of one job, of `videos` videos."""
         self.forget_credits()
-        return FrameWriter(self, job, RingLayout(frames))
+        return FrameWriter(self, job, RingLayout(frames), videos)
 
     def doorbell_fileno(self) -> int:
         return self._doorbell.fileno()
@@ -132,13 +132,20 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:
 
 
 class FrameWriter:
-    """Publishes the frames of one job, in order, each exactly once."""
+    """Publishes the frames of one job, in order, each exactly once; of several videos, one video after the other.
 
-    def __init__(self, ring: FrameRing, job: int, layout: RingLayout) -> None:
+    Attributes:
+        videos: How many there will be.
+        published: Frames so far, of all of them.
+    """
+
+    def __init__(self, ring: FrameRing, job: int, layout: RingLayout, videos: int = 1) -> None:
         self._ring, self._job, self._layout = ring, job, layout
+        self.videos = videos
         self.published = 0
+        self._finished = 0  # videos before the one that is written
         self._consumed = 0
-        self._darkest, self._brightest = 255.0, 0.0  # of all values so far, as they are published
+        self._darkest, self._brightest = 255.0, 0.0  # of all values of this video so far, as they are published
 
     def publish(self, pixels: torch.Tensor) -> None:
         """Convert and publish a run of frames.
@@ -158,7 +165,7 @@ class FrameWriter:
                 f"the model decoded frames of {width}x{height} with {channels} channels"
                 f" instead of {frame.width}x{frame.height} RGB"
             )
-        if self.published + count > frame.num_frames:
+        if count > self._room:
             raise GenerationFailed(f"the model decoded more than the agreed {frame.num_frames} frames")
         lowest, highest = check_finite(pixels)
         self._note_range((lowest + 1.0) * 127.5, (highest + 1.0) * 127.5)
@@ -185,7 +192,7 @@ class FrameWriter:
                 f"the pipeline returned pictures of shape {tuple(picture.shape)}"
                 f" instead of (3, {frame.height}, {frame.width})"
             )
-        if self.published + 1 > frame.num_frames:
+        if self._room < 1:
             raise GenerationFailed(f"the pipeline returned more than the agreed {frame.num_frames} frames")
         if picture.dtype == torch.uint8:
             self._note_range(*(float(bound) for bound in torch.aminmax(picture)))
@@ -205,14 +212,34 @@ class FrameWriter:
         Args:
             may_be_constant: A function of the repository made the frames, and may well have meant a single colour.
         """
-        if self.published != self._layout.frame.num_frames:
-            raise UnusableFrames(
-                f"the model decoded {self.published} frames instead of {self._layout.frame.num_frames}"
-            )
+        self._check_video(may_be_constant)
+        if self._finished + 1 != self.videos:
+            raise UnusableFrames(f"the model decoded {self._finished + 1} videos instead of {self.videos}")
+
+    def next_video(self) -> None:
+        """Check the video that was written as `finish` does, before any frame of the next one; go on to that.
+
+        The supervisor takes the first frame of the next video for the word that this one is good.
+        """
+        self._check_video(may_be_constant=False)
+        if self._finished + 1 >= self.videos:
+            raise GenerationFailed(f"the model decoded more than the agreed {self.videos} videos")
+        self._finished += 1
+        self._darkest, self._brightest = 255.0, 0.0
+
+    @property
+    def _room(self) -> int:
+        """How many frames of this video are still to come."""
+        return (self._finished + 1) * self._layout.frame.num_frames - self.published
+
+    def _check_video(self, may_be_constant: bool) -> None:
+        frames = self._layout.frame.num_frames
+        if self._room:
+            raise UnusableFrames(f"the model decoded {frames - self._room} frames instead of {frames}")
         if not may_be_constant and int(self._darkest) == int(self._brightest):
             # No prompt makes a video without a single differing value: it is what overflow and broken kernels make.
             raise UnusableFrames(
-                f"all {self.published} frames are one and the same value ({int(self._darkest)} of 255)",
+                f"all {frames} frames are one and the same value ({int(self._darkest)} of 255)",
                 fixes=("try another seed", "check the model's files: broken or wrongly converted weights do this"),
             )
 

@@ -22,6 +22,8 @@ import torch
 
 from wan_compat.protocol.errors import UnusableFrames
 from wan_compat.protocol.messages import Generate, Generated, Picture, Progress
+from wan_compat.protocol.states import MAX_STEPS_OF_PHASE
+from wan_compat.protocol.values import FrameSpec
 from wan_compat.workers.arguments import arguments, check_sizes
 from wan_compat.workers.cancellation import Cancellation
 from wan_compat.workers.families import family_of
@@ -31,7 +33,7 @@ from wan_compat.workers.loader import LoadedModel
 from wan_compat.workers.media import NO_MEDIA, Media
 from wan_compat.workers.optimizations import caching
 from wan_compat.workers.phase_memory import PhaseMemory
-from wan_compat.workers.returned_frames import pictures
+from wan_compat.workers.returned_frames import returned_videos
 
 
 def generate(
@@ -67,13 +69,7 @@ def generate(
     family = family_of(model.spec.pipeline_class)
     steps = family.steps(params, pipeline) if family is not None else None
     run = Run(pipeline, order.job, cancellation, report, steps)
-    latent_frames = (params.frames.num_frames - 1) // pipeline.vae_scale_factor_temporal + 1
-
-    def publish(pixels: torch.Tensor) -> None:
-        cancellation.check()
-        writer.publish(pixels)
-        done = (writer.published - 1) // pipeline.vae_scale_factor_temporal + 1
-        report(Progress(job=order.job, phase="decode", step=min(done, latent_frames), total=latent_frames))
+    publish = streamed(pipeline, order.job, params.frames, writer, cancellation, report)
 
     transformers = (pipeline.transformer, getattr(pipeline, "transformer_2", None))
     memory = PhaseMemory(pipeline, model.spec.device, count=order.count_memory)
@@ -85,19 +81,15 @@ def generate(
         caching(pipeline, model.spec.plan.cache, params.num_inference_steps) as cached,
         memory.counting(),
         run.watching(transformers),
-        model.frame_exit.publishing(publish, keep) if model.frame_exit else contextlib.nullcontext(),
+        model.frame_exit.publishing(publish, keep, videos=writer.videos, next_video=writer.next_video)
+        if model.frame_exit
+        else contextlib.nullcontext(),
     ):
         output = pipeline(**given, callback_on_step_end=run.on_step_end)
     if model.frame_exit is None:
-        returned = pictures(output)
         first = family.skipped(given) if family is not None else 0
         last = first + params.frames.num_frames if family is not None and family.trimmed else None
-        for picture in itertools.islice(returned, first, last):
-            cancellation.check()
-            writer.publish_picture(picture)
-            report(
-                Progress(job=order.job, phase="decode", step=writer.published, total=max(1, params.frames.num_frames))
-            )
+        publish_returned(output, slice(first, last), order, writer, cancellation, report)
     writer.finish()
     kept = model.embeddings is not None and model.embeddings.computed == computed
     return run.finished(model.spec.device).model_copy(
@@ -107,6 +99,57 @@ def generate(
             "peak_vram_bytes": max(memory.peaks.values(), default=None) if model.spec.device == "cuda" else None,
         }
     )
+
+
+def streamed(
+    pipeline: Any,
+    job: int,
+    frames: FrameSpec,
+    writer: FrameWriter,
+    cancellation: Cancellation,
+    report: Callable[[Progress], None],
+) -> Callable[[torch.Tensor], None]:
+    """Return what publishes the pieces that leave a VAE, with a step of progress for each latent frame."""
+    ratio = pipeline.vae_scale_factor_temporal
+    each = (frames.num_frames - 1) // ratio + 1
+
+    def publish(pixels: torch.Tensor) -> None:
+        cancellation.check()
+        writer.publish(pixels)
+        video, frame = divmod(writer.published - 1, frames.num_frames)
+        step, total = video * each + min(frame // ratio + 1, each), writer.videos * each
+        if step <= MAX_STEPS_OF_PHASE:
+            report(Progress(job=job, phase="decode", step=step, total=min(total, MAX_STEPS_OF_PHASE)))
+
+    return publish
+
+
+def publish_returned(
+    output: Any,
+    wanted: slice,
+    order: Generate,
+    writer: FrameWriter,
+    cancellation: Cancellation,
+    report: Callable[[Progress], None],
+) -> None:
+    """Publish the frames that a pipeline returned, one video after the other, with a step of progress for each.
+
+    Args:
+        wanted: Which frames of each video.
+
+    Raises:
+        GenerationFailed: It returned no video, or another number of them than was asked for.
+    """
+    total = writer.videos * max(1, order.params.frames.num_frames)
+    for number, video in enumerate(returned_videos(output, writer.videos)):
+        if number:
+            writer.next_video()
+        for picture in itertools.islice(video, wanted.start, wanted.stop):
+            cancellation.check()
+            writer.publish_picture(picture)
+            if writer.published <= MAX_STEPS_OF_PHASE:
+                step, steps = writer.published, min(total, MAX_STEPS_OF_PHASE)
+                report(Progress(job=order.job, phase="decode", step=step, total=steps))
 
 
 def free_memory(model: LoadedModel | None) -> None:

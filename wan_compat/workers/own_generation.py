@@ -8,7 +8,6 @@ decode    from the last step to the last published frame; the frames come as a w
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,12 +19,13 @@ from wan_compat.workers.arguments import MEDIA_NAMES, arguments
 from wan_compat.workers.cancellation import Cancellation
 from wan_compat.workers.families import family_of
 from wan_compat.workers.frames import FrameWriter
-from wan_compat.workers.generation import Run
+from wan_compat.workers.generation import Run, publish_returned
 from wan_compat.workers.loader import LoadedModel
 from wan_compat.workers.media import NO_MEDIA, Media
+from wan_compat.workers.optimizations import caching
 from wan_compat.workers.own_pipeline import ANYTHING, guide, wanted_arguments
+from wan_compat.workers.phase_memory import PhaseMemory
 from wan_compat.workers.repository_code import cannot_import
-from wan_compat.workers.returned_frames import pictures
 
 MAX_STEPS = 10_000  # as many as the protocol takes
 
@@ -60,21 +60,25 @@ def generate_own(
     run = Run(pipeline, order.job, cancellation, report)
     names = [item.name for item in model.spec.components if item.name.startswith("transformer")]
     transformers = [part for name in names if isinstance(part := getattr(pipeline, name, None), torch.nn.Module)]
-    with torch.no_grad(), run.watching(transformers), _counting_steps(pipeline, run, order.job, report, steps):
+    memory = PhaseMemory(pipeline, model.spec.device, count=order.count_memory)
+    with (
+        torch.no_grad(),
+        caching(pipeline, model.spec.plan.cache, order.params.num_inference_steps) as cached,
+        memory.counting(),
+        run.watching(transformers),
+        _counting_steps(pipeline, run, order.job, report, steps),
+    ):
         try:
             output = pipeline(**given)
         except ImportError as error:  # code may import late
             if model.spec.code is None:
                 raise
             raise cannot_import(model.spec.code, error) from error
-    total = order.params.frames.num_frames
     trimmed = family is not None and family.trimmed
-    for picture in itertools.islice(pictures(output), total if trimmed else None):
-        cancellation.check()
-        writer.publish_picture(picture)
-        report(Progress(job=order.job, phase="decode", step=writer.published, total=total))
+    wanted = slice(0, order.params.frames.num_frames if trimmed else None)
+    publish_returned(output, wanted, order, writer, cancellation, report)
     writer.finish()
-    return run.finished(model.spec.device)
+    return run.finished(model.spec.device).model_copy(update={"applied": cached, "peak_allocated_bytes": memory.peaks})
 
 
 def _require(name: str, wanted: Iterable[str], given: Mapping[str, Any]) -> None:

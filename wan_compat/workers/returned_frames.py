@@ -1,7 +1,7 @@
 """Frames that a pipeline returns: found in what it answers, whatever form that has, and published one by one.
 
-A job is one prompt and makes one video. A pipeline that answers with several was not asked for them, and which one is
-meant nobody can say: an error, before a frame is published, and never the first one in silence.
+As many videos as were asked for must be there. Of others than that nobody can say which ones are meant: an error,
+before a frame is published, and never the first one in silence.
 """
 
 from __future__ import annotations
@@ -17,18 +17,27 @@ from wan_compat.protocol.errors import GenerationFailed
 _VIDEO_NAMES = ("videos", "frames", "video")
 
 
-def pictures(output: Any) -> Iterator[torch.Tensor]:
-    """Yield the frames of the video that a pipeline returned, each (3, height, width), uint8 or floating point.
+def returned_videos(output: Any, wanted: int) -> list[Iterator[torch.Tensor]]:
+    """Return the frames of each video that a pipeline returned: (3, height, width), uint8 or floating point.
 
     Takes what diffusers' video pipelines return as "pt", "np" and "pil": an object with `frames`, a tuple, or the state
-    of a modular pipeline, with a batch of one video, or one video, inside.
+    of a modular pipeline, with a batch of videos, or one video, inside.
 
     Raises:
-        GenerationFailed: It is no video, or several.
+        GenerationFailed: It is no video, or not `wanted` of them.
     """
-    video = _video(output)
-    while isinstance(video, list | tuple) and len(video) > 0 and isinstance(video[0], list | tuple):
-        video = _only(video)
+    videos = _batch(_video(output))
+    if (found := len(videos)) != wanted:
+        raise GenerationFailed(
+            f"the pipeline returned {found} videos, and {'one was' if wanted == 1 else f'{wanted} were'} asked for",
+            hint=f"ask for as many as it makes at once: --num-videos {found} --videos-at-once {found}"
+            if found
+            else None,
+        )
+    return [_pictures(video) for video in videos]
+
+
+def _pictures(video: Any) -> Iterator[torch.Tensor]:
     for frame in _frames(video):
         picture = _tensor(frame)
         if picture.ndim == 3 and picture.shape[-1] == 3 and picture.shape[0] != 3:
@@ -50,30 +59,30 @@ def _video(output: Any) -> Any:
     return output[0] if isinstance(output, tuple) and output else output
 
 
+def _batch(found: Any) -> list[Any]:
+    """Return the videos of what may be one, or a batch: lists of pictures, or tensors of four dimensions."""
+    if isinstance(found, list | tuple):
+        while len(found) == 1 and isinstance(found[0], list | tuple) and _is_deep(found[0]):
+            found = found[0]
+        if found and (isinstance(found[0], list | tuple) or _tensor(found[0]).ndim == 4):
+            return list(found)
+        return [found]
+    tensor = _tensor(found)
+    return list(tensor) if tensor.ndim == 5 else [tensor]
+
+
+def _is_deep(inner: Any) -> bool:
+    return bool(inner) and isinstance(inner[0], list | tuple)
+
+
 def _frames(video: Any) -> Iterator[Any]:
     if isinstance(video, list | tuple):
-        first = _tensor(video[0]) if video else None
-        if first is not None and first.ndim == 4:  # a batch of videos
-            _only(video)
-            yield from first
-        else:
-            yield from video
+        yield from video
         return
     tensor = _tensor(video)
-    if tensor.ndim == 5:
-        tensor = _only(tensor)
     if tensor.ndim != 4:
         raise GenerationFailed(f"the pipeline returned an array of shape {tuple(tensor.shape)}, which is no video")
     yield from tensor
-
-
-def _only(videos: Any) -> Any:
-    if len(videos) != 1:
-        raise GenerationFailed(
-            f"the pipeline returned {len(videos)} videos, and a job makes one",
-            hint="let the pipeline return one video for a prompt; several videos are several jobs, each with its seed",
-        )
-    return videos[0]
 
 
 def _tensor(value: Any) -> torch.Tensor:

@@ -27,6 +27,7 @@ from wan_compat.protocol.plan import DecodeSpec
 from wan_compat.workers.cancellation import Cancellation
 from wan_compat.workers.conv import default_conv3d
 from wan_compat.workers.frames import FrameWriter
+from wan_compat.workers.generation import streamed
 from wan_compat.workers.loader import LoadedModel
 from wan_compat.workers.streaming import FrameExit
 
@@ -65,19 +66,15 @@ def decode_again(
     """
     if latents is None:
         raise GenerationFailed("there are no latents to decode again")
+    latents = latents[order.first : order.first + order.videos]
+    if len(latents) != order.videos:
+        raise GenerationFailed(f"there are no latents to decode again of {order.videos} videos")
     vae, started = model.pipeline.vae, time.perf_counter()
-    total = (order.frames.num_frames - 1) // model.pipeline.vae_scale_factor_temporal + 1
-
-    def publish(pixels: torch.Tensor) -> None:
-        cancellation.check()
-        writer.publish(pixels)
-        done = (writer.published - 1) // model.pipeline.vae_scale_factor_temporal + 1
-        report(Progress(job=order.job, phase="decode", step=min(done, total), total=total))
-
+    publish = streamed(model.pipeline, order.job, order.frames, writer, cancellation, report)
     with decoding(vae, order.decoding) as applied, torch.no_grad():
         streaming = order.decoding.streaming or model.spec.streaming
         frame_exit = FrameExit(vae, streaming)
-        with frame_exit.publishing(publish):
+        with frame_exit.publishing(publish, videos=order.videos, next_video=writer.next_video):
             vae.decode(latents.to(vae.dtype), return_dict=False)
     writer.finish()
     done = "streaming" if frame_exit.streaming else "whole"

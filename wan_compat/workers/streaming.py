@@ -64,28 +64,45 @@ class FrameExit:
 
     @contextlib.contextmanager
     def publishing(
-        self, publish: Publish, keep: Callable[[torch.Tensor], None] = lambda _latents: None
+        self,
+        publish: Publish,
+        keep: Callable[[torch.Tensor], None] = lambda _latents: None,
+        *,
+        videos: int = 1,
+        next_video: Callable[[], None] = lambda: None,
     ) -> Iterator[None]:
         """Send every decoded piece, (3, frames, height, width) in [-1, 1], to `publish` instead of to the pipeline.
 
-        `keep` is shown what the VAE is given, before anything is decoded (second_decode.py). Latents of several videos
-        are a GenerationFailed in the pipeline's decode.
+        Latents of several videos are decoded one after the other: that takes no more memory than one, frames come in
+        the order in which they are wanted, and what was proved of one is true of each.
+
+        Args:
+            keep: Is shown what the VAE is given, before anything is decoded (second_decode.py).
+            videos: How many were asked for; latents of more are a GenerationFailed in the pipeline's decode.
+            next_video: Called between one video and the next.
         """
-        vae = self._vae
+        vae, seen = self._vae, 0
         name = "_decode" if self.streaming else "decode"
         original = getattr(vae, name)
 
         def decode(z: torch.Tensor, return_dict: bool = True) -> Any:
-            if z.shape[0] != 1:  # before anything is decoded: below, only the first would be published
-                raise GenerationFailed(f"the pipeline decodes {z.shape[0]} videos, and a job makes one")
+            nonlocal seen
+            given = z.shape[0]
+            if given > videos or (videos > 1 and seen + given > videos):  # before anything is decoded
+                asked = "one was" if videos == 1 else f"{videos} were"
+                raise GenerationFailed(f"the pipeline decodes {max(given, seen + given)} videos, and {asked} asked for")
             keep(z)
             tiled = would_tile(vae, z)
-            if self.streaming and (self._tiles_proved or not tiled):
-                # Not clamped: the clamp would turn an infinite value into white, and nobody would know.
-                for piece in decode_tiled_pieces(vae, z) if tiled else decode_pieces(vae, z):
-                    publish(piece[0])
-            else:
-                publish(_decode_whole(vae, original, z))
+            for one in z.split(1):
+                if seen and videos > 1:
+                    next_video()
+                seen += 1
+                if self.streaming and (self._tiles_proved or not tiled):
+                    # Not clamped: the clamp would turn an infinite value into white, and nobody would know.
+                    for piece in decode_tiled_pieces(vae, one) if tiled else decode_pieces(vae, one):
+                        publish(piece[0])
+                else:
+                    publish(_decode_whole(vae, original, one))
             return _nothing(z, return_dict)
 
         setattr(vae, name, decode)
@@ -189,5 +206,5 @@ def clear_feature_cache(vae: Any) -> None:
 def _nothing(z: torch.Tensor, return_dict: bool) -> Any:
     from diffusers.models.autoencoders.vae import DecoderOutput
 
-    sample = z.new_zeros(1, 3, 1, 1, 1)
+    sample = z.new_zeros(z.shape[0], 3, 1, 1, 1)
     return DecoderOutput(sample=sample) if return_dict else (sample,)

@@ -228,7 +228,7 @@ def _generate(
 
     try:
         media = _receive_media(model, order, ring, cancellation)
-        writer = ring.writer(order.job, order.params.frames)
+        writer = ring.writer(order.job, order.params.frames, order.params.videos)
         ended = generate(model, order, writer, cancellation, control.post, media)
         return ended.model_copy(update={"notes": media.notes})
     except JobCancelled:
@@ -253,7 +253,8 @@ def _decode_again(
 
     try:
         latents = keeper.latents if keeper is not None else None
-        return decode_again(model, latents, order, ring.writer(order.job, order.frames), cancellation, control.post)
+        writer = ring.writer(order.job, order.frames, order.videos)
+        return decode_again(model, latents, order, writer, cancellation, control.post)
     except JobCancelled:
         return m.Cancelled(job=order.job)
     except Exception as error:  # noqa: BLE001 - as above

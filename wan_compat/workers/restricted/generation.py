@@ -57,6 +57,8 @@ def generate_restricted(
     assert model.restricted is not None
     if media.pictures:
         raise InvalidRequest("restricted code is given no pictures", hint="leave them out")
+    if order.params.videos > 1:
+        raise InvalidRequest("restricted code makes one video at once", hint="leave --videos-at-once out")
     check_sizes(model.pipeline, order.params)
     steps = _Steps(report)
     run = Run(model.pipeline, order.job, cancellation, steps.passed_on)
