@@ -106,8 +106,10 @@ class JobRun:
             restricted=request.restricted,
             wish=wish_of(request),
             parts=parts_of(request),
+            recover=request.recover and not context.policy.require_manifest,
         )
         decided.append(model)
+        self._tell_mends(model)
         if request.restricted and model.pipeline.restricted is None:
             self._watch.warn("the repository names no code of its own: --restricted changes nothing")
         if context.policy.require_manifest:
@@ -231,6 +233,15 @@ class JobRun:
             first_use.remember(self._request.model, self._request.mode, confirmed=False)
         except (WanCompatError, OSError) as error:
             self._watch.warn(f"the first use of this model could not be recorded: {error}")
+
+    def _tell_mends(self, model: ModelDecision) -> None:
+        """What was broken in the model's files and is helped: told like every other recovery, and as a warning."""
+        for mend in model.mends:
+            self._context.emit(ev.Recovering(mend.error, mend.action))
+            entry = {"error": mend.error, "action": mend.action, "outcome": "succeeded"}
+            self._recovery.append(entry)
+            self._context.emit(ev.Recovered(**entry))
+            self._watch.warn(f"{mend.error}; {mend.action}")
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
