@@ -114,7 +114,8 @@ def rebuilt(facts: ModelFacts, architecture: Architecture) -> Proposal | None:
     if architecture.pipeline_class in _TAKE_BOUNDARY:
         document["boundary_ratio"] = _BOUNDARY.get(architecture.architecture_type) if "transformer_2" in parts else None
         document.setdefault("transformer_2", [None, None])
-    if architecture.architecture_type == "wan_ti2v":
+    # Lucy-Edit is made of the 5B model, with the same VAE.
+    if architecture.architecture_type == "wan_ti2v" or architecture.pipeline_class == "LucyEditPipeline":
         document["expand_timesteps"] = True
     return Proposal(
         dict(sorted(document.items())),

@@ -9,6 +9,7 @@ from typing import Any
 from wan_compat.policies.architecture import Architecture
 from wan_compat.policies.detection.classes import FOREIGN_WAN_PIPELINES, LOOK_ALIKE_PIPELINES, WAN_PIPELINES
 from wan_compat.policies.detection.decide import detect
+from wan_compat.policies.detection.hints import hints_of, score
 from wan_compat.policies.facts import ModelFacts
 from wan_compat.policies.findings import Severity
 from wan_compat.policies.mending.values import Mend, Mended
@@ -36,7 +37,7 @@ def rebuild_index(facts: ModelFacts) -> Mended | None:
         return Mended(sound, (Mend(wrong, f"read {INDEX} without the byte order mark at its start"),))
     bare = _without_index(facts)
     architecture = detect(bare)
-    proposal = rebuilt(bare, architecture) if _is_certain(architecture) else None
+    proposal = rebuilt(bare, architecture) if _is_certain(bare, architecture) else None
     if proposal is None or PIPELINES[proposal.document["_class_name"]].settings - _TOLD_BY_PARTS:
         return None
     if set(_folders(bare)) - set(proposal.document):
@@ -55,7 +56,7 @@ def name_pipeline(facts: ModelFacts) -> Mended | None:
         return None
     architecture = detect(_with_index(facts, {**facts.index, "_class_name": None}))
     chosen = architecture.pipeline_class
-    if chosen is None or not _is_certain(architecture):
+    if chosen is None or not _is_certain(facts, architecture):
         return None
     known = PIPELINES[chosen].settings | _TOLD_BY_PARTS
     own = [name for name, value in facts.index.items() if not name.startswith("_") and not is_component_entry(value)]
@@ -96,13 +97,18 @@ def _has_only_a_mark(facts: ModelFacts) -> bool:
     return found == ["json_byte_order_mark"] and bool(facts.index)
 
 
-def _is_certain(architecture: Architecture) -> bool:
-    """Whether every model that this could be runs in the one class."""
+def _is_certain(facts: ModelFacts, architecture: Architecture) -> bool:
+    """Whether every model that this could be runs in the one class, or its name speaks for one that does."""
     chosen = architecture.pipeline_class
     if architecture.is_wan is not True or chosen not in PIPELINES:
         return False
-    slugs = {architecture.variant, *architecture.candidates} - {None}
-    return all((variant := VARIANTS.get(slug or "")) is not None and variant.pipeline_class == chosen for slug in slugs)
+    slugs = {slug for slug in (architecture.variant, *architecture.candidates) if slug is not None}
+    others = {slug for slug in slugs if VARIANTS[slug].pipeline_class != chosen}
+    if not others:
+        return True
+    hints = dataclasses.replace(hints_of(facts, {}, None, ()), flow_shift=None)  # what files say was heard already
+    spoken = max((score(slug, hints) for slug in slugs - others), default=0)
+    return spoken > max(score(slug, hints) for slug in others)
 
 
 def _brings_code(facts: ModelFacts) -> bool:
