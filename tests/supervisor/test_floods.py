@@ -121,7 +121,7 @@ PATIENT = ("denoise:dribble", "denoise:never-reads", "raw:half-open", "raw:many-
 @pytest.mark.parametrize("flood", PATIENT)
 def test_what_only_wastes_time_is_ended_by_a_deadline(flood, flooding, request_for, monkeypatch):
     short = dataclasses.replace(
-        limits.deadlines(weight_bytes=0, timeout_s=None), start_worker_s=3.0, generate_s=3.0, cancel_grace_s=0.5
+        limits.deadlines(weight_bytes=0, timeout_s=None), start_worker_s=3.0, text_encode_s=3.0, cancel_grace_s=0.5
     )
     monkeypatch.setattr("wan_compat.supervisor.job_run.deadlines", lambda **_: short)
     supervisor = flooding(flood)

@@ -14,6 +14,8 @@ KEPT_STEPS = 8
 # A step that takes this many times as long as those before hangs; never said before LEAST_STALL_S are over.
 STALL_FACTOR = 20
 LEAST_STALL_S = 600.0
+# A phase's length is told by its pace once this many steps after the first are known.
+SETTLED_STEPS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,10 @@ class Pace:
         self._total = total
         rate = median(self._later) if self._later else self._first
         return Estimate(rate, rate * max(0, total - step) if rate is not None else None)
+
+    def whole_s(self) -> float | None:
+        """Return how long all of the phase takes by the pace of its steps, None while too few are known."""
+        return median(self._later) * self._total if len(self._later) >= SETTLED_STEPS else None
 
     def stalled_s(self, now_s: float) -> float | None:
         """Return for how long a step that must be hanging has been running, None if none is.

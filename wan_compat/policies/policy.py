@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from wan_compat.policies.limits import LEAST_PHASE_S, LONGEST_PHASE_S
+from wan_compat.policies.phases import read_phase_timeouts
 from wan_compat.policies.quantities import bytes_from, seconds_from
 from wan_compat.protocol.errors import InvalidRequest, RefusedByPolicy, clean_text
-from wan_compat.protocol.values import Mode
+from wan_compat.protocol.values import Mode, TimedPhase
 from wan_compat.sandbox.spec import Tier
 
 MIN_SCRATCH_BYTES = 1 << 20
@@ -36,6 +38,7 @@ class Policy(BaseModel):
         threads, open_files: Counts per worker.
         scratch_bytes: Size of a worker's only writable folder; its pages count as its memory.
         timeout_s: Longest a job may take.
+        phase_timeouts: Phase -> seconds: instead of what a phase would be given, and the most that a job may ask for.
         allow_downloads: Whether `--download` and `fetch_pipeline_code` may ask a hub for anything.
         allow_restricted: Whether `--restricted` may be used: code of a repository in an audited subset, in safe mode.
         require_manifest: Whether a model is used only when its files agree with hashes that came with them.
@@ -53,6 +56,7 @@ class Policy(BaseModel):
     open_files: int = Field(default=256, ge=64, le=65536)
     scratch_bytes: int = Field(default=64 << 20, ge=MIN_SCRATCH_BYTES, le=16 << 30)
     timeout_s: float | None = Field(default=None, ge=1, le=30 * 86400)
+    phase_timeouts: dict[TimedPhase, Annotated[float, Field(gt=0, le=LONGEST_PHASE_S)]] = Field(default_factory=dict)
     allow_downloads: bool = True
     allow_restricted: bool = True
     require_manifest: bool = False
@@ -70,6 +74,7 @@ _READERS = {
     "open_files": ("open_files", None),
     "scratch": ("scratch_bytes", bytes_from),
     "timeout": ("timeout_s", seconds_from),
+    "phase_timeouts": ("phase_timeouts", read_phase_timeouts),
     "allow_downloads": ("allow_downloads", None),
     "allow_restricted": ("allow_restricted", None),
     "require_manifest": ("require_manifest", None),
@@ -90,10 +95,10 @@ def read_policy(table: Mapping[str, Any], source: str) -> dict[str, Any]:
                 f"{source}: there is no setting {clean_text(str(key), 60)!r}", hint=f"known are {', '.join(SETTINGS)}"
             )
         name, reader = _READERS[key]
-        if reader is not None and isinstance(value, str):
+        if reader is not None and isinstance(value, str | dict if key == "phase_timeouts" else str):
             try:
                 value = reader(value)
-            except ValueError as error:
+            except (ValueError, InvalidRequest) as error:
                 raise InvalidRequest(f"{source}: {key}: {clean_text(str(error), 200)}") from error
         fields[name] = float(value) if name in ("cpu_cores", "timeout_s") and type(value) is int else value
     try:
@@ -131,6 +136,8 @@ def narrow(policy: Policy, fields: Mapping[str, Any], source: str) -> Policy:
                 hint="a file in the working folder and a job can only tighten; "
                 "put it into your user configuration if you mean it",
             )
+    if "phase_timeouts" in fields:  # of the phases that it does not name, what was said before stays
+        fields = {**fields, "phase_timeouts": {**policy.phase_timeouts, **fields["phase_timeouts"]}}
     return replace(policy, fields)
 
 
@@ -143,6 +150,9 @@ def _is_narrower(name: str, value: Any, allowed: Any) -> bool:
         return bool(value) or not allowed
     if name == "mode":
         return value is Mode.SAFE or allowed is Mode.TRUST
+    if name == "phase_timeouts":
+        # What is not said depends on the model and the video, and is never below the least.
+        return all(seconds <= allowed.get(phase, LEAST_PHASE_S[phase]) for phase, seconds in value.items())
     return (math.inf if value is None else value) <= (math.inf if allowed is None else allowed)
 
 

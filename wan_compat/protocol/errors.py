@@ -50,6 +50,7 @@
     │   └── SandboxEntryFailed       sandbox_entry_failed      10   a layer failed while being entered
     ├── DeadlineExceeded             deadline_exceeded        124
     │   ├── JobTimeout               job_timeout              124   the time that the user gave is over
+    │   ├── PhaseTimeout             phase_timeout            124   a phase had its time; the job has more
     │   └── WorkerSilent             worker_silent            124
     ├── JobCancelled                 job_cancelled            130
     └── Terminated                   terminated               143
@@ -421,6 +422,12 @@ class DeadlineExceeded(WanCompatError):
 
 class JobTimeout(DeadlineExceeded):
     code = "job_timeout"
+
+
+class PhaseTimeout(DeadlineExceeded):
+    """`details` carry `phase`, `timeout_s`, `set_by` ("request", "settings" or "default"), and `step` of `total`."""
+
+    code = "phase_timeout"
 
 
 class WorkerSilent(DeadlineExceeded):

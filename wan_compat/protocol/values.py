@@ -130,7 +130,7 @@ class GenerationRequest(VideoOptions):
         load_only: Load the model and generate nothing; the worker stays for the next job.
         count_memory: On a CPU, count the tensors of each phase; what is counted takes a little longer.
         timeout_s: Whole job, from submit to finished file.
-        phase_timeouts: Phase -> seconds, for those that shall not take as long as they would be given (docs/supervision.md).
+        phase_timeouts: Phase -> seconds, instead of what each would be given (docs/supervision.md).
         memory_limit_bytes: Cap for the worker; None takes the policy's.
         gpu_memory_limit_bytes: Soft cap for the worker on all GPUs together; None takes the policy's.
         worker_log: File that receives what the worker printed, cleaned.

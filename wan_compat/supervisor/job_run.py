@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from wan_compat.policies.facts import FileFact
 from wan_compat.policies.limits import Deadlines, deadlines, memory_limit
 from wan_compat.policies.models import ModelDecision
+from wan_compat.policies.phases import phase_timeouts
 from wan_compat.policies.requests import ResolvedRequest, resolve_request
 from wan_compat.policies.tasks import media_of, wish_of
 from wan_compat.protocol import messages as m
@@ -115,7 +116,6 @@ class JobRun:
         if context.policy.require_manifest:
             require_verified(request.model, model.admitted)
         environment = environment_of(request.model)
-        limits = deadlines(weight_bytes=model.weight_bytes, timeout_s=self._watch.timeout_s)
         self._weight_bytes = model.weight_bytes
         self._note_first_use()
         with contextlib.ExitStack() as stack:
@@ -126,6 +126,14 @@ class JobRun:
 
             planned = plan_job(request, model, resolved, worker_machine(limit, host=host))
             model, self._choice = planned.model, planned.choice
+            limits = deadlines(
+                weight_bytes=model.weight_bytes,
+                timeout_s=self._watch.timeout_s,
+                frames=resolved.params.frames,
+                num_media=len(media.specs),
+                asked=phase_timeouts(request.phase_timeouts, context.policy.phase_timeouts),
+            )
+            self._watch.keep_to(limits)
             gpu_limit = narrower(request.gpu_memory_limit_bytes, context.policy.gpu_memory_limit_bytes)
             site = environment.site if environment is not None else None
             attempts = Attempts(request, resolved.params.frames, context.emit, self._recovery)
@@ -138,6 +146,7 @@ class JobRun:
                     try:
                         return self._attempt(order, model, resolved, limits, environment, step, attempts)
                     except (WanCompatError, OSError) as error:
+                        self._watch.rest()
                         self._fit = self._worker is not None and self._is_fit(self._worker, error, limits)
                         if isinstance(error, WanCompatError):
                             context.pool.guard.failed(key_of(request), error)
@@ -174,7 +183,7 @@ class JobRun:
             delivery = self._prepare_output(stack, resolved)
             worker = self._worker = self._worker or self._acquire_with_log(order, limits)
             with worker.noting_violations():
-                self._load(worker, model, limits)
+                self._load(worker, model)
                 decoding = step.decoding if step is not None else None
                 frames: ProcessedFrames | None = None
                 output: OutputReport | None = None
@@ -291,6 +300,7 @@ class JobRun:
             job=self._context.job,
             wants_bytes=self._choice.chosen.ram_bytes if self._choice is not None else self._weight_bytes,
         )
+        self._watch.rest()
         self._context.hold(worker.name)
         self._timings = dataclasses.replace(self._timings, worker_start_s=time.monotonic() - began)
         assert worker.tier is not None
@@ -308,7 +318,7 @@ class JobRun:
             self._watch.warn(f"running in tier {worker.tier.tier.value}, because {reason}")
         return worker
 
-    def _load(self, worker: Worker, model: ModelDecision, limits: Deadlines) -> None:
+    def _load(self, worker: Worker, model: ModelDecision) -> None:
         self._admitted = model.admitted
         if worker.loaded() is not None:
             return
@@ -316,8 +326,9 @@ class JobRun:
         began = time.monotonic()
         worker.send(m.LoadModel(pipeline=model.pipeline))
         while (loaded := worker.loaded()) is None:
-            for message in self._watch.pump(worker, limits, began + limits.load_s).messages:
+            for message in self._watch.pump(worker).messages:
                 self._watch.hear(message)
+        self._watch.rest()
         self._timings = dataclasses.replace(self._timings, load_s=time.monotonic() - began)
         check_unchanged(model.admitted)
         if not loaded.streaming:
@@ -345,6 +356,7 @@ class JobRun:
         first = self._stream(worker, resolved, limits, delivery, decoding)
         self._watch.enter("encode")
         delivery.finish(limits.encode_tail_s)
+        self._watch.rest()
         for warning in delivery.warnings[told:]:
             self._watch.warn(warning)
         self._check_files()
@@ -398,7 +410,7 @@ class JobRun:
         while not (self._watch.generated and ring.complete):
             waiting = ring.published > ring.consumed
             write = [sink.fileno()] if waiting and sink.fileno() >= 0 else []
-            heard = self._watch.pump(worker, limits, began + limits.generate_s, write=write)
+            heard = self._watch.pump(worker, write)
             for message in heard.messages:
                 self._watch.hear(message)
             sink.raise_if_ended()
@@ -420,6 +432,7 @@ class JobRun:
             if ring.published == ring.consumed:
                 sink.idle()
         ring.end()
+        self._watch.rest()
         for note in self._watch.generated[0].notes:
             self._watch.warn(note)
         assert first is not None

@@ -10,12 +10,30 @@ from collections.abc import Callable
 
 from wan_compat.policies.limits import Deadlines
 from wan_compat.policies.pace import Pace
+from wan_compat.policies.phases import Overdue, PhaseClock
 from wan_compat.protocol import messages as m
-from wan_compat.protocol.errors import DeadlineExceeded, GenerationFailed, JobCancelled, JobTimeout, from_worker
+from wan_compat.protocol.errors import (
+    DeadlineExceeded,
+    GenerationFailed,
+    JobCancelled,
+    JobTimeout,
+    PhaseTimeout,
+    from_worker,
+)
 from wan_compat.protocol.values import MAX_STEPS, GenerationRequest
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.job_context import JobContext, narrower
 from wan_compat.supervisor.worker import Heard, Worker
+
+# What else than more time helps.
+_LEANER = {
+    "start_worker": "see whether the machine swaps or something else takes it: wan-compat doctor",
+    "load": "put the model on a faster disk",
+    "text_encode": "see whether the machine swaps: wan-compat monitor",
+    "denoise": "ask for fewer frames, a smaller size or fewer steps",
+    "decode": "ask for fewer frames or a smaller size",
+    "encode": "choose a faster format or --quality draft",
+}
 
 
 class JobWatch:
@@ -26,6 +44,7 @@ class JobWatch:
         denoised: The last step of denoising is over.
         generated: What the worker said when all frames were out; at most one, in a list, because a type checker takes
             an attribute set to None for None until the end of a function.
+        limits: The deadlines; those of the built-in kind until `keep_to`.
         preview: Writes a picture of latents into the preview folder.
     """
 
@@ -34,15 +53,23 @@ class JobWatch:
         self.started = time.monotonic()
         self.timeout_s = narrower(request.timeout_s, context.policy.timeout_s)
         self.phase = "prepare"
+        self.limits = Deadlines()
+        self._clock = PhaseClock(self.limits)
         self._pace = Pace()
+        self._said: m.Progress | None = None  # of the order that the worker has
         self.warnings: list[str] = []
         self.denoised = False
         self.generated: list[m.Generated] = []
         self.preview: Callable[[int, bytes, int, int], str | None] | None = None
 
-    def pump(self, worker: Worker, limits: Deadlines, until: float, write: list[int] | None = None) -> Heard:
+    def keep_to(self, limits: Deadlines) -> None:
+        """From now on these are the deadlines."""
+        self.limits = limits
+        self._clock = PhaseClock(limits)
+
+    def pump(self, worker: Worker, write: list[int] | None = None) -> Heard:
         """Wait for the worker for a moment, under the deadlines of the phase and of the job."""
-        heard = worker.pump(0.5, limits.silence_s, read=[self._context.wake_fd], write=write or [])
+        heard = worker.pump(0.5, self.limits.silence_s, read=[self._context.wake_fd], write=write or [])
         for what in heard.unusual:
             self._context.emit(ev.Unusual(worker.name, what))
         self.check_stop()
@@ -51,20 +78,19 @@ class JobWatch:
                 f"a step of {self.phase} has not ended after {stalled:.0f} s, far longer than those before it",
                 hint="see whether the machine swaps or something else takes it, and try again",
             )
-        if time.monotonic() > until:
-            raise DeadlineExceeded(
-                f"{self.phase} took longer than allowed", hint="allow more with --timeout, or ask for fewer frames"
-            )
         return heard
 
     def interrupted(self) -> bool:
-        """Return whether the job was cancelled; raise JobTimeout when its whole time is over."""
+        """Return whether the job was cancelled; raise JobTimeout or PhaseTimeout when a time is over."""
         total = self.timeout_s
-        if total is not None and time.monotonic() - self.started > total:
+        now = time.monotonic()
+        if total is not None and now - self.started > total:
             raise JobTimeout(
                 f"the job took longer than {total:g} s (during {self.phase})",
                 hint="allow more with --timeout, or ask for fewer frames or steps",
             )
+        if (overdue := self._clock.overdue(now)) is not None:
+            raise self._phase_timeout(overdue)
         return self._context.cancelled()
 
     def check_stop(self) -> None:
@@ -76,8 +102,10 @@ class JobWatch:
         if isinstance(message, m.Progress):
             self.denoised = self.denoised or (message.phase == "denoise" and message.step == message.total)
             if message.phase != self.phase:
-                self.enter(message.phase)
-            pace = self._pace.progress(message.phase, message.step, message.total, time.monotonic())
+                self._show(message.phase)
+            now = time.monotonic()
+            pace = self._pace.progress(message.phase, message.step, message.total, now)
+            self._time(message, now)
             self._context.emit(
                 ev.Progress(message.phase, message.step, message.total, pace.rate_s, pace.eta_s, message.timestep)
             )
@@ -107,9 +135,49 @@ class JobWatch:
         self._context.emit(ev.Warned(message))
 
     def enter(self, phase: ev.PhaseName) -> None:
+        """Begin a phase, or order what begins with it: its time starts."""
+        self._show(phase)
+        self._said = None
+        self._clock.begin(phase, time.monotonic())
+
+    def rest(self) -> None:
+        """Nothing is timed until the next `enter`, but for the whole job."""
+        self._clock.rest()
+
+    def _show(self, phase: ev.PhaseName) -> None:
         self.phase = phase
         self._pace.start(phase, time.monotonic())
         self._context.emit(ev.PhaseStarted(phase))
+
+    def _time(self, message: m.Progress, now: float) -> None:
+        """Charge the time from here on to the phase that begins with this step's end."""
+        self._said = message
+        if message.phase in ("denoise", "decode") and (whole_s := self._pace.whole_s()) is not None:
+            self._clock.expect(message.phase, whole_s, now)
+        over = message.step >= message.total
+        following = {"text_encode": "denoise", "denoise": "decode"}.get(message.phase) if over else None
+        self._clock.turn(following or message.phase, now)
+
+    def _phase_timeout(self, overdue: Overdue) -> PhaseTimeout:
+        phase, said = overdue.phase, self._said
+        asked: dict[str, float] = {**self._request.phase_timeouts}
+        settings: dict[str, float] = {**self._context.policy.phase_timeouts}
+        set_by = "default"
+        if phase in self.limits.asked:
+            set_by = "request" if asked.get(phase) == overdue.limit_s else "settings"
+        details: dict[str, object] = {"phase": phase, "timeout_s": overdue.limit_s, "set_by": set_by}
+        where = ""
+        if phase in ("load", "text_encode", "denoise", "decode"):
+            where = ", before its first step was over"
+            if said is not None and said.phase == phase:
+                where = f", after step {said.step} of {said.total}"
+                details |= {"step": said.step, "total": said.total}
+        allow = f"allow more with --phase-timeout {phase}=TIME"
+        if phase in settings:
+            allow = f"allow more in the settings: phase_timeouts gives {phase} {settings[phase]:g} s"
+        return PhaseTimeout(
+            f"{phase} took longer than {overdue.limit_s:g} s{where}", fixes=[allow, _LEANER[phase]], details=details
+        )
 
     def failed_in(self) -> str:
         """The phase of a failure. Nothing tells that decoding began before its first frame is there."""

@@ -10,7 +10,14 @@ import threading
 from collections.abc import Callable, Sequence
 
 from wan_compat.policies.limits import Deadlines
-from wan_compat.protocol.errors import DeadlineExceeded, JobCancelled, JobTimeout, MemoryExceeded, WorkerStartFailed
+from wan_compat.protocol.errors import (
+    DeadlineExceeded,
+    JobCancelled,
+    JobTimeout,
+    MemoryExceeded,
+    PhaseTimeout,
+    WorkerStartFailed,
+)
 from wan_compat.supervisor.restart_guard import RestartGuard
 from wan_compat.supervisor.zygote import Zygote
 
@@ -53,7 +60,7 @@ class Zygotes:
             self._leases[worker] = zygote
         try:
             zygote.wait_ready(starter.deadlines.zygote_s, starter.cancelled, starter.wake_fd)
-        except (JobCancelled, JobTimeout):
+        except (JobCancelled, JobTimeout, PhaseTimeout):
             raise  # the job is over; the imports go on, for the next one
         except BaseException as error:
             with self._lock:

@@ -1,0 +1,161 @@
+"""How long each phase of a job may take: as people write it, and the clock that counts what each has taken.
+
+A worker says in which phase it is, and is not believed to gain by it. The supervisor's orders begin phases; what a
+worker says only decides to which phase of the same order the time is charged, and what a phase has taken is never
+forgotten:
+
+    order           phases that the time can be charged to
+    LoadModel       load
+    Generate        text_encode, denoise, decode
+    DecodeAgain     decode
+
+So a worker that goes to and fro, or begins a phase again and again, gets in all what an honest one gets. Going back is
+no violation: code of a repository may call its pipeline twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterable, Mapping
+
+from wan_compat.policies.limits import LONGEST_PHASE_S, Deadlines
+from wan_compat.policies.quantities import seconds_from
+from wan_compat.protocol.errors import InvalidRequest, clean_text
+from wan_compat.protocol.values import TimedPhase
+
+PHASES: tuple[TimedPhase, ...] = typing.get_args(TimedPhase)
+
+_OF_ONE_ORDER = {"text_encode": frozenset(("text_encode", "denoise", "decode"))}
+
+# Once the pace is known, a phase may take this many times what it says, and never less than LEAST_PACED_S: a machine
+# that gets other work to do, or begins to swap, is slower by such a factor and goes on.
+PACE_FACTOR = 20
+LEAST_PACED_S = 3600.0
+
+
+def parse_phase_timeouts(texts: Iterable[str] | None) -> dict[TimedPhase, float]:
+    """Return phase -> seconds for every `PHASE=TIME`. A phase may be written with a dash.
+
+    Raises:
+        InvalidRequest: No such phase, one that is named twice, no length of time.
+    """
+    found: dict[TimedPhase, float] = {}
+    for text in texts or ():
+        name, equals, length = text.partition("=")
+        phase = _phase(name)
+        if not equals:
+            raise InvalidRequest(
+                f"{clean_text(text, 60)!r} is no timeout of a phase", hint="PHASE=TIME, such as load=20m or decode=1.5h"
+            )
+        if phase in found:
+            raise InvalidRequest(f"the timeout of {phase} is given twice", hint="leave one of them out")
+        found[phase] = _seconds(phase, length)
+    return found
+
+
+def read_phase_timeouts(value: str | Mapping[str, object]) -> dict[TimedPhase, float]:
+    """Return phase -> seconds from a setting: `load=20m, decode=1h`, or a table of lengths.
+
+    Raises:
+        InvalidRequest: As above.
+    """
+    if isinstance(value, str):
+        return parse_phase_timeouts(part for part in value.split(",") if part.strip())
+    return {(phase := _phase(str(name))): _seconds(phase, length) for name, length in value.items()}
+
+
+def phase_timeouts(request: Mapping[TimedPhase, float], settings: Mapping[TimedPhase, float]) -> dict[str, float]:
+    """Return what was asked for each phase: the request's, no more than the settings'; theirs where it says nothing."""
+    both = {**settings, **request}
+    return {phase: min(seconds, settings.get(phase, seconds)) for phase, seconds in both.items()}
+
+
+def _phase(name: str) -> TimedPhase:
+    written = name.strip().replace("-", "_")
+    for phase in PHASES:
+        if phase == written:
+            return phase
+    raise InvalidRequest(
+        f"{clean_text(name.strip(), 60)!r} is no phase with a timeout", hint=f"there are {', '.join(PHASES)}"
+    )
+
+
+def _seconds(phase: str, length: object) -> float:
+    try:
+        if isinstance(length, bool) or not isinstance(length, str | int | float):
+            raise ValueError(f"{clean_text(str(length), 40)} is not a length of time")
+        seconds = seconds_from(length) if isinstance(length, str) else float(length)
+        if not 0 < seconds <= LONGEST_PHASE_S:
+            raise ValueError(f"{seconds:g} s is not more than 0 and at most {LONGEST_PHASE_S / 86400:g} days")
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequest(f"the timeout of {phase}: {error}") from error
+    return seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Overdue:
+    """`phase` took longer than its `limit_s`."""
+
+    phase: str
+    limit_s: float
+
+
+class PhaseClock:
+    """Follows one job. All moments are of one monotonic clock, in seconds.
+
+    Between `begin` and `rest` time is charged; outside, the supervisor is busy with something of its own.
+    """
+
+    def __init__(self, limits: Deadlines) -> None:
+        self._asked = limits.asked
+        self._defaults = limits.by_phase()
+        self._order = self._phase = ""
+        self._since_s = 0.0
+        self._taken: dict[str, float] = {}
+        self._paced: dict[str, float] = {}
+
+    @property
+    def phase(self) -> str:
+        """The one that time is charged to, "" while it is to none."""
+        return self._phase
+
+    def begin(self, phase: str, now_s: float) -> None:
+        """The supervisor begins a phase, or orders what begins with it; nothing is taken yet."""
+        self._order = self._phase = phase
+        self._since_s = now_s
+        self._taken.clear()
+        self._paced.clear()
+
+    def turn(self, phase: str, now_s: float) -> None:
+        """The worker says that it is in another phase; only one of the same order is heard."""
+        if phase != self._phase and phase in _OF_ONE_ORDER.get(self._order, ()):
+            self._charge(now_s)
+            self._phase = phase
+
+    def expect(self, phase: str, seconds: float, now_s: float) -> None:
+        """All of a phase takes about `seconds`, by the pace of its first steps. Narrows what it may take, once."""
+        if phase == self._phase and phase not in self._paced:
+            self._charge(now_s)
+            self._paced[phase] = max(LEAST_PACED_S, self._taken[phase] + PACE_FACTOR * seconds)
+
+    def rest(self) -> None:
+        """Nothing is timed until something begins."""
+        self._order = self._phase = ""
+
+    def overdue(self, now_s: float) -> Overdue | None:
+        """Return the phase of now if it has had its time."""
+        limit_s = self._limit_s(self._phase)
+        if limit_s is None or self._taken.get(self._phase, 0.0) + (now_s - self._since_s) <= limit_s:
+            return None
+        return Overdue(self._phase, limit_s)
+
+    def _limit_s(self, phase: str) -> float | None:
+        if phase in self._asked:
+            return self._asked[phase]
+        limits = (self._defaults.get(phase), self._paced.get(phase))
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def _charge(self, now_s: float) -> None:
+        self._taken[self._phase] = self._taken.get(self._phase, 0.0) + max(0.0, now_s - self._since_s)
+        self._since_s = now_s
