@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from wan_compat.protocol.errors import SandboxEntryFailed
@@ -25,6 +26,7 @@ from wan_compat.sandbox.spec import (
     Bind,
     ConfinementSpec,
     FileIdentity,
+    GpuAccess,
     Identity,
     Layer,
     Limits,
@@ -45,6 +47,7 @@ def make_spec(**view: Any) -> ConfinementSpec:
         limits=Limits(**{"memory_bytes": 4 << 30, "threads": 64, **order.get("limits", {})}),
         identity=Identity(61999, 61999) if ROOT else None,
         cgroup_dirs=tuple(order.get("cgroup_dirs", ())),
+        gpu=GpuAccess(tuple(order["devices"])) if "devices" in order else None,
     )
 
 
@@ -229,6 +232,62 @@ def see_files() -> dict[str, Any]:
         return found
 
     return run(spec, inside)
+
+
+def use_devices() -> dict[str, Any]:
+    """Do with stand-ins for a GPU's nodes, and with /proc, what CUDA does with its own."""
+    import fcntl
+
+    def tried(attempt: Callable[[], Any]) -> Any:
+        try:
+            return attempt()
+        except OSError as error:
+            return f"E{error.errno}"
+
+    def name_a_thread() -> str:
+        names = []
+
+        def rename() -> None:
+            path = f"/proc/self/task/{threading.get_native_id()}/comm"
+            with open(path, "r+b", buffering=0) as comm:
+                comm.write(b"cuda-EvtHandlr")
+            with open(path, "rb") as comm:
+                names.append(comm.read().decode().strip())
+
+        thread = threading.Thread(target=rename)
+        thread.start()
+        thread.join()
+        return names[0] if names else "not named"
+
+    def read(path: str) -> str:
+        with open(path, "rb") as file:
+            return file.read(200).decode("utf-8", "replace")
+
+    def write(path: str) -> int:
+        with open(path, "r+b", buffering=0) as file:
+            return file.write(b"x") or 0
+
+    def ioctl(number: int) -> Any:
+        with open(order["devices"][0], "r+b", buffering=0) as file:
+            return fcntl.ioctl(file, number)
+
+    def inside(report: EntryReport) -> Any:
+        return {
+            "devices": {path: tried(lambda path=path: write(path)) for path in order["devices"]},  # type: ignore[misc]
+            "others": {path: tried(lambda path=path: write(path)) for path in order["others"]},  # type: ignore[misc]
+            "ioctl": {hex(number): tried(lambda number=number: ioctl(number)) for number in order["ioctls"]},  # type: ignore[misc]
+            "thread": tried(name_a_thread),
+            "maps": "[stack]" in str(tried(lambda: Path("/proc/self/maps").read_text())),
+            "read": {path: tried(lambda path=path: read(path)) for path in order["read"]},  # type: ignore[misc]
+            "proc": tried(lambda: sorted(os.listdir("/proc"))),
+            "open_doors": [
+                probe.name
+                for probe in selftest.run_probes()
+                if not probe.denied and probe.name in selftest.expected_denied(order["layers"])
+            ],
+        }
+
+    return run(make_spec(files=(StaticFile("/proc/devices", b"Character devices:\n"),)), inside)
 
 
 def refuse_bind() -> dict[str, Any]:

@@ -8,7 +8,7 @@ import resource
 import pytest
 
 from wan_compat.sandbox import rlimits
-from wan_compat.sandbox.spec import Bind, ConfinementSpec, FileIdentity, Identity, Layer, Limits, View
+from wan_compat.sandbox.spec import Bind, ConfinementSpec, FileIdentity, GpuAccess, Identity, Layer, Limits, View
 
 SPEC = ConfinementSpec(
     layers=frozenset({Layer.USER_NAMESPACE}), view=View(), limits=Limits(memory_bytes=1 << 30, threads=9)
@@ -40,4 +40,4 @@ def test_no_core_file_and_no_locked_memory() -> None:
 def test_address_space_leaves_room_for_the_model_and_for_a_gpu() -> None:
     huge = View(binds=(Bind("/a", "/model/a", FileIdentity(1, 1, 1 << 40, 1)),))
     assert rlimits.limits_of(with_(view=huge))[resource.RLIMIT_AS] > 1 << 40
-    assert resource.RLIMIT_AS not in rlimits.limits_of(with_(allow_gpu=True))
+    assert resource.RLIMIT_AS not in rlimits.limits_of(with_(gpu=GpuAccess(())))

@@ -150,9 +150,16 @@ def test_prctl_ioctl_and_fcntl_are_held_to_their_lists(machine: Architecture) ->
 
 
 @both
-def test_gpu_lets_every_ioctl_through_and_nothing_else(machine: Architecture) -> None:
+def test_a_gpu_lets_its_drivers_ioctls_through_and_nothing_else(machine: Architecture) -> None:
     program = seccomp.entry_filter(machine, OWN_PID, allow_gpu=True)
-    assert interpret(program, machine, "ioctl", 0, 0xC0104629) == bpf.ALLOW
+    # RM_FREE, RM_CONTROL, CARD_INFO; UVM_INITIALIZE, UVM_REGISTER_GPU, UVM_MM_INITIALIZE; FIONREAD as ever
+    for request in (0xC0104629, 0xC020462A, 0xC90046C8, 0x30000001, 0x30000002, 37, 75, 0x541B):
+        assert interpret(program, machine, "ioctl", 0, request) == bpf.ALLOW, hex(request)
+        if request != 0x541B:
+            assert entry(machine, "ioctl", 0, request) == bpf.answer_errno(errno.ENOTTY)
+    # TIOCSTI, TIOCLINUX, KVM_CREATE_VM, BTRFS_IOC_SNAP_CREATE, DRM_IOCTL_VERSION, FS_IOC_SETFLAGS
+    for request in (0x5412, 0x541C, 0xAE01, 0x50009401, 0xC0406400, 0x40086602, 0x30000003, 0x80):
+        assert interpret(program, machine, "ioctl", 0, request) == bpf.answer_errno(errno.ENOTTY), hex(request)
     assert interpret(program, machine, "execve") == EPERM
 
 

@@ -54,7 +54,7 @@ def test_spec_survives_the_wire() -> None:
         {"view": {"binds": [["/a", "/b"]]}},
         {"identity": {"uid": 1}},
         {"hostname": None},
-        {"allow_gpu": 1},
+        {"gpu": 1},
     ],
     ids=str,
 )

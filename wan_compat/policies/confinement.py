@@ -17,6 +17,7 @@ from wan_compat.sandbox.spec import (
     Bind,
     ConfinementSpec,
     FileIdentity,
+    GpuAccess,
     Identity,
     Layer,
     Limits,
@@ -124,7 +125,7 @@ def plan_confinement(
     identity: Identity | None,
     cgroup_dirs: tuple[str, ...],
     outer: frozenset[Layer] = frozenset(),
-    allow_gpu: bool = False,
+    gpu: GpuAccess | None = None,
 ) -> ConfinementSpec:
     """Compose the spec. The model's part of the view is the list of admitted files, one bind each, and nothing else.
 
@@ -132,7 +133,7 @@ def plan_confinement(
         layers: All that shall be in force.
         outer: Those of them that somebody else makes around the launcher.
         scratch_dir: Host folder that is scratch where there is no view (tier C); None otherwise.
-        allow_gpu: The worker computes on a GPU: its nodes are in the view, and ioctl reaches the driver.
+        gpu: The worker computes on a GPU: its nodes are in the view, and ioctl reaches the driver.
     """
     model = tuple(
         Bind(
@@ -155,7 +156,7 @@ def plan_confinement(
         limits=limits,
         identity=identity,
         cgroup_dirs=cgroup_dirs,
-        allow_gpu=allow_gpu,
+        gpu=gpu,
     )
 
 

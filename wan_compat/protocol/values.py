@@ -273,6 +273,18 @@ class ComponentSpec(Value):
 Setting = bool | Annotated[int, Field(ge=-(2**53), le=2**53)] | float | Annotated[str, Field(max_length=200)] | None
 
 
+class GpuSpec(Value):
+    """Which NVIDIA GPU a worker computes on: the only one whose device node it has.
+
+    `library_folder` is where the driver's libraries lie, if that is no folder of the system's.
+    """
+
+    uuid: Annotated[str, StringConstraints(pattern=r"^GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+    minor: int = Field(ge=0, le=255)
+    address: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")]
+    library_folder: Annotated[str, StringConstraints(pattern=r"^/", max_length=4096)] | None = None
+
+
 class PipelineSpec(Value):
     """How to build the pipeline: explicit classes for every part, decided by the supervisor from the files.
 
@@ -292,6 +304,7 @@ class PipelineSpec(Value):
     boundary_ratio: float | None = Field(default=None, ge=0, le=1)
     expand_timesteps: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
+    gpu: GpuSpec | None = None  # with device "cuda"; None, for programs of one's own, is what CUDA shows first
     gpu_memory_limit_bytes: int | None = Field(default=None, ge=1)
     # "onednn" sends fp32 Conv3d on CPU to oneDNN: 3x faster decode, differs from the default path by about 3e-6.
     conv3d: Literal["onednn", "default"] = "onednn"

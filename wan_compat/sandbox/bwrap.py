@@ -37,7 +37,7 @@ from wan_compat.sandbox import runtime_view
 from wan_compat.sandbox.failure import bwrap_remedy, failed
 from wan_compat.sandbox.launch import OOM_SCORE
 from wan_compat.sandbox.spec import CONTROL_TARGET, OUTER_LAYERS, SCRATCH_TARGET, Bind, ConfinementSpec, Layer
-from wan_compat.sandbox.view import DEVICES
+from wan_compat.sandbox.view import devices_of
 
 NAME = "bwrap"
 _PLACES = os.pathsep.join(("/usr/bin", "/bin", "/usr/local/bin", "/run/current-system/sw/bin"))
@@ -161,10 +161,14 @@ def _arguments(spec: ConfinementSpec, undo: contextlib.ExitStack) -> tuple[list[
         binds.append(Bind(source=spec.view.control_dir, target=CONTROL_TARGET))
     for bind in sorted(binds, key=lambda bind: bind.target.count("/")):  # parents before what lies in them
         words += ["--ro-bind", bind.source, bind.target]
-    for device in DEVICES:
+    if spec.gpu is not None:  # CUDA wants to name its threads; what of it may be touched is for Landlock to say
+        words += ["--proc", "/proc"]
+    for device in devices_of(spec):
         words += ["--dev-bind", device, device]
     contents = []
     for file in spec.view.files:
+        if spec.gpu is not None and file.target.startswith("/proc/"):
+            continue  # the mounted one has the original
         contents.append(_memory_file(file.content, undo))
         words += ["--perms", "0444", "--file", str(contents[-1]), file.target]
     # Folders that libraries expect, but may not write to.

@@ -97,7 +97,7 @@ def launch(
     if Layer.SECCOMP in spec.layers and Layer.PID_NAMESPACE in spec.layers:
         # Assembled once, here, and not in each child.
         flagrant = bpf.NOTIFY if notify else bpf.KILL_PROCESS
-        seccomp.entry_filter(architecture(), 1, allow_gpu=spec.allow_gpu, flagrant=flagrant)
+        seccomp.entry_filter(architecture(), 1, allow_gpu=spec.gpu is not None, flagrant=flagrant)
     for stream in (sys.stdout, sys.stderr):  # or the child would print once more what waits in the buffers
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
@@ -368,11 +368,12 @@ def _enter(
     _leave_if_alone(own.go_read)
     if layers:
         view.check_readable(spec)
+        view.check_devices(spec)
     if Layer.LANDLOCK in layers:
         abi = landlock.restrict(view.access_rules(spec))
         done(Layer.LANDLOCK)
     if Layer.SECCOMP in layers:
-        listener = seccomp.install_entry_filter(allow_gpu=spec.allow_gpu, notify=own.notify)
+        listener = seccomp.install_entry_filter(allow_gpu=spec.gpu is not None, notify=own.notify)
         done(Layer.SECCOMP)
     report = EntryReport(
         layers=tuple(layer.value for layer in entered),

@@ -51,7 +51,7 @@ def limits_of(spec: ConfinementSpec) -> dict[int, int]:
         chosen[resource.RLIMIT_NPROC] = limits.threads
     if Layer.CGROUP not in spec.in_force:
         chosen[resource.RLIMIT_DATA] = limits.memory_bytes
-    if not spec.allow_gpu:  # CUDA reserves address space for all of the host's and the device's memory
+    if spec.gpu is None:  # CUDA reserves address space for all of the host's and the device's memory
         files = sum(bind.identity.size for bind in spec.view.binds if bind.identity is not None)
         chosen[resource.RLIMIT_AS] = 2 * files + 4 * limits.memory_bytes + ADDRESS_SPACE_SLACK_BYTES
     return chosen

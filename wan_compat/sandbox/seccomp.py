@@ -119,6 +119,13 @@ _PR_SET_NO_NEW_PRIVS = 38  # can only be set to what it already is, so harmless;
 
 _IOCTLS = (0x541B, 0x5421, 0x5450, 0x5451, 0x5401, 0x5413)  # FIONREAD FIONBIO FIONCLEX FIOCLEX TCGETS TIOCGWINSZ
 
+# nvidia.ko's carry the letter F in their second byte; nvidia-uvm.ko's are plain small numbers and two large ones
+# (NVIDIA's open-gpu-kernel-modules: nv-ioctl-numbers.h, uvm_ioctl.h, uvm_linux_ioctl.h; gVisor's pkg/abi/nvgpu has the
+# list of those that CUDA makes).
+_NVIDIA_MAGIC = ord("F")
+_UVM_END = 0x80  # numbers below are nvidia-uvm's; on files they are FIBMAP, which needs a capability, and FIGETBSZ
+_UVM_INITIALIZE, _UVM_DEINITIALIZE = 0x30000001, 0x30000002
+
 # Not F_SETOWN, F_SETSIG (signals to others), F_NOTIFY, F_SETPIPE_SZ (kernel memory), F_ADD_SEALS, leases.
 _FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032, 1034)
 
@@ -129,8 +136,9 @@ def install_entry_filter(*, allow_gpu: bool = False, notify: bool = False) -> in
     """Install the allow-list for this process and all its later threads. Needs no_new_privs.
 
     Args:
-        allow_gpu: Let every ioctl through: an NVIDIA driver is spoken to by ioctl alone, and a filter cannot see which
-            device a descriptor belongs to. The view then decides which devices exist.
+        allow_gpu: Let the NVIDIA driver's ioctls through besides, by their numbers. A filter cannot see which device a
+            descriptor belongs to, nor into what an ioctl points at: the view decides which devices exist, and what the
+            driver makes of the call is the driver's.
         notify: Hold flagrant calls for a listener, where the kernel can; they kill where it cannot.
 
     Returns:
@@ -181,7 +189,10 @@ def entry_filter(
         "socketpair": bpf.one_of(0, (_AF_UNIX,), allow, no_family),
         "clone": _threads_only(refuse, flagrant),
         "prctl": bpf.one_of(0, (*_PRCTL_READS_AND_NAMES, _PR_SET_NO_NEW_PRIVS), allow, refuse),
-        "ioctl": [bpf.give(allow)] if allow_gpu else bpf.one_of(1, _IOCTLS, allow, bpf.answer_errno(errno.ENOTTY)),
+        "ioctl": [
+            *(_of_nvidia(allow) if allow_gpu else []),
+            *bpf.one_of(1, _IOCTLS, allow, bpf.answer_errno(errno.ENOTTY)),
+        ],
         "fcntl": bpf.one_of(1, _FCNTLS, allow, refuse),
         # Signals to one's own threads only: in a pid namespace that is pid 1, without one it must still be true.
         "kill": bpf.one_of(0, (own_pid,), allow, refuse),
@@ -270,6 +281,22 @@ def _threads_only(refuse: int, flagrant: int) -> bpf.Program:
         bpf.instruction(bpf.JUMP_EQUAL, _THREAD_FLAGS, 0, 1),
         bpf.give(bpf.ALLOW),
         bpf.give(refuse),
+    ]
+
+
+def _of_nvidia(allow: int) -> bpf.Program:
+    """The head of a rule: the driver's two ways of numbering its ioctls, and no other device's."""
+    return [
+        bpf.load_low(1),
+        bpf.instruction(bpf.JUMP_AT_LEAST, _UVM_END, 1, 0),
+        bpf.give(allow),
+        bpf.instruction(bpf.JUMP_EQUAL, _UVM_INITIALIZE, 0, 1),
+        bpf.give(allow),
+        bpf.instruction(bpf.JUMP_EQUAL, _UVM_DEINITIALIZE, 0, 1),
+        bpf.give(allow),
+        bpf.instruction(bpf.AND, 0xFF00),
+        bpf.instruction(bpf.JUMP_EQUAL, _NVIDIA_MAGIC << 8, 0, 1),
+        bpf.give(allow),
     ]
 
 

@@ -103,14 +103,16 @@ def _first_possible(attempts: dict[str, Callable[[], object]]) -> str | None:
 
 
 # Places that every Linux has and no view has. /etc/passwd is left out: a view may hold one of its own.
-_HOST_PLACES = ("/etc/hostname", "/etc/shadow", "/etc/group", "/etc/fstab", "/proc/self/environ", "/sys/kernel",
-                "/boot", "/dev/shm", "/dev/mem")  # fmt: skip  # noqa: S108
+_HOST_PLACES = ("/etc/hostname", "/etc/shadow", "/etc/group", "/etc/fstab", "/sys/kernel", "/boot", "/dev/mem",
+                "/dev/shm")  # fmt: skip  # noqa: S108
+# Of any /proc. A worker with a GPU has its own folder of one; bubblewrap gives it a whole one, for Landlock to close.
+_OF_PROC = ("/proc/version", "/proc/stat", "/proc/sys/kernel/ostype")
 # A view may have these as the empty beginnings of a path to an interpreter; Landlock does not let them be listed.
 _MAYBE_ON_THE_WAY = ("/root", "/home", "/var", "/run")
 
 
 def _read_host_files() -> str | None:
-    return _open_one_of((*_HOST_PLACES, *_MAYBE_ON_THE_WAY))
+    return _open_one_of((*_HOST_PLACES, *_OF_PROC, *_MAYBE_ON_THE_WAY))
 
 
 def _read_places_of_no_view() -> str | None:
@@ -134,7 +136,8 @@ def _write_outside_scratch() -> str | None:
 
 
 def _see_processes() -> str | None:
-    seen = [name for name in os.listdir("/proc") if name.isdigit()]
+    # With a GPU a worker has its own entry; a launcher in a bubblewrap, which is its parent, has that one besides.
+    seen = {int(name) for name in os.listdir("/proc") if name.isdigit()} - {os.getpid(), os.getppid()}
     return f"{len(seen)} processes" if seen else None
 
 

@@ -112,6 +112,13 @@ class Identity:
 
 
 @dataclasses.dataclass(frozen=True)
+class GpuAccess:
+    """The device nodes of a worker that computes on a GPU. What else it reads is among the view's files and binds."""
+
+    devices: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class ConfinementSpec:
     """Everything that `sandbox.launch` needs to confine one process."""
 
@@ -121,7 +128,7 @@ class ConfinementSpec:
     identity: Identity | None = None
     cgroup_dirs: tuple[str, ...] = ()  # folders whose cgroup.procs the worker joins, made by the supervisor
     hostname: str = "wan-worker"
-    allow_gpu: bool = False
+    gpu: GpuAccess | None = None  # None: no device of any driver, which is what most workers get
     outer: frozenset[Layer] = frozenset()  # in force around the launcher already (`bwrap.py`), not to be entered again
 
     @property

@@ -3,11 +3,12 @@
     /                    tmpfs, read-only once built; holds mount points and the spec's small files
     <bind.target>        read-only, nosuid, nodev (noexec unless asked for), of exactly the file that was admitted
     /dev/{null,urandom}  the two devices that libraries open; with a GPU, its nodes too (gpu_devices.py)
+    /proc/self           with a GPU only: the worker's own folder of /proc, bound from one that nobody keeps
     /ctl                 the control folder, when the spec has one
     /scratch             tmpfs with a size and an inode limit, noexec; /tmp is a link to it
 
-There is no /proc, /sys, /dev/shm or /dev/zero. The last, because mapping it shared is memory that no limit of tier B
-counts. Admission is construction: a path is not forbidden here, it does not exist.
+There is no other /proc, no /sys, /dev/shm or /dev/zero. The last, because mapping it shared is memory that no limit of
+tier B counts. Admission is construction: a path is not forbidden here, it does not exist.
 
 Every source is picked up (open_tree) before anything is mounted, and placed (move_mount) after. So a model below /tmp
 is not hidden by the new root that is put together on /tmp; and the file that is compared with what the supervisor
@@ -27,7 +28,6 @@ from collections.abc import Iterator
 
 from wan_compat.sandbox import idmap, landlock, libc
 from wan_compat.sandbox.failure import entering, failed
-from wan_compat.sandbox.gpu_devices import gpu_devices
 from wan_compat.sandbox.namespaces import INNER_ID
 from wan_compat.sandbox.spec import (
     CONTROL_TARGET,
@@ -40,6 +40,7 @@ from wan_compat.sandbox.spec import (
 )
 
 DEVICES = ("/dev/null", "/dev/urandom")
+OWN_PROCESS = "/proc/self"
 # Any folder that every system has will do: what the new root covers was picked up before.
 _BASES = ("/tmp", "/run", "/var", "/mnt")  # noqa: S108 - a mount point, nothing is written there
 _ROOT_BYTES = 4 << 20
@@ -67,7 +68,7 @@ class PickedUp:
 
 def devices_of(spec: ConfinementSpec) -> tuple[str, ...]:
     """Return the device nodes of this worker's view."""
-    return (*DEVICES, *gpu_devices()) if spec.allow_gpu else DEVICES
+    return DEVICES if spec.gpu is None else (*DEVICES, *spec.gpu.devices)
 
 
 def worker_ids(spec: ConfinementSpec) -> tuple[int, int]:
@@ -158,6 +159,8 @@ def build(spec: ConfinementSpec, picked: PickedUp) -> None:
             _place(bind, picked, device=True)
         _make_scratch(spec)
         _make_small_things(spec)
+        if spec.gpu is not None:
+            _make_own_process()
         _become_root()
     finally:
         picked.close()
@@ -201,6 +204,23 @@ def check_readable(spec: ConfinementSpec) -> None:
             ) from error
 
 
+def check_devices(spec: ConfinementSpec) -> None:
+    """Ask, as the worker, whether a GPU's nodes may be used: a driver's own answer to that is a number. Opens nothing.
+
+    Raises:
+        SandboxEntryFailed: The node is missing, or its owner gives it to others than this worker.
+    """
+    for path in spec.gpu.devices if spec.gpu is not None else ():
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise failed(
+                Layer.VIEW,
+                f"the worker (uid {os.geteuid()}) may not use {path}",
+                f"let every user use the GPU (chmod a+rw {path}; the driver's NVreg_DeviceFileMode=0666), or compute "
+                "on the processor with --device cpu",
+                errno.EACCES,
+            )
+
+
 def access_rules(spec: ConfinementSpec) -> Iterator[tuple[str, int]]:
     """Yield the Landlock rules that say the same as the view: (path, rights)."""
     inside = Layer.VIEW in spec.in_force
@@ -208,9 +228,12 @@ def access_rules(spec: ConfinementSpec) -> Iterator[tuple[str, int]]:
         yield (bind.target if inside else bind.source), landlock.READ
     yield "/dev/null", landlock.READ_FILE | landlock.WRITE_FILE
     yield "/dev/urandom", landlock.READ_FILE
-    if spec.allow_gpu:
-        for path in gpu_devices():
+    if spec.gpu is not None:
+        for path in spec.gpu.devices:
             yield path, landlock.READ_FILE | landlock.WRITE_FILE | landlock.IOCTL_DEV
+        yield OWN_PROCESS, landlock.READ | landlock.WRITE_FILE
+        if not inside:  # the host's own, of which the view would have had copies
+            yield from ((file.target, landlock.READ_FILE) for file in spec.view.files if os.path.isfile(file.target))
     if inside:
         for file in spec.view.files:
             yield file.target, landlock.READ_FILE
@@ -304,6 +327,25 @@ def _make_small_things(spec: ConfinementSpec) -> None:
     with entering(Layer.VIEW, "linking /tmp"):
         if not os.path.lexists("tmp"):  # an installation or checkout below /tmp made it a folder
             os.symlink(SCRATCH_TARGET, "tmp")
+
+
+def _make_own_process() -> None:
+    """Bind this process's folder of /proc, and drop the rest: others are not to be seen, nor what the kernel tells."""
+    whole, own = "proc/whole", f"proc/{os.getpid()}"
+    with entering(Layer.VIEW, "showing the worker its own /proc"):
+        os.makedirs(whole, mode=0o755)
+        os.makedirs(own, mode=0o755)
+        libc.mount("proc", whole, "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+        try:
+            picked = _open_tree(f"{whole}/{os.getpid()}")
+            try:
+                libc.call("move_mount", picked, b"", libc.AT_FDCWD, os.fsencode(own), _MOVE_MOUNT_F_EMPTY_PATH)
+            finally:
+                os.close(picked)
+        finally:
+            libc.umount(whole, _MNT_DETACH)
+        os.rmdir(whole)
+        os.symlink(str(os.getpid()), OWN_PROCESS.lstrip("/"))
 
 
 def _become_root() -> None:

@@ -47,7 +47,7 @@ from wan_compat.protocol.values import Mode, PipelineSpec, Value
 from wan_compat.sandbox import cgroup as cgroups
 from wan_compat.sandbox import runtime_view, seccomp_notify, selftest
 from wan_compat.sandbox.spec import CONTROL_TARGET, Identity, Layer, Tier, to_wire
-from wan_compat.supervisor import incidents
+from wan_compat.supervisor import gpu_grant, incidents
 from wan_compat.supervisor.bwrap_zygote import BwrapZygote
 from wan_compat.supervisor.cpu_watch import cpu_seconds
 from wan_compat.supervisor.frame_ring import FrameRing
@@ -174,12 +174,16 @@ class Worker:
             if Layer.CGROUP in layers:
                 self._cgroup = cgroups.create(f"{os.path.basename(runtime.path)}-{name}", limits)
                 undo.callback(self._cgroup.remove)
+            gpu = gpu_grant.grant(order.pipeline)
             self._spec = plan_confinement(
                 layers=layers,
-                runtime_binds=runtime_view.runtime_binds(order.site),
+                runtime_binds=(*runtime_view.runtime_binds(order.site), *gpu.binds),
                 # Through bwrap it keeps its number, which a setuid one cannot translate.
-                runtime_files=runtime_view.runtime_files(
-                    Identity(os.geteuid(), os.getegid()) if outer and identity is None else identity
+                runtime_files=(
+                    *runtime_view.runtime_files(
+                        Identity(os.geteuid(), os.getegid()) if outer and identity is None else identity
+                    ),
+                    *gpu.files,
                 ),
                 admitted=order.admitted,
                 control_dir=self._folder,
@@ -189,7 +193,7 @@ class Worker:
                 identity=identity,
                 cgroup_dirs=self._cgroup.dirs if self._cgroup is not None else (),
                 outer=outer,
-                allow_gpu=order.pipeline is not None and order.pipeline.device != "cpu",
+                gpu=gpu.access,
             )
             self._undo = undo.pop_all()
 
