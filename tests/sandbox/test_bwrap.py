@@ -25,6 +25,7 @@ from wan_compat.sandbox.spec import (
     Bind,
     ConfinementSpec,
     FileIdentity,
+    GpuAccess,
     Layer,
     Limits,
     StaticFile,
@@ -103,6 +104,21 @@ def test_it_holds_before_any_layer_of_ours_is_entered(program, spec, files):
     assert not {"home", "root", "proc", "sys", "var", "run"} & set(found["seen"]["/"]) - set(_on_the_way())
     assert found["passwd"].startswith("worker:x:1:1:")
     assert set(found["environment"]) <= {"LC_ALL", "PWD"}
+
+
+def test_with_a_gpus_nodes_it_holds_as_well_and_threads_can_be_named(program, spec, files):
+    """/dev/zero and /dev/full stand in for the nodes; the kernel's own /proc is there, which Landlock closes later."""
+    names = "import threading; open(f'/proc/self/task/{threading.get_native_id()}/comm', 'r+').write('cuda')"
+    spec = dataclasses.replace(
+        spec,
+        gpu=GpuAccess(("/dev/zero", "/dev/full")),
+        view=dataclasses.replace(spec.view, files=(*spec.view.files, StaticFile("/proc/devices", b"a copy"))),
+    )
+    text, made = run_inside(program, spec, [sys.executable, "-I", "-c", f"{names}\n{PROBE}"], files)
+    found = json.loads(text)
+    assert made >= OUTER_LAYERS
+    assert all(found["doors"].values()), found["doors"]
+    assert found["seen"]["/dev"] == ["full", "null", "urandom", "zero"]
 
 
 def _on_the_way() -> list[str]:
