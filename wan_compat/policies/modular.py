@@ -187,6 +187,7 @@ def _animate2(facts: ModelFacts, classes: Mapping[str, str], threads: int, memor
         transformer_config=transformer,
         vae_config=vae,
         weight_bytes=weight_bytes,
+        tensors={name: facts.tensors.get(name, {}) for name in weighty},
         reasons=reasons,
         repository=facts.repository,
         revision=facts.revision,
@@ -226,5 +227,4 @@ def _as_blocks(
         reasons=(*decision.reasons, f"{way.pipeline}: {INDEX} names it, and diffusers has its blocks"),
         way=way,
         guidance_scale=float(scale) if sound and scale is not None else None,
-        tensors={},  # what blocks hold at a time is not known to planning
     )

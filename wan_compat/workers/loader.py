@@ -31,7 +31,7 @@ from wan_compat.workers.conv import send_conv3d_to_onednn
 from wan_compat.workers.embeddings import Embeddings, keep_embeddings
 from wan_compat.workers.failures import translate
 from wan_compat.workers.finite import not_finite
-from wan_compat.workers.optimizations import IN_FILES, apply_plan, check_plan, stays_in_files
+from wan_compat.workers.optimizations import EXPERTS, IN_FILES, apply_plan, check_plan, stays_in_files
 from wan_compat.workers.repository_code import load_own_class
 from wan_compat.workers.residence import Residence
 from wan_compat.workers.streaming import FrameExit
@@ -235,9 +235,8 @@ def load_part(spec: PipelineSpec, name: str, cancellation: Cancellation, folder:
 def _apply(
     spec: PipelineSpec, pipeline: Any, components: dict[str, Any], folder: str, cancellation: Cancellation
 ) -> tuple[tuple[str, ...], Embeddings | None]:
-    """Carry the plan out. A pipeline of modular blocks, or of the repository's own, is put on its device, and nothing
-    else is done to it."""
-    if spec.code is not None or spec.code_kind == "blocks":
+    """Carry the plan out. A pipeline of the repository's own is put on its device, and nothing else is done to it."""
+    if spec.code is not None:
         if spec.plan != PlanSpec():
             raise ModelNotCompatible(f"{spec.pipeline_class} is run as it is, without a plan")
         if spec.device != "cpu":
@@ -252,7 +251,14 @@ def _apply(
         encoder: torch.nn.Module = _load_component(source, folder, cancellation)
         return encoder.to(spec.device)
 
-    embeddings = keep_embeddings(pipeline, Residence(components["text_encoder"], load))
+    encoder = Residence(components["text_encoder"], load)
+    if spec.code_kind == "blocks":
+        # No function of theirs is called for each prompt; what comes after all prompts is denoising.
+        for name in EXPERTS:
+            if name in components:
+                components[name].register_forward_pre_hook(lambda *_: encoder.leave())
+        return (*applied, "text_encoder:leaves"), None
+    embeddings = keep_embeddings(pipeline, encoder)
     if embeddings is None:
         raise ModelNotCompatible(f"the text encoder of a {spec.pipeline_class} cannot leave memory")
     return (*applied, "text_encoder:leaves"), embeddings

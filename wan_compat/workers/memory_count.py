@@ -16,12 +16,18 @@ to one of a tiny one. A generation is counted when its order says so.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch._C import DispatchKey
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
+
+_FLEX = "torch.nn.attention.flex_attention"  # imported late by diffusers, if at all
+_DENSE = DispatchKey.CompositeExplicitAutograd  # the rule that computes with ordinary operations
 
 
 class MemoryCount(TorchDispatchMode):
@@ -30,15 +36,35 @@ class MemoryCount(TorchDispatchMode):
     `live_bytes` is held now by tensors that were made since; `peaks` has the most of each phase, residents included.
     """
 
+    # Flexible attention is one (AnyFlow FAR, Animate-2). Without a rule for it, torch raises.
+    supports_higher_order_operators = True
+
     def __init__(self, modules: Iterable[torch.nn.Module] = ()) -> None:
         super().__init__()
         self._modules = tuple(modules)
         self._storages: dict[int, weakref.ref[Any]] = {}
         self._phase: str | None = None
+        self._entered = 0
         self._peak = 0
         self._residents = 0
         self.live_bytes = 0
         self.peaks: dict[str, int] = {}
+
+    def __enter__(self) -> MemoryCount:
+        # Torch's compiler traces nothing under a mode, and raises; uncompiled, flexible attention is the same.
+        flex: Any = sys.modules.get(_FLEX)
+        if flex is not None and not self._entered:
+            flex._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG = True
+        self._entered += 1
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._entered -= 1
+        flex: Any = sys.modules.get(_FLEX)
+        if flex is not None and not self._entered:
+            flex._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG = False
 
     def phase(self, name: str) -> None:
         """Begin a phase; what the one before took is noted. A phase that comes again keeps the higher peak."""
@@ -57,6 +83,9 @@ class MemoryCount(TorchDispatchMode):
         self._phase = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if isinstance(func, HigherOrderOperator) and (dense := func.py_kernels.get(_DENSE)) is not None:
+            with self:  # what it is made of is counted, and nothing of it twice
+                return dense(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         given: set[int] | None = None
         for tensor in _tensors(result):

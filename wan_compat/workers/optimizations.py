@@ -33,8 +33,8 @@ from wan_compat.protocol.errors import InvalidRequest, ModelNotCompatible, clean
 from wan_compat.protocol.plan import CacheSpec, GroupOffload, PlanSpec
 
 _NEEDS_ACCELERATOR = ("model", "sequential")
-_EXPERTS = ("transformer", "transformer_2")
-IN_FILES = (*_EXPERTS, "text_encoder")  # the heavy parts, which a plan may leave in their files
+EXPERTS = ("transformer", "transformer_2")
+IN_FILES = (*EXPERTS, "text_encoder")  # the heavy parts, which a plan may leave in their files
 _STORAGE = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 # Tile sides must divide into latents, and every tile must begin before the last one ends.
 _TILE_MULTIPLE = 16
@@ -98,7 +98,7 @@ def caching(pipeline: Any, cache: CacheSpec | None, num_inference_steps: int) ->
     if cache is None:
         yield ()
         return
-    experts = [part for name in _EXPERTS if (part := getattr(pipeline, name, None)) is not None]
+    experts = [part for name in EXPERTS if (part := getattr(pipeline, name, None)) is not None]
     enabled = []
     try:
         for expert in experts:
@@ -230,7 +230,7 @@ def _set_attention(pipeline: Any, plan: PlanSpec) -> Iterator[str]:
 
 
 def _experts(pipeline: Any) -> Mapping[str, Any]:
-    return {name: module for name, module in _modules(pipeline).items() if name in _EXPERTS}
+    return {name: module for name, module in _modules(pipeline).items() if name in EXPERTS}
 
 
 def _modules(pipeline: Any) -> dict[str, Any]:

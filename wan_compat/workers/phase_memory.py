@@ -34,13 +34,19 @@ class PhaseMemory:
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
-        """Count during one generation, and see which expert is at work."""
-        experts = [getattr(self._pipeline, name, None) for name in ("transformer", "transformer_2")]
-        hooks = []
-        for part, noise in zip(experts, ("high", "low"), strict=True):
-            if part is not None:
-                phase = f"denoise_{noise}"
-                hooks.append(part.register_forward_pre_hook(lambda *_, phase=phase: self.begin(phase), prepend=True))
+        """Count during one generation, and see which part is at work."""
+        # The first thing that AutoencoderKLWan computes of latents, in tiles or whole: pipelines of segments and chunks
+        # decode between their steps.
+        at_work = {
+            "denoise_high": getattr(self._pipeline, "transformer", None),
+            "denoise_low": getattr(self._pipeline, "transformer_2", None),
+            "decode": getattr(getattr(self._pipeline, "vae", None), "post_quant_conv", None),
+        }
+        hooks = [
+            part.register_forward_pre_hook(lambda *_, phase=phase: self.begin(phase), prepend=True)
+            for phase, part in at_work.items()
+            if isinstance(part, torch.nn.Module)
+        ]
         with self._count or contextlib.nullcontext():
             self.begin("text_encode")
             try:
