@@ -140,6 +140,7 @@ class Generated(Value):
     decode_s: Seconds
     notes: tuple[ShortText, ...] = Field(default=(), max_length=16)  # what was done to fit pictures and videos
     applied: tuple[ShortText, ...] = Field(default=(), max_length=16)  # to this generation, in words
+    fitted: tuple[ShortText, ...] = Field(default=(), max_length=16)  # of the call, to what the pipeline takes
     peak_vram_bytes: Count | None = None
     # Of tensors, by phase: text_encode, denoise_high, denoise_low (a second expert), decode. Always on a GPU.
     peak_allocated_bytes: dict[Name, Count] = Field(default_factory=dict, max_length=8)

@@ -64,7 +64,7 @@ def arguments(model: LoadedModel, params: GenerationParams, media: Media = NO_ME
     two_scales = "guidance_scale_2" in model.call_arguments and getattr(config, "boundary_ratio", None) is not None
     if params.guidance_scale_2 is not None and two_scales:
         given["guidance_scale_2"] = params.guidance_scale_2
-    if ANYTHING not in model.call_arguments:
+    if model.spec.code is None and ANYTHING not in model.call_arguments:  # of own code, call_fitting.py finds out
         given = {name: value for name, value in given.items() if name not in _OF_SOME or name in model.call_arguments}
     asked = _asked(params, media)
     family = family_of(model.spec.pipeline_class) if model.spec.code is None else None

@@ -25,6 +25,7 @@ from wan_compat.protocol.messages import Generate, Generated, Picture, Progress
 from wan_compat.protocol.states import MAX_STEPS_OF_PHASE
 from wan_compat.protocol.values import FrameSpec
 from wan_compat.workers.arguments import arguments, check_sizes
+from wan_compat.workers.call_fitting import fit_call
 from wan_compat.workers.cancellation import Cancellation
 from wan_compat.workers.families import family_of
 from wan_compat.workers.frames import FrameWriter
@@ -32,6 +33,7 @@ from wan_compat.workers.latent_previews import LatentPreviews
 from wan_compat.workers.loader import LoadedModel
 from wan_compat.workers.media import NO_MEDIA, Media
 from wan_compat.workers.optimizations import caching
+from wan_compat.workers.own_pipeline import wanted_arguments
 from wan_compat.workers.phase_memory import PhaseMemory
 from wan_compat.workers.returned_frames import returned_videos
 
@@ -67,6 +69,9 @@ def generate(
     check_sizes(pipeline, params)
     given = arguments(model, params, media)
     family = family_of(model.spec.pipeline_class)
+    # Of the classes that were asked about before, another version of diffusers may take other arguments.
+    taken, wanted = model.call_arguments, wanted_arguments(pipeline)
+    given, fitted = fit_call(given, taken, wanted, params, model.spec.device)
     steps = family.steps(params, pipeline) if family is not None else None
     run = Run(pipeline, order.job, cancellation, report, steps)
     publish = streamed(pipeline, order.job, params.frames, writer, cancellation, report)
@@ -95,6 +100,7 @@ def generate(
     return run.finished(model.spec.device).model_copy(
         update={
             "applied": (*cached, *(("embeddings:kept",) if kept else ())),
+            "fitted": fitted,
             "peak_allocated_bytes": memory.peaks,
             "peak_vram_bytes": max(memory.peaks.values(), default=None) if model.spec.device == "cuda" else None,
         }

@@ -16,6 +16,7 @@ import torch
 from wan_compat.protocol.errors import InvalidRequest, ModelNotCompatible
 from wan_compat.protocol.messages import Generate, Generated, Progress
 from wan_compat.workers.arguments import MEDIA_NAMES, arguments
+from wan_compat.workers.call_fitting import OTHER_NAMES, fit_call
 from wan_compat.workers.cancellation import Cancellation
 from wan_compat.workers.families import family_of
 from wan_compat.workers.frames import FrameWriter
@@ -47,9 +48,13 @@ def generate_own(
     """
     pipeline = model.pipeline
     given = arguments(model, order.params, media)
-    if ANYTHING not in model.call_arguments:
+    fitted: tuple[str, ...] = ()
+    if model.spec.code is not None:
+        taken, wanted = model.call_arguments, wanted_arguments(pipeline)
+        given, fitted = fit_call(given, taken, wanted, order.params, model.spec.device)
+    elif ANYTHING not in model.call_arguments:
         given = {name: value for name, value in given.items() if name in model.call_arguments}
-    if "prompt" not in given:
+    if not given.keys() & {"prompt", *OTHER_NAMES["prompt"]}:
         raise ModelNotCompatible(f"{model.spec.pipeline_class} takes no prompt: it is no text-to-video pipeline")
     if model.spec.code is not None:
         _require(model.spec.pipeline_class, wanted_arguments(pipeline), given)
@@ -75,10 +80,12 @@ def generate_own(
                 raise
             raise cannot_import(model.spec.code, error) from error
     trimmed = family is not None and family.trimmed
-    wanted = slice(0, order.params.frames.num_frames if trimmed else None)
-    publish_returned(output, wanted, order, writer, cancellation, report)
+    of_job = slice(0, order.params.frames.num_frames if trimmed else None)
+    publish_returned(output, of_job, order, writer, cancellation, report)
     writer.finish()
-    return run.finished(model.spec.device).model_copy(update={"applied": cached, "peak_allocated_bytes": memory.peaks})
+    return run.finished(model.spec.device).model_copy(
+        update={"applied": cached, "peak_allocated_bytes": memory.peaks, "fitted": fitted}
+    )
 
 
 def _require(name: str, wanted: Iterable[str], given: Mapping[str, Any]) -> None:
