@@ -79,6 +79,16 @@ def test_a_step_that_takes_far_longer_than_those_before_has_stalled():
     assert pace.stalled_s(1e6) is None, "the first frame may take as long as it likes"
 
 
+def test_the_length_of_a_phase_is_told_when_its_pace_is_settled():
+    pace = Pace()
+    pace.start("denoise", 0.0)
+    for step, now in enumerate((60.0, 61.0, 62.0), 1):
+        pace.progress("denoise", step, 50, now)
+    assert pace.whole_s() is None
+    pace.progress("denoise", 4, 50, 63.0)
+    assert pace.whole_s() == 50.0
+
+
 def test_quick_steps_may_be_late_by_minutes():
     pace = Pace()
     for step in range(1, 4):

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wan_compat.policies.limits import LEAST_PHASE_S
 from wan_compat.policies.policy import Policy, narrow, read_policy, replace
 from wan_compat.protocol.errors import InvalidRequest, RefusedByPolicy
 from wan_compat.protocol.values import Mode
@@ -32,6 +33,10 @@ REFUSED = {
     "threads as truth": {"threads": True},
     "timeout of nothing": {"timeout": "0s"},
     "infinite timeout": {"timeout": float("inf")},
+    "a phase that is none": {"phase_timeouts": "lead=20m"},
+    "a phase of no length": {"phase_timeouts": {"load": "soon"}},
+    "a phase of more than a week": {"phase_timeouts": "load=200h"},
+    "phases as a number": {"phase_timeouts": 20},
     "a list": {"scratch": ["64MiB"]},
     "a table": {"scratch": {"size": 5}},
     "mode that is none": {"mode": "brave"},
@@ -72,6 +77,8 @@ WIDER = [
     {"cpu_cores": None},
     {"mode": Mode.TRUST},
     {"allow_restricted": True},
+    {"phase_timeouts": {"load": 601.0}},
+    {"phase_timeouts": {"load": 60.0, "decode": LEAST_PHASE_S["decode"] + 1}},
 ]
 BASE = replace(
     Policy(),
@@ -81,6 +88,7 @@ BASE = replace(
         "cpu_cores": 2.0,
         "mode": Mode.SAFE,
         "allow_restricted": False,
+        "phase_timeouts": {"load": 600.0},
     },
 )
 
@@ -95,6 +103,13 @@ def test_narrowing_is_taken():
     narrowed = narrow(BASE, {"min_tier": Tier.A, "memory_limit_bytes": 1 << 30, "threads": 32}, "job")
     assert (narrowed.min_tier, narrowed.memory_limit_bytes, narrowed.threads) == (Tier.A, 1 << 30, 32)
     assert narrowed.timeout_s == BASE.timeout_s
+
+
+def test_of_phases_each_is_narrowed_by_itself():
+    fields = read_policy({"phase_timeouts": "load=90s, decode=20m"}, "wan-compat.toml")
+    assert narrow(BASE, fields, "wan-compat.toml").phase_timeouts == {"load": 90.0, "decode": 1200.0}
+    more = narrow(BASE, read_policy({"phase_timeouts": {"encode": 60}}, "job"), "job")
+    assert more.phase_timeouts == {"load": 600.0, "encode": 60.0}, "of the others, what was said before stays"
 
 
 @given(st.lists(st.sampled_from(WIDER), min_size=1, max_size=4), st.booleans())

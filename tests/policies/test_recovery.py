@@ -131,6 +131,14 @@ LADDERS = {
     "encoder died": (failure("encoding_failed", "encode"), Situation(pipeline(), LARGE, latents=True), ["decode_again"]),
     "encoder died, worker too": (failure("encoding_failed", "encode"), Situation(pipeline(), LARGE), []),
     "frames are kept": (failure("encoding_failed", "encode", kept=True), Situation(pipeline(), LARGE, latents=True), []),
+    "decoding for longer than anything takes": (
+        failure("phase_timeout", "decode"), Situation(pipeline("bfloat16", "bfloat16"), LARGE, latents=True),
+        ["decode_tiles_256", "decode_tiles_128", "decode_tiles_64"],
+    ),
+    "the same, and nothing is kept": (failure("phase_timeout", "decode"), Situation(pipeline(), LARGE), []),
+    "longer than the user allows": (
+        failure("phase_timeout", "decode", wanted=True), Situation(pipeline(), LARGE, latents=True), [],
+    ),
     "broken weights": (failure(FRAMES, component="vae"), Situation(pipeline(), LARGE, latents=True), []),
 }  # fmt: skip
 

@@ -120,6 +120,7 @@ def failure_of(error: WanCompatError, phase: str) -> Failure:
         signal=found if isinstance(found, int) else None,
         component=component if isinstance(component, str) else None,
         kept="kept" in error.details,
+        wanted=error.details.get("set_by") in ("request", "settings"),
     )
 
 

@@ -22,7 +22,7 @@ HASH_AT_ONCE_BYTES = 64 << 20
 
 # What belongs to one run and not to the video; never taken from a sidecar.
 NOT_REPEATED = frozenset((
-    "model", "output", "overwrite", "worker_log", "preview", "timeout_s", "memory_limit_bytes",
+    "model", "output", "overwrite", "worker_log", "preview", "timeout_s", "phase_timeouts", "memory_limit_bytes",
     "gpu_memory_limit_bytes", "isolation", "mode", "restricted", "load_only", "count_memory", "preview_latents",
 ))  # fmt: skip
 

@@ -79,6 +79,7 @@ class SandboxedPipeline(PipelineSettings):
         min_tier: Tier | str | None = None,
         memory_limit_bytes: int | None = None,
         timeout_s: float | None = None,
+        phase_timeouts: Mapping[str, float] | None = None,
         isolation: str = "model",
         attention_backend: str | None = None,
         quantize: Mapping[str, str] | None = None,
@@ -101,7 +102,8 @@ class SandboxedPipeline(PipelineSettings):
             supervisor: Whose workers to use, and which stays open: a `Supervisor`, or a served one (`connect()`). None
                 makes one that ends with this object.
             policy, min_tier, memory_limit_bytes: As for `Supervisor`.
-            timeout_s, isolation, attention_backend, quantize, components: As for `GenerationRequest`, for every call.
+            timeout_s, phase_timeouts, isolation, attention_backend, quantize, components: As for `GenerationRequest`,
+                for every call.
             transformer, transformer_2, vae, text_encoder, image_encoder: Paths of single files, each for one part.
             others: What diffusers takes besides and is done here anyway (`use_safetensors=True`).
 
@@ -117,6 +119,7 @@ class SandboxedPipeline(PipelineSettings):
             "mode": mode,
             "precision": precision_of(torch_dtype if torch_dtype is not None else dtype),
             "timeout_s": timeout_s,
+            "phase_timeouts": dict(phase_timeouts or {}),
             "isolation": isolation,
             "attention_backend": attention_backend,
             "quantize": dict(quantize or {}),

@@ -24,7 +24,7 @@ from wan_compat.protocol.values import MAX_SEED, GenerationRequest
 KEY_CHARS = 24
 _DRAWN_SEEDS = 1 << 31
 # Not part of what a video shows, or drawn from it.
-_NOT_CONTENT = frozenset(("output", "timeout_s", "poster", "contact_sheet", "seed"))
+_NOT_CONTENT = frozenset(("output", "timeout_s", "phase_timeouts", "poster", "contact_sheet", "seed"))
 _PLACES = PATHS | {"model"}
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wan_compat.policies.batch.items import Line, Problem
+from wan_compat.policies.phases import read_phase_timeouts
 from wan_compat.policies.sources.written import parse_loras, parse_quantize
 from wan_compat.protocol.errors import InvalidRequest, clean_text
 
@@ -24,6 +25,7 @@ ALIASES: Mapping[str, str] = {
     "reference": "references",
     "lora": "loras",
     "timeout": "timeout_s",
+    "phase_timeout": "phase_timeouts",
 }
 
 PATHS = frozenset((
@@ -37,7 +39,7 @@ REQUEST_FIELDS = PATHS | frozenset((
     "seed", "height", "width", "num_frames", "num_inference_steps", "guidance_scale", "guidance_scale_2",
     "max_sequence_length", "fps", "loras", "quantize", "precision", "offload", "vae_tiling", "cache",
     "attention_backend", "format", "codec", "quality", "metadata", "crop_odd", "fragmented", "poster",
-    "contact_sheet", "timeout_s",
+    "contact_sheet", "timeout_s", "phase_timeouts",
 ))  # fmt: skip
 
 FLAGS = frozenset(("vae_tiling", "crop_odd", "fragmented", "poster", "contact_sheet"))
@@ -93,6 +95,8 @@ def _understood(name: str, value: Any) -> dict[str, Any]:
         return {name: _loras(value)}
     if name == "quantize":
         return {name: value if isinstance(value, dict) else parse_quantize(_texts(value))}
+    if name == "phase_timeouts":
+        return {name: read_phase_timeouts(value if isinstance(value, dict) else ",".join(_texts(value)))}
     if name == "references":
         return {name: tuple(_texts(value))}
     if name == "seeds":

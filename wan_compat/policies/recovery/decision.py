@@ -13,6 +13,8 @@ def next_step(failure: Failure, situation: Situation) -> Step | Stop:
         return Stop(f"the weights of {failure.component} are no numbers, which no other way of computing mends")
     if failure.kept:
         return Stop("the frames are kept, and the error says how to finish the video")
+    if failure.wanted:
+        return Stop("a limit that was set is kept")
     if category == "none":
         return Stop("this is no failure that another attempt could mend")
     if len(situation.tried) >= MAX_STEPS_PER_JOB:

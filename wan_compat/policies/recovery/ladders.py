@@ -7,6 +7,7 @@
     loading     without the attention backend or offload that this machine cannot do
     death       a new worker -> a leaner or plainer plan -> a new worker
     encoding    the kept latents once more
+    overdue     of decoding only: tiles, which need less memory at a time -> float32 -> other convolutions
 
 No step touches the sandbox, the mode or what code may run: recovery may change a plan, a precision and a worker.
 """
@@ -46,6 +47,7 @@ def steps(failure: Failure, situation: Situation) -> Iterator[Step]:
         "loading": _loading,
         "death": _death,
         "encoding": _encoding,
+        "overdue": _overdue,
     }.get(failure.category)
     if ladder is not None:
         yield from ladder(failure, situation)
@@ -123,6 +125,13 @@ def _encoding(_failure: Failure, now: Situation) -> Iterator[Step]:
         yield Step(
             "decode_again", "decode", "decode the kept latents again, for a new encoder", now.pipeline, DecodeSpec()
         )
+
+
+def _overdue(failure: Failure, now: Situation) -> Iterator[Step]:
+    # Denoising once more takes as long as it took. A decode that is this slow swaps, or hangs in a kernel.
+    if failure.phase == "decode" and now.latents:
+        yield from _tiles(now, "decode")
+        yield from _decode_plainly(now)
 
 
 # -- rungs -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from wan_compat.protocol.values import FrameSpec, PipelineSpec
 # decode: the same worker decodes the latents that it kept. generate: everything anew, in another way. restart: the
 # same once more, in a new worker.
 Kind = Literal["decode", "generate", "restart"]
-Category = Literal["memory", "frames", "decoding", "computing", "loading", "death", "encoding", "none"]
+Category = Literal["memory", "frames", "decoding", "computing", "loading", "death", "encoding", "overdue", "none"]
 
 MAX_STEPS_PER_ERROR = 3
 MAX_STEPS_PER_JOB = 6
@@ -27,6 +27,7 @@ _CATEGORIES: Mapping[str, Category] = {
     "worker_start_failed": "death",
     "worker_silent": "death",
     "encoding_failed": "encoding",
+    "phase_timeout": "overdue",
 }
 
 
@@ -39,6 +40,7 @@ class Failure:
     signal: What ended the worker, if it died of one.
     component: The part whose weights are no numbers, if that is the cause.
     kept: The frames are safe somewhere, and the error says where.
+    wanted: It went beyond a limit that somebody set, who wants the end and nothing else.
     """
 
     code: str
@@ -47,10 +49,11 @@ class Failure:
     signal: int | None = None
     component: str | None = None
     kept: bool = False
+    wanted: bool = False
 
     @property
     def category(self) -> Category:
-        if self.component is not None or self.kept:
+        if self.component is not None or self.kept or self.wanted:
             return "none"
         found = _CATEGORIES.get(self.code, "none")
         return "decoding" if found == "computing" and self.phase == "decode" else found

@@ -19,7 +19,7 @@ from wan_compat.protocol.errors import (
 )
 from wan_compat.supervisor.cli.downloads import Download, obtain
 from wan_compat.supervisor.cli.operations import LogPrompts, LogTo, MetricsTo, watched
-from wan_compat.supervisor.cli.options import Isolation, Json, MinTier, Mode, Quiet, Verbose
+from wan_compat.supervisor.cli.options import Isolation, Json, MinTier, Mode, PhaseTimeout, Quiet, Verbose
 from wan_compat.supervisor.cli.parts_options import (
     Components,
     ImageEncoder,
@@ -169,6 +169,7 @@ def run(
     timeout: Annotated[
         float | None, typer.Option("--timeout", metavar="TIME", parser=parse_seconds, help="For each video: 10m.")
     ] = None,
+    phase_timeout: PhaseTimeout = None,
     memory_limit: Annotated[
         int | None, typer.Option("--memory-limit", metavar="SIZE", parser=parse_bytes, help="Of each worker: 8GB.")
     ] = None,
@@ -209,6 +210,7 @@ def run(
     session.observed(log_file=log_file, log_prompts=log_prompts, metrics=metrics)
     from wan_compat.policies.batch.names import DEFAULT_TEMPLATE
     from wan_compat.policies.batch.progress import Shard, parse_shard
+    from wan_compat.policies.phases import parse_phase_timeouts
     from wan_compat.protocol import values
     from wan_compat.supervisor.batch.contract import RunOptions
     from wan_compat.supervisor.batch.execution import execute, holding
@@ -263,6 +265,7 @@ def run(
         attention_backend=attention_backend,
         cache=cache.value if cache else None,
         timeout_s=timeout,
+        phase_timeouts=parse_phase_timeouts(phase_timeout) or None,
     )
     if vae_tiling is not None:
         defaults["vae_tiling"] = vae_tiling  # False is a wish here

@@ -11,7 +11,7 @@ from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.supervisor.cli.again import Again
 from wan_compat.supervisor.cli.downloads import Download, obtain
 from wan_compat.supervisor.cli.operations import LogPrompts, LogTo, MetricsTo
-from wan_compat.supervisor.cli.options import Isolation, Json, MinTier, Mode, Quiet, Verbose
+from wan_compat.supervisor.cli.options import Isolation, Json, MinTier, Mode, PhaseTimeout, Quiet, Verbose
 from wan_compat.supervisor.cli.parts_options import (
     Components,
     ImageEncoder,
@@ -146,6 +146,7 @@ def generate(
         float | None,
         typer.Option("--timeout", metavar="TIME", parser=parse_seconds, help="For the whole job: 90s, 10m, 1.5h."),
     ] = None,
+    phase_timeout: PhaseTimeout = None,
     memory_limit: Annotated[
         int | None,
         typer.Option(
@@ -194,6 +195,7 @@ def generate(
     session.observed(log_file=log_file, log_prompts=log_prompts, metrics=metrics)
     chosen = settle_mode(mode, trust_remote_code=trust_remote_code, safe_mode=safe_mode)
 
+    from wan_compat.policies.phases import parse_phase_timeouts
     from wan_compat.supervisor.cli.confirm import confirm_first_use
     from wan_compat.supervisor.cli.outlook_view import show_outlook
     from wan_compat.supervisor.cli.runner import build_request, describe_result, free_name, name_for_prompt, run_request
@@ -263,6 +265,7 @@ def generate(
         output=output,
         overwrite=overwrite,
         timeout_s=timeout,
+        phase_timeouts=parse_phase_timeouts(phase_timeout),
         memory_limit_bytes=memory_limit,
         worker_log=worker_log,
         isolation=isolation.value,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wan_compat.supervisor.cli.downloads import Download, obtain
-from wan_compat.supervisor.cli.options import Json, MinTier, Mode, Quiet, Verbose
+from wan_compat.supervisor.cli.options import Json, MinTier, Mode, PhaseTimeout, Quiet, Verbose
 from wan_compat.supervisor.cli.parts_options import (
     Components,
     ImageEncoder,
@@ -64,6 +64,7 @@ def test_load(
             "--timeout", metavar="TIME", parser=parse_seconds, help="For loading and for each clip: 90s, 10m."
         ),
     ] = None,
+    phase_timeout: PhaseTimeout = None,
     memory_limit: Annotated[
         int | None,
         typer.Option(
@@ -88,6 +89,7 @@ def test_load(
     session: Session = context.obj.louder(json=json, quiet=quiet, verbose=verbose)
     session.model = model
 
+    from wan_compat.policies.phases import parse_phase_timeouts
     from wan_compat.protocol.errors import InvalidRequest
     from wan_compat.supervisor.cli.confirm import confirm_first_use
     from wan_compat.supervisor.cli.generate import settle_mode
@@ -114,6 +116,7 @@ def test_load(
         mode=chosen.value,
         restricted=restricted,
         timeout_s=timeout,
+        phase_timeouts=parse_phase_timeouts(phase_timeout),
         memory_limit_bytes=memory_limit,
         **parts_fields(files, lora, quantize),
     )

@@ -11,6 +11,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no remarks; problems only.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Tell more: sandbox layers, timings, tracebacks.")]
 
+PhaseTimeout = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--phase-timeout", metavar="PHASE=TIME", help="Most that one phase may take: load=20m. May be repeated."
+    ),
+]
+
 
 class MinTier(enum.StrEnum):
     """The letters of `sandbox.spec.Tier`, weaker ones last."""
