@@ -394,10 +394,10 @@ def test_frames_that_are_not_what_was_announced_are_refused(change, tmp_path):
         (tmp_path / "file").write_bytes(bytes(96))
         descriptor = os.open(tmp_path / "file", os.O_RDONLY)
     else:
-        descriptor = sealed_frames.seal_frames(np.zeros((1, 4, 4, 3), dtype=np.uint8))
+        descriptor = sealed_frames.seal_frames([np.zeros((1, 4, 4, 3), dtype=np.uint8)])
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(errors.ProtocolViolation):
-        sealed_frames.map_frames(descriptor, shape)
+        sealed_frames.map_frames(descriptor, [shape])
     assert len(os.listdir("/proc/self/fd")) == before - 1
 
 

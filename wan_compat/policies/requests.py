@@ -17,6 +17,10 @@ from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.protocol.media import MediaSpec
 from wan_compat.protocol.values import MAX_SIDE, FrameSpec, GenerationParams, GenerationRequest
 
+# Pipelines of diffusers that make several videos of one prompt in one call, tried. WanVACEPipeline and others refuse it
+# ("not yet supported"), WanVideoToVideoPipeline wants as many videos to begin with.
+MAKES_SEVERAL = frozenset({"WanPipeline", "WanImageToVideoPipeline"})
+
 
 @dataclasses.dataclass(frozen=True)
 class ResolvedRequest:
@@ -53,6 +57,7 @@ def resolve_request(
             f"num_frames is {num_frames}; this model's VAE takes {step}k + 1 frames",
             hint=f"use --num-frames {below} or {below + step}",
         )
+    _check_at_once(request, model)
     steps = request.num_inference_steps or defaults.num_inference_steps
     check_relative(model, num_frames, steps)
     if request.strength is not None and int(steps * request.strength) < 1:
@@ -86,6 +91,21 @@ def resolve_request(
             frames=FrameSpec(height=height, width=width, num_frames=num_frames),
         ),
         fps=float(request.fps or defaults.fps),
+    )
+
+
+def _check_at_once(request: GenerationRequest, model: ModelDecision) -> None:
+    """What a repository's code makes at once is its own affair: it is counted when it is there."""
+    pipeline = model.pipeline
+    if min(request.num_videos, request.videos_at_once) == 1 or (
+        pipeline.restricted is None
+        and (pipeline.code is not None or pipeline.code_kind == "blocks" or pipeline.pipeline_class in MAKES_SEVERAL)
+    ):
+        return
+    whose = "restricted code" if pipeline.restricted is not None else pipeline.pipeline_class
+    raise InvalidRequest(
+        f"{whose} makes one video at once, not {request.videos_at_once}",
+        hint="leave --videos-at-once out: they are then made one after the other",
     )
 
 

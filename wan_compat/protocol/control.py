@@ -45,9 +45,9 @@ from wan_compat.protocol.results import (
     VideoGenerationResult,
 )
 from wan_compat.protocol.status import Id, JobStatus, SupervisorStatus, Text
-from wan_compat.protocol.values import MAX_FRAMES, MAX_SIDE, GenerationRequest
+from wan_compat.protocol.values import MAX_FRAMES, MAX_SIDE, MAX_VIDEOS, GenerationRequest
 
-CONTROL_VERSION = 1
+CONTROL_VERSION = 2
 
 NO_REQUEST = 2**53 - 1  # number of a Refusal that is about the connection, which then ends
 LENGTH = struct.Struct(">I")
@@ -235,10 +235,16 @@ class ResultDocument(Value):
     output: OutputReport | None
     code: CodeReport
     loras: list[LoraReport]
+    others: Annotated[list[ResultDocument], Field(max_length=MAX_VIDEOS - 1)] = Field(default_factory=list)
+
+    @property
+    def pixels(self) -> list[FramesDocument]:
+        """What the descriptor holds: the frames of each video that has some, one after the other."""
+        return [one.frames for one in (self, *self.others) if one.frames is not None]
 
 
 class JobResult(Value):
-    """Exactly one of `generation` and `conversion` is there. With frames, one descriptor comes along."""
+    """Exactly one of `generation` and `conversion` is there. With frames, one descriptor comes along for all of them."""
 
     model_config = ConfigDict(strict=False)
 
@@ -295,7 +301,8 @@ def pack(message: bytes) -> bytes:
 def result_document(result: VideoGenerationResult) -> ResultDocument:
     """Return a result in the form that crosses; its frames go beside it."""
     frames = result.frames
-    fields = {name: getattr(result, name) for name in ResultDocument.model_fields if name != "frames"}
+    fields = {name: getattr(result, name) for name in ResultDocument.model_fields if name not in ("frames", "others")}
+    fields["others"] = [result_document(other) for other in result.others]
     document = None
     if frames is not None:
         document = FramesDocument(

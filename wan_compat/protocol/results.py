@@ -150,7 +150,11 @@ class ConversionReport:
 
 @dataclasses.dataclass(frozen=True)
 class VideoGenerationResult:
-    """One finished job. `memory_used`: the worker's peak in bytes, seen from outside; `generation_time`: seconds."""
+    """One finished video. `memory_used`: the worker's peak in bytes, seen from outside; `generation_time`: seconds.
+
+    A job's result is that of its first video; `others` has those of the further ones. Their times begin where the
+    video before ended; of videos that were made at once, each has the times of all of them.
+    """
 
     success: bool
     output_path: str | None
@@ -167,11 +171,19 @@ class VideoGenerationResult:
     output: OutputReport | None
     code: CodeReport = CodeReport("safe")
     loras: list[LoraReport] = dataclasses.field(default_factory=list)
+    others: list[VideoGenerationResult] = dataclasses.field(default_factory=list)
+
+    @property
+    def videos(self) -> list[VideoGenerationResult]:
+        """The results of all videos, this one first."""
+        return [self, *self.others]
 
     def to_json(self) -> dict[str, Any]:
         """Return the `generate` document: plain data, without the pixels."""
         document: dict[str, Any] = {"schema_version": RESULT_SCHEMA_VERSION}
         for field in dataclasses.fields(self):
+            if field.name == "others":
+                continue
             value = getattr(self, field.name)
             if field.name == "frames":
                 document["frames"] = None if value is None else {"shape": list(value.frames.shape), "fps": value.fps}
@@ -181,4 +193,20 @@ class VideoGenerationResult:
                 document["loras"] = [dataclasses.asdict(report) for report in self.loras]
             else:
                 document[field.name] = value
+        document["videos"] = [result._entry(number) for number, result in enumerate(self.videos)]
         return document
+
+    def _entry(self, number: int) -> dict[str, Any]:
+        """Return what is one video's own."""
+        frames = self.frames
+        return {
+            "video": number,
+            "seed": self.metadata.generation_params.get("seed"),
+            "output_path": self.output_path,
+            "output": None if self.output is None else dataclasses.asdict(self.output),
+            "frames": None if frames is None else {"shape": list(frames.frames.shape), "fps": frames.fps},
+            "generation_time": self.generation_time,
+            "timings": dataclasses.asdict(self.timings),
+            "warnings": self.warnings,
+            "recovery": self.recovery,
+        }

@@ -26,7 +26,7 @@ from wan_compat.protocol.values import GenerationRequest, Mode
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.client import Supervisor
 from wan_compat.supervisor.event_log import EventLog
-from wan_compat.supervisor.job import Job, R
+from wan_compat.supervisor.job import Job, R, all_results
 
 if TYPE_CHECKING:
     from wan_compat.policies.scan.report import ScanReport
@@ -95,6 +95,10 @@ class AsyncJob(Generic[R]):
             raise
         result: R = self._job.result(0)
         return result
+
+    async def results(self, timeout: float | None = None, *, cancel_job: bool = False) -> list[R]:
+        """As `result`, of all videos of the job, in their order."""
+        return all_results(await self.result(timeout, cancel_job=cancel_job))
 
     def done(self) -> bool:
         return bool(self._job.log.is_over)

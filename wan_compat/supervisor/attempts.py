@@ -98,7 +98,7 @@ class Attempts:
         self._running = None
         entry = {"error": _line(error), "action": step.action, "outcome": clean_text(outcome, MAX_ERROR_CHARS)}
         self._entries.append(entry)
-        self._emit(ev.Recovered(**entry))
+        self._emit(ev.Recovered(entry["error"], entry["action"], entry["outcome"]))
 
     def _end(self, error: WanCompatError, stop: Stop) -> NoReturn:
         if self._tried or self._entries:

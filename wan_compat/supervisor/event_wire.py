@@ -89,12 +89,14 @@ def job_result(result: VideoGenerationResult | ConversionReport) -> c.JobResult:
     """Return a result in the form that crosses, without pixels."""
     if isinstance(result, ConversionReport):
         return c.JobResult(conversion=result)
-    document = c.result_document(result)
+    return c.JobResult(generation=_plain(c.result_document(result)))
+
+
+def _plain(document: c.ResultDocument) -> c.ResultDocument:
     # Whatever a dictionary of it holds besides plain data would be found by msgpack, too late for a good answer.
     changes = {name: plain(getattr(document.metadata, name)) for name in ("generation_params", "system_info", "plan")}
-    return c.JobResult(
-        generation=document.model_copy(update={"metadata": dataclasses.replace(document.metadata, **changes)})
-    )
+    others = [_plain(other) for other in document.others]
+    return document.model_copy(update={"metadata": dataclasses.replace(document.metadata, **changes), "others": others})
 
 
 def result_of(message: c.JobResult, descriptor: int | None) -> VideoGenerationResult | ConversionReport:
@@ -106,24 +108,36 @@ def result_of(message: c.JobResult, descriptor: int | None) -> VideoGenerationRe
     import os
 
     document = message.generation
-    frames = None
-    if document is not None and document.frames is not None and descriptor is not None:
-        shown = document.frames
-        frames = ProcessedFrames(map_frames(descriptor, shown.shape), shown.fps, shown.duration, lists(shown.metadata))
+    pixels = [] if document is None else document.pixels
+    arrays: list[Any] = []
+    if pixels and descriptor is not None:
+        arrays = map_frames(descriptor, [shown.shape for shown in pixels])
     elif descriptor is not None:
         os.close(descriptor)
         raise ProtocolViolation("a descriptor came with a result without frames")
-    elif document is not None and document.frames is not None:
+    elif pixels:
         raise ProtocolViolation("a result with frames came without them")
     if (document is None) == (message.conversion is None):
         raise ProtocolViolation("a result is either a video's or a conversion's")
     if document is None:
         assert message.conversion is not None
         return message.conversion
-    fields = {name: lists(getattr(document, name)) for name in type(document).model_fields if name != "frames"}
-    metadata = document.metadata
+    if any(other.others for other in document.others):
+        raise ProtocolViolation("a further video of a result has further videos")
+    first, *others = (_rebuilt(one, arrays) for one in (document, *document.others))
+    return dataclasses.replace(first, others=others)
+
+
+def _rebuilt(document: c.ResultDocument, arrays: list[Any]) -> VideoGenerationResult:
+    """Return one video's result; takes its frames, if it has some, from the front of `arrays`."""
+    names = set(type(document).model_fields) - {"frames", "others"}
+    fields = {name: lists(getattr(document, name)) for name in names}
+    metadata, shown = document.metadata, document.frames
     changes = {name: lists(getattr(metadata, name)) for name in ("generation_params", "system_info", "plan")}
     fields["metadata"] = dataclasses.replace(metadata, **changes)
+    frames = None
+    if shown is not None:
+        frames = ProcessedFrames(arrays.pop(0), shown.fps, shown.duration, lists(shown.metadata))
     return VideoGenerationResult(**fields, frames=frames)
 
 

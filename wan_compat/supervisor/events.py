@@ -1,4 +1,8 @@
-"""What happens to a job, in the order in which it happens; each is over when it is told."""
+"""What happens to a job, in the order in which it happens; each is over when it is told.
+
+`video`: which video of the job it is about, from 0; of several that are denoised at once, the one that is
+being written.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ PhaseName = Literal["start_worker", "load", "text_encode", "denoise", "decode", 
 @dataclasses.dataclass(frozen=True)
 class PhaseStarted:
     phase: PhaseName
+    video: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Progress:
     rate_s: float | None = None
     eta_s: float | None = None
     timestep: float | None = None
+    video: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +50,7 @@ class FirstFrame:
     """The first frame reached the encoder, `seconds` after the generation started."""
 
     seconds: float
+    video: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +59,7 @@ class Preview:
 
     path: str
     index: int
+    video: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +72,7 @@ class LatentPreview:
     height: int
     pixels: bytes
     path: str | None = None
+    video: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +101,7 @@ class Recovering:
 
     error: str
     action: str
+    video: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +111,7 @@ class Recovered:
     error: str
     action: str
     outcome: str
+    video: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +119,7 @@ class Encoded:
     """The file stands, whole and verified."""
 
     path: str
+    video: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,6 +68,11 @@ class _Progress:
     ended_unix_s: float | None = None
 
 
+def all_results(first: R) -> list[R]:
+    """Return the results of a job whose own is `first`."""
+    return first.videos if isinstance(first, VideoGenerationResult) else [first]
+
+
 class Job(Generic[R]):
     """One submitted request. Thread-safe.
 
@@ -115,6 +120,15 @@ class Job(Generic[R]):
             if self._future.done():
                 raise
             raise DeadlineExceeded(f"the job was not over after {timeout:g} s; it goes on") from error
+
+    def results(self, timeout: float | None = None) -> list[R]:
+        """Wait for the end and return the results of all videos of the job, in their order; `result` is the first.
+
+        Raises:
+            DeadlineExceeded, WanCompatError: As `result`. Videos that were finished before a failure stay where they
+                are; `details["videos_finished"]` names their files.
+        """
+        return all_results(self.result(timeout))
 
     def done(self) -> bool:
         return self._future.done()

@@ -1,10 +1,12 @@
 """The life of one job, from a request to a verified file. Runs in the supervisor's runner thread.
 
-    inspect -> decide -> ( prepare output -> worker -> load -> generate | encode -> verify -> commit )
+    inspect -> decide -> [ ( reserve output -> worker -> load -> generate | encode -> verify -> commit ) ]
 
 Everything that can refuse comes before the worker, everything that costs comes after. Whatever happens, the output is
 whole or absent, and the worker is either fit for the next job or gone. What stands in parentheses is an attempt; when
-one fails, `attempts.py` says whether there is another one, and in what it differs.
+one fails, `attempts.py` says whether there is another one, and in what it differs. What stands in brackets is a round:
+one video, or those that are made at once; a job of several videos has several rounds, with one worker. What stands when
+something fails is kept, and no attempt makes it again.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import contextlib
 import dataclasses
 import secrets
 import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from wan_compat.policies.facts import FileFact
@@ -21,6 +24,7 @@ from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.phases import phase_timeouts
 from wan_compat.policies.requests import ResolvedRequest, resolve_request
 from wan_compat.policies.tasks import media_of, wish_of
+from wan_compat.policies.videos import Round, rounds, what_is_left
 from wan_compat.protocol import messages as m
 from wan_compat.protocol.errors import (
     CorruptFrame,
@@ -31,20 +35,14 @@ from wan_compat.protocol.errors import (
     WanCompatError,
 )
 from wan_compat.protocol.plan import DecodeSpec
-from wan_compat.protocol.results import (
-    OutputReport,
-    ProcessedFrames,
-    Timings,
-    VideoGenerationResult,
-)
+from wan_compat.protocol.results import Timings, VideoGenerationResult
 from wan_compat.protocol.states import WorkerState
-from wan_compat.protocol.values import GenerationRequest, Isolation
+from wan_compat.protocol.values import GenerationParams, GenerationRequest, Isolation, seed_after
 from wan_compat.sandbox.spec import Tier
 from wan_compat.supervisor import audit_log, first_use, provenance
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.admitted_files import check_unchanged
 from wan_compat.supervisor.attempts import Attempts, add_advice, wait
-from wan_compat.supervisor.frame_sink import FrameSink, FramesInMemory
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.integrity import require_verified
 from wan_compat.supervisor.job_context import JobContext, narrower
@@ -56,14 +54,24 @@ from wan_compat.supervisor.model_choice import choose_model
 from wan_compat.supervisor.model_environment import environment_of
 from wan_compat.supervisor.model_parts import parts_of
 from wan_compat.supervisor.restart_guard import key_of
+from wan_compat.supervisor.round_output import RoundOutput, TakenVideo, check_places
 from wan_compat.supervisor.worker import Worker, WorkerOrder
 from wan_compat.supervisor.worker_log import open_log_file
 
 if TYPE_CHECKING:
     from wan_compat.policies.planning.choice import Choice
     from wan_compat.policies.recovery.steps import Step
-    from wan_compat.supervisor.delivery import Delivery
     from wan_compat.supervisor.environments import Environment
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ready:
+    """What stays the same in all rounds and attempts of a job. `order`: what a worker is started for, by its model."""
+
+    resolved: ResolvedRequest
+    limits: Deadlines
+    environment: Environment | None
+    order: Callable[[ModelDecision], WorkerOrder]
 
 
 class JobRun:
@@ -81,6 +89,9 @@ class JobRun:
         self._fit = False  # the worker can serve another job
         self._weight_bytes = 0
         self._choice: Choice | None = None  # how the model is made to fit; None where no plan is made
+        self._denoised = Round(0, 1)  # the videos whose latents the worker has
+        self._results: list[VideoGenerationResult] = []  # of the videos that stand
+        self._told_s = self._watch.started  # when the last of them did
 
     def execute(self) -> VideoGenerationResult:
         """Run the job. Errors tell what was tried, and what a person can do."""
@@ -136,83 +147,138 @@ class JobRun:
             self._watch.keep_to(limits)
             gpu_limit = narrower(request.gpu_memory_limit_bytes, context.policy.gpu_memory_limit_bytes)
             site = environment.site if environment is not None else None
-            attempts = Attempts(request, resolved.params.frames, context.emit, self._recovery)
-            step: Step | None = None
+            ready = _Ready(
+                resolved,
+                limits,
+                environment,
+                lambda model: context.pool.order(
+                    context.policy, request.mode, model, requested, limit, gpu_limit, site, request.model
+                ),
+            )
+            check_places(request, resolved)
             try:
-                while True:
-                    order = context.pool.order(
-                        context.policy, request.mode, model, requested, limit, gpu_limit, site, request.model
-                    )
-                    try:
-                        return self._attempt(order, model, resolved, limits, environment, step, attempts)
-                    except (WanCompatError, OSError) as error:
-                        self._watch.rest()
-                        self._fit = self._worker is not None and self._is_fit(self._worker, error, limits)
-                        if isinstance(error, WanCompatError):
-                            context.pool.guard.failed(key_of(request), error)
-                        if isinstance(error, OSError):
-                            raise
-                        step = attempts.after(
-                            error,
-                            self._watch.failed_in(),
-                            model.pipeline,
-                            latents=self._fit and self._has_latents(model),
-                        )
-                    if step.kind != "decode":
-                        self._fit = False
-                        self._release()
-                        model = dataclasses.replace(model, pipeline=step.pipeline)
-                    if wait(step.delay_s, self._watch.interrupted):
-                        raise JobCancelled("cancelled before another attempt")
+                for wanted in rounds(1 if request.load_only else request.num_videos, request.videos_at_once):
+                    model = self._round(wanted, model, ready)
+            except WanCompatError as error:
+                self._tell_what_stands(error, resolved)
+                raise
             finally:
                 self._release()
+            first, *others = self._results
+            return dataclasses.replace(first, others=others)
+
+    def _round(self, wanted: Round, model: ModelDecision, ready: _Ready) -> ModelDecision:
+        """Make the videos of one round, in as many attempts as it takes; return the model as it was loaded at last."""
+        request, context = self._request, self._context
+        attempts = Attempts(request, ready.resolved.params.frames, self._emit_of_video, self._recovery)
+        step: Step | None = None
+        while True:
+            try:
+                self._attempt(wanted, model, ready, step, attempts)
+                self._recovery = []
+                return model
+            except (WanCompatError, OSError) as error:
+                self._watch.rest()
+                self._fit = self._worker is not None and self._is_fit(self._worker, error, ready.limits)
+                if isinstance(error, WanCompatError):
+                    context.pool.guard.failed(key_of(request), error)
+                if isinstance(error, OSError):
+                    raise
+                step = attempts.after(
+                    error,
+                    self._watch.failed_in(),
+                    model.pipeline,
+                    latents=self._fit and self._has_latents(model),
+                )
+            wanted = wanted.after(len(self._results) - wanted.first)
+            if step.kind != "decode":
+                self._fit = False
+                self._release()
+                model = dataclasses.replace(model, pipeline=step.pipeline)
+            if wait(step.delay_s, self._watch.interrupted):
+                raise JobCancelled("cancelled before another attempt")
 
     def _attempt(
         self,
-        order: WorkerOrder,
+        wanted: Round,
         model: ModelDecision,
-        resolved: ResolvedRequest,
-        limits: Deadlines,
-        environment: Environment | None,
+        ready: _Ready,
         step: Step | None,
         attempts: Attempts,
-    ) -> VideoGenerationResult:
-        """One attempt, with an output of its own. The worker stays in `self._worker`, however this ends."""
+    ) -> None:
+        """One attempt, with outputs of its own. The worker stays in `self._worker`, however this ends; results of the
+        videos that stand go into `self._results`, even if others fail."""
         self._fit = False
-        with contextlib.ExitStack() as stack:
-            delivery = self._prepare_output(stack, resolved)
-            worker = self._worker = self._worker or self._acquire_with_log(order, limits)
-            with worker.noting_violations():
-                self._load(worker, model)
-                decoding = step.decoding if step is not None else None
-                frames: ProcessedFrames | None = None
-                output: OutputReport | None = None
-                if not self._request.load_only:
-                    frames, output = self._generate(worker, model, resolved, limits, delivery, decoding)
-            self._fit = True
-            attempts.succeeded()
-            self._context.pool.guard.succeeded(key_of(self._request))
-            total_s = time.monotonic() - self._watch.started
-            self._timings = dataclasses.replace(self._timings, total_s=total_s)
+        request, resolved = self._request, ready.resolved
+        self._watch.video = wanted.first
+
+        def label(number: int) -> str:
+            return provenance.label(request, model, _resolved_of(resolved, number, wanted.size))
+
+        with RoundOutput(request, resolved, wanted, self._watch, self._context, label) as outputs:
+            worker = self._worker = self._worker or self._acquire_with_log(ready.order(model), ready.limits)
+            try:
+                with worker.noting_violations():
+                    self._load(worker, model)
+                    if not request.load_only:
+                        self._stream(worker, model, ready, outputs, step.decoding if step is not None else None)
+                self._fit = True
+                attempts.succeeded()
+                self._context.pool.guard.succeeded(key_of(request))
+            finally:
+                # Also what stood before something else of the same round failed.
+                taken = [TakenVideo(0, None, None, None, [])] if request.load_only and self._fit else outputs.taken
+                self._compose(taken, model, ready, worker)
+
+    def _compose(self, taken: Sequence[TakenVideo], model: ModelDecision, ready: _Ready, worker: Worker) -> None:
+        """Put the results of videos that stand together, and write their sidecars."""
+        now = time.monotonic()
+        generated = self._watch.generated[0] if self._watch.generated else None
+        for video in taken:
+            together = self._denoised
+            resolved = _resolved_of(ready.resolved, video.number, together.size)
             result = compose_result(
                 Made(
                     request=self._request,
                     model=model,
                     resolved=resolved,
-                    environment=environment,
+                    environment=ready.environment,
                     choice=self._choice,
-                    generated=self._watch.generated[0] if self._watch.generated else None,
-                    frames=frames,
-                    output=output,
-                    timings=self._timings,
+                    generated=generated,
+                    frames=video.frames,
+                    output=video.output,
+                    timings=dataclasses.replace(self._timings, encode_s=video.encode_s, total_s=now - self._told_s),
                     warnings=self._watch.warnings,
-                    recovery=self._recovery,
+                    recovery=[*self._recovery, *video.recovery],
                 ),
                 worker,
             )
-            if delivery is not None and output is not None:
-                delivery.write_sidecar(provenance.document(self._request, model, resolved, result), output)
-            return result
+            self._results.append(result)
+            if video.delivery is not None and video.output is not None:
+                made = _remade_by(self._request, ready.resolved, together, video.number)
+                number = video.number - together.first if together.size > 1 else None
+                document = provenance.document(made, model, resolved, result, number)
+                video.delivery.write_sidecar(document, video.output)
+        if taken:
+            self._timings, self._told_s = Timings(), now
+
+    def _emit_of_video(self, event: ev.Event) -> None:
+        """Tell of recovery which video it is for."""
+        if isinstance(event, ev.Recovering | ev.Recovered):
+            event = dataclasses.replace(event, video=self._watch.video)
+        self._context.emit(event)
+
+    def _tell_what_stands(self, error: WanCompatError, resolved: ResolvedRequest) -> None:
+        """Say with an error which videos are finished all the same, and what makes the others."""
+        finished, total = len(self._results), self._request.num_videos
+        if not finished:
+            return
+        paths = [result.output_path for result in self._results if result.output_path is not None]
+        seed = seed_after(resolved.params.seed, finished)
+        kept = f"keep the {finished} of {total} videos that are finished" if paths else "ask for files with output"
+        error.fixes = (f"{kept}, and make the others with {what_is_left(finished, total, seed)}", *error.fixes)
+        error.details["videos_finished"] = paths
+        error.details["next_seed"] = seed
 
     def _is_fit(self, worker: Worker, error: WanCompatError | OSError, limits: Deadlines) -> bool:
         """Whether the worker could do something else now."""
@@ -246,34 +312,18 @@ class JobRun:
     def _tell_mends(self, model: ModelDecision) -> None:
         """What was broken in the model's files and is helped: told like every other recovery, and as a warning."""
         for mend in model.mends:
-            self._context.emit(ev.Recovering(mend.error, mend.action))
-            entry = {"error": mend.error, "action": mend.action, "outcome": "succeeded"}
-            self._recovery.append(entry)
-            self._context.emit(ev.Recovered(**entry))
-            self._watch.warn(f"{mend.error}; {mend.action}")
+            self._tell_mend(mend.error, mend.action)
+
+    def _tell_mend(self, error: str, action: str) -> None:
+        entry = {"error": error, "action": action, "outcome": "succeeded"}
+        if entry in self._recovery:
+            return  # told of the videos before
+        self._context.emit(ev.Recovering(error, action))
+        self._recovery.append(entry)
+        self._context.emit(ev.Recovered(entry["error"], entry["action"], entry["outcome"]))
+        self._watch.warn(f"{error}; {action}")
 
     # -- steps ---------------------------------------------------------------------------------------------------
-
-    def _prepare_output(self, stack: contextlib.ExitStack, resolved: ResolvedRequest) -> Delivery | None:
-        if self._request.output is None or self._request.load_only:
-            return None
-        from wan_compat.supervisor.delivery import prepare_delivery
-
-        delivery = stack.enter_context(
-            prepare_delivery(
-                self._request.output,
-                resolved.params.frames,
-                resolved.fps,
-                self._request,
-                overwrite=self._request.overwrite,
-            )
-        )
-        stack.enter_context(self._context.pool.leftover(delivery.part_path))
-        delivery.note_spill = lambda path: stack.enter_context(self._context.pool.leftover(path))
-        delivery.check_stop = self._watch.check_stop
-        self._watch.preview = delivery.show_latents
-        delivery.announce_preview = lambda path, index: self._context.emit(ev.Preview(path, index))
-        return delivery
 
     def _acquire_with_log(self, order: WorkerOrder, limits: Deadlines) -> Worker:
         if self._request.worker_log is None:
@@ -334,38 +384,6 @@ class JobRun:
         if not loaded.streaming:
             self._watch.warn(f"the video is decoded as a whole, which needs more memory: {loaded.streaming_reason}")
 
-    def _generate(
-        self,
-        worker: Worker,
-        model: ModelDecision,
-        resolved: ResolvedRequest,
-        limits: Deadlines,
-        delivery: Delivery | None,
-        decoding: DecodeSpec | None,
-    ) -> tuple[ProcessedFrames | None, OutputReport | None]:
-        spec = resolved.params.frames
-        if delivery is None:
-            sink = FramesInMemory(spec.frame_bytes * spec.num_frames)
-            self._stream(worker, resolved, limits, sink, decoding)
-            self._check_files()
-            return sink.frames(resolved), None
-        delivery.start(provenance.label(self._request, model, resolved))
-        told = len(delivery.warnings)
-        for warning in delivery.warnings:
-            self._watch.warn(warning)
-        first = self._stream(worker, resolved, limits, delivery, decoding)
-        self._watch.enter("encode")
-        delivery.finish(limits.encode_tail_s)
-        self._watch.rest()
-        for warning in delivery.warnings[told:]:
-            self._watch.warn(warning)
-        self._check_files()
-        output = delivery.commit()
-        self._timings = dataclasses.replace(self._timings, encode_s=time.monotonic() - first)
-        self._recovery += delivery.recovery
-        self._context.emit(ev.Encoded(output.path))
-        return None, output
-
     def _check_files(self) -> None:
         """Compare the model's files once more: what the worker mapped could be written to while it was at work."""
         for path in check_unchanged(self._admitted):
@@ -374,24 +392,26 @@ class JobRun:
     def _stream(
         self,
         worker: Worker,
-        resolved: ResolvedRequest,
-        limits: Deadlines,
-        sink: FrameSink,
+        model: ModelDecision,
+        ready: _Ready,
+        outputs: RoundOutput,
         decoding: DecodeSpec | None = None,
-    ) -> float:
-        """Generate, and move each frame from the ring to the sink as it comes; return the first frame's moment.
+    ) -> None:
+        """Generate, and move each frame from the ring to its video as it comes.
 
         With `decoding`, the latents of the attempt before are decoded again, and nothing is denoised.
         """
-        spec = resolved.params.frames
+        params, wanted = ready.resolved.params, outputs.videos
+        spec = params.frames
+        sink = outputs.begin()
         worker.jobs_started += 1
         job = worker.jobs_started
         ring = worker.ring
-        ring.begin(job, spec)
+        ring.begin(job, spec, wanted.size)
         self._watch.generated.clear()
         began = time.monotonic()
-        first: float | None = None
-        offset = 0
+        first: float | None = None  # of this video
+        frames = offset = 0  # of it that were taken, and bytes of the next one
         if decoding is None:
             self._watch.denoised = False
             self._watch.enter("text_encode")
@@ -399,14 +419,16 @@ class JobRun:
             worker.send(
                 m.Generate(
                     job=job,
-                    params=resolved.params,
+                    params=_params_of(params, wanted),
                     count_memory=self._request.count_memory,
                     preview_latents=self._request.preview_latents,
                 )
             )
+            self._denoised = wanted
         else:
             self._watch.enter("decode")
-            worker.send(m.DecodeAgain(job=job, frames=spec, decoding=decoding))
+            at = wanted.first - self._denoised.first
+            worker.send(m.DecodeAgain(job=job, frames=spec, first=at, videos=wanted.size, decoding=decoding))
         while not (self._watch.generated and ring.complete):
             waiting = ring.published > ring.consumed
             write = [sink.fileno()] if waiting and sink.fileno() >= 0 else []
@@ -415,6 +437,13 @@ class JobRun:
                 self._watch.hear(message)
             sink.raise_if_ended()
             while ring.published > ring.consumed:
+                if frames == spec.num_frames:
+                    # The first frame of the next video is the worker's word that this one is good.
+                    assert first is not None
+                    outputs.end(first, ready.limits.encode_tail_s, self._check_files)
+                    worker.listen_again()
+                    self._watch.enter("decode")
+                    sink, first, frames = outputs.begin(), None, 0
                 with ring.front() as frame, frame[offset:] as rest:
                     taken = sink.write_some(rest)
                 if taken == 0:
@@ -422,28 +451,30 @@ class JobRun:
                 offset += taken
                 if offset == spec.frame_bytes:
                     offset = 0
+                    frames += 1
                     if first is None:
                         first = time.monotonic()
-                        self._context.emit(ev.FirstFrame(first - began))
+                        self._context.emit(ev.FirstFrame(first - began, self._watch.video))
+                        if not outputs.taken:
+                            self._timings = dataclasses.replace(self._timings, first_frame_s=first - began)
                     ring.release()
                     ring.collect()
-            if self._watch.generated and ring.published < spec.num_frames:
-                raise CorruptFrame(f"the worker finished after {ring.published} of {spec.num_frames} frames")
+            if self._watch.generated and ring.published < ring.expected:
+                raise CorruptFrame(f"the worker finished after {ring.published} of {ring.expected} frames")
             if ring.published == ring.consumed:
                 sink.idle()
         ring.end()
         self._watch.rest()
-        for note in self._watch.generated[0].notes:
+        said = self._watch.generated[0]
+        for note in said.notes:
             self._watch.warn(note)
+        for note in said.fitted:
+            self._tell_mend(f"incompatible arguments of {model.pipeline.pipeline_class}", note)
         assert first is not None
+        outputs.end(first, ready.limits.encode_tail_s, self._check_files)
         self._timings = dataclasses.replace(
-            self._timings,
-            text_encode_s=self._watch.generated[0].text_encode_s,
-            denoise_s=self._watch.generated[0].denoise_s,
-            decode_s=self._watch.generated[0].decode_s,
-            first_frame_s=first - began,
+            self._timings, text_encode_s=said.text_encode_s, denoise_s=said.denoise_s, decode_s=said.decode_s
         )
-        return first
 
     def _quiet(self, worker: Worker, limits: Deadlines) -> bool:
         """Ask a busy worker to stop; return whether it came to rest and can be kept."""
@@ -460,3 +491,28 @@ class JobRun:
             worker.ring.end()
             return worker.state is WorkerState.LOADED
         return False
+
+
+def _params_of(params: GenerationParams, wanted: Round) -> GenerationParams:
+    """Return what a worker is told to make in one round."""
+    return params.model_copy(update={"seed": seed_after(params.seed, wanted.first), "videos": wanted.size})
+
+
+def _resolved_of(resolved: ResolvedRequest, number: int, at_once: int) -> ResolvedRequest:
+    """Return with what one video of several was made; its seed is its own."""
+    params = resolved.params.model_copy(update={"seed": seed_after(resolved.params.seed, number), "videos": at_once})
+    return dataclasses.replace(resolved, params=params)
+
+
+def _remade_by(
+    request: GenerationRequest, resolved: ResolvedRequest, together: Round, number: int
+) -> GenerationRequest:
+    """Return what makes one video of several again, to the byte: itself alone, or all that were denoised with it."""
+    alone = together.size == 1
+    return request.model_copy(
+        update={
+            "seed": seed_after(resolved.params.seed, number if alone else together.first),
+            "num_videos": together.size,
+            "videos_at_once": together.size,
+        }
+    )

@@ -41,6 +41,7 @@ class JobWatch:
 
     Attributes:
         phase: What is done now.
+        video: Which video of the job it is done for, from 0.
         denoised: The last step of denoising is over.
         generated: What the worker said when all frames were out; at most one, in a list, because a type checker takes
             an attribute set to None for None until the end of a function.
@@ -53,6 +54,7 @@ class JobWatch:
         self.started = time.monotonic()
         self.timeout_s = narrower(request.timeout_s, context.policy.timeout_s)
         self.phase = "prepare"
+        self.video = 0
         self.limits = Deadlines()
         self._clock = PhaseClock(self.limits)
         self._pace = Pace()
@@ -107,7 +109,9 @@ class JobWatch:
             pace = self._pace.progress(message.phase, message.step, message.total, now)
             self._time(message, now)
             self._context.emit(
-                ev.Progress(message.phase, message.step, message.total, pace.rate_s, pace.eta_s, message.timestep)
+                ev.Progress(
+                    message.phase, message.step, message.total, pace.rate_s, pace.eta_s, message.timestep, self.video
+                )
             )
             if message.picture is not None and self._request.preview_latents and message.phase == "denoise":
                 self._show_latents(message.step, message.picture)
@@ -126,7 +130,7 @@ class JobWatch:
         if len(pixels) != picture.width * picture.height * 3 or step > MAX_STEPS:
             return
         path = self.preview(step, pixels, picture.width, picture.height) if self.preview is not None else None
-        self._context.emit(ev.LatentPreview(step, picture.width, picture.height, pixels, path))
+        self._context.emit(ev.LatentPreview(step, picture.width, picture.height, pixels, path, self.video))
 
     def warn(self, message: str) -> None:
         if message in self.warnings:  # by an earlier attempt
@@ -147,7 +151,7 @@ class JobWatch:
     def _show(self, phase: ev.PhaseName) -> None:
         self.phase = phase
         self._pace.start(phase, time.monotonic())
-        self._context.emit(ev.PhaseStarted(phase))
+        self._context.emit(ev.PhaseStarted(phase, self.video))
 
     def _time(self, message: m.Progress, now: float) -> None:
         """Charge the time from here on to the phase that begins with this step's end."""

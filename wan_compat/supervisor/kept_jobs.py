@@ -84,9 +84,11 @@ class KeptJobs:
         try:
             result = kept.job.result(0)
             if isinstance(result, VideoGenerationResult) and result.frames is not None:
-                kept.log.replace_last(ev.Finished(dataclasses.replace(result, frames=None)))
-                kept.frames = seal_frames(result.frames.frames)
-                kept.frames_bytes = result.frames.frames.nbytes
+                first, *others = (dataclasses.replace(one, frames=None, others=[]) for one in result.videos)
+                kept.log.replace_last(ev.Finished(dataclasses.replace(first, others=others)))
+                videos = [one.frames.frames for one in result.videos if one.frames is not None]
+                kept.frames = seal_frames(videos)
+                kept.frames_bytes = sum(frames.nbytes for frames in videos)
             kept.answer = event_wire.job_result(result)
         except WanCompatError as error:
             kept.answer = event_wire.refusal(error)

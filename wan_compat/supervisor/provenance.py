@@ -42,12 +42,21 @@ def label(request: GenerationRequest, model: ModelDecision, resolved: ResolvedRe
 
 
 def document(
-    request: GenerationRequest, model: ModelDecision, resolved: ResolvedRequest, result: VideoGenerationResult
+    request: GenerationRequest,
+    model: ModelDecision,
+    resolved: ResolvedRequest,
+    result: VideoGenerationResult,
+    number: int | None = None,
 ) -> dict[str, Any]:
-    """Return the content of the sidecar: see `sidecar.py`."""
+    """Return the content of the sidecar: see `sidecar.py`.
+
+    Args:
+        request: What makes this video again; of several that were made at once, all of them.
+        number: Of the video among those, from 0.
+    """
     params = resolved.params
     made_so = {
-        "seed": params.seed,
+        "seed": params.seed if request.seed is None else request.seed,
         "num_inference_steps": params.num_inference_steps,
         "guidance_scale": params.guidance_scale,
         "height": params.frames.height,
@@ -63,6 +72,7 @@ def document(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "generator": f"wan-compat {__version__}",
         "request": asked | made_so,
+        **({} if number is None else {"at_once": {"video": number + 1, "of": request.num_videos}}),
         "mode": request.mode.value,
         "restricted": request.restricted,
         "model": {

@@ -37,7 +37,7 @@ from wan_compat.supervisor.attach import ask, wait_until_idle
 from wan_compat.supervisor.control_client import Connection
 from wan_compat.supervisor.event_log import EventLog
 from wan_compat.supervisor.event_wire import error_of, event_of, result_of
-from wan_compat.supervisor.job import R
+from wan_compat.supervisor.job import R, all_results
 from wan_compat.supervisor.request_paths import with_absolute_paths
 
 if TYPE_CHECKING:
@@ -96,6 +96,9 @@ class RemoteJob(Generic[R]):
         if isinstance(self._outcome, WanCompatError):
             raise self._outcome
         return self._outcome  # type: ignore[return-value]
+
+    def results(self, timeout: float | None = None) -> list[R]:
+        return all_results(self.result(timeout))
 
     def done(self) -> bool:
         return self.log.is_over

@@ -427,6 +427,10 @@ class Worker:
                 self._note_progress(message)
         return drained
 
+    def listen_again(self) -> None:
+        """How long nobody asked it, because something else was waited for, is not held against it."""
+        self._answered = time.monotonic()
+
     def answers(self, timeout_s: float) -> bool:
         """Ask a worker that does nothing whether it is there; return whether it answered in time.
 

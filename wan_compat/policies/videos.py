@@ -1,0 +1,47 @@
+"""The videos of one job: which are made together, what each is called, and what would make the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """Videos that are denoised together: `size` of them from number `first` on, counted from 0 through the job."""
+
+    first: int
+    size: int
+
+    def after(self, finished: int) -> Round:
+        """Return what is left once `finished` of them stand."""
+        return Round(self.first + finished, self.size - finished)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first, self.first + self.size))
+
+
+def rounds(num_videos: int, at_once: int) -> list[Round]:
+    """Return the rounds of a job, in their order; the last one may be smaller."""
+    return [Round(first, min(at_once, num_videos - first)) for first in range(0, num_videos, at_once)]
+
+
+def output_of(output: str, number: int, num_videos: int) -> str:
+    """Return the path of video `number`, from 0: `fox.mp4` itself of one, else `fox-1.mp4`, or `fox-01.mp4` of ten and
+    more, so that names sort as the videos do."""
+    if num_videos == 1:
+        return output
+    stem, suffix = os.path.splitext(output.rstrip("/"))
+    return f"{stem}-{number + 1:0{len(str(num_videos))}}{suffix}"
+
+
+def outputs_of(output: str, num_videos: int) -> list[str]:
+    """Return the paths of all videos of a job."""
+    return [output_of(output, number, num_videos) for number in range(num_videos)]
+
+
+def what_is_left(finished: int, num_videos: int, next_seed: int) -> str:
+    """Return the options that make the videos which a failed job did not."""
+    left = num_videos - finished
+    return f"--seed {next_seed}" + (f" --num-videos {left}" if left > 1 else "")
