@@ -148,6 +148,7 @@ def test_gpus_are_read_from_the_driver_and_a_lost_one_is_left_out(tmp_path: Path
     )
     expected = {"name": "NVIDIA Imaginary", "memory_total_bytes": 80 << 30, "memory_free_bytes": 60 << 30}
     expected["compute_capability"] = [9, 0]
+    expected |= {"uuid": None, "minor": None, "address": None, "compute_mode": "default", "mig": False}  # not told
     assert json.loads(done.stdout) == [{"index": index, **expected} for index in (0, 2)]
 
 

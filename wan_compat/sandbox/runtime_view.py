@@ -95,7 +95,7 @@ def _python_folders() -> Iterator[str]:
     # libpython and what it is linked with. A system Python has them in /usr/lib, which is there already.
     for name in ("LIBDIR", "LIBDEST"):
         path = sysconfig.get_config_var(name)
-        if path and not _is_system(path):
+        if path and not is_system(path):
             yield from _both_names(path)
 
 
@@ -110,6 +110,7 @@ def _both_names(path: str | None) -> Iterator[str]:
         yield os.path.realpath(path)
 
 
-def _is_system(path: str) -> bool:
+def is_system(path: str) -> bool:
+    """Whether a folder is, or lies in, one of the system's library folders, which every view has."""
     real = os.path.realpath(path)
     return real == "/usr/lib" or real.startswith("/usr/lib/")

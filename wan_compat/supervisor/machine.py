@@ -9,8 +9,8 @@ from pathlib import Path
 
 from wan_compat.policies.facts import HostFacts
 from wan_compat.policies.planning.machine import GpuFacts, MachineFacts
+from wan_compat.supervisor.gpus import read_nvidia
 from wan_compat.supervisor.host import read_host
-from wan_compat.supervisor.nvml import Nvml
 
 _DRM = Path("/sys/class/drm")
 _AMD = "0x1002"  # PCI vendor
@@ -31,32 +31,23 @@ def read_machine(ram_limit_bytes: int | None = None, *, host: HostFacts | None =
         ram_free_bytes=host.memory_available_bytes,
         ram_limit_bytes=host.memory_available_bytes if ram_limit_bytes is None else ram_limit_bytes,
         cpu_count=host.cpu_count,
-        gpus=(*_nvidia(), *_amd(), *_apple(host)),
+        gpus=(*read_nvidia()[0], *_amd(), *_apple(host)),
         disk_free_bytes=_disk_free(),
     )
 
 
-def worker_machine(ram_limit_bytes: int, *, host: HostFacts) -> MachineFacts:
-    """Return what a worker really gets: main memory and cores. A sandbox has no GPU's device files yet."""
+def worker_machine(
+    ram_limit_bytes: int, *, host: HostFacts, gpu: GpuFacts | None = None, vram_limit_bytes: int | None = None
+) -> MachineFacts:
+    """Return what a worker really gets: main memory, cores, and the GPU that was chosen for it (gpus.py), if any."""
     return MachineFacts(
         ram_total_bytes=host.memory_total_bytes,
         ram_free_bytes=host.memory_available_bytes,
         ram_limit_bytes=ram_limit_bytes,
         cpu_count=host.cpu_count,
+        gpus=() if gpu is None else (gpu,),
+        vram_limit_bytes=vram_limit_bytes,
     )
-
-
-def _nvidia() -> tuple[GpuFacts, ...]:
-    try:
-        with Nvml() as nvml:
-            return tuple(
-                GpuFacts(
-                    gpu.name, gpu.memory_total_bytes, gpu.memory_free_bytes, gpu.compute_capability, index=gpu.index
-                )
-                for gpu in nvml.gpus()
-            )
-    except OSError:
-        return ()
 
 
 def _amd() -> tuple[GpuFacts, ...]:

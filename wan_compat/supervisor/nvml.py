@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import os
 from types import TracebackType
+
+from wan_compat.policies.planning.machine import ComputeMode
 
 MAX_GPUS = 64
 _MAX_PROCESSES = 4096
@@ -16,6 +19,10 @@ _LIBRARY = "libnvidia-ml.so.1"
 _NAME_BYTES = 96  # NVML_DEVICE_NAME_V2_BUFFER_SIZE
 _INSUFFICIENT_SIZE = 7  # NVML_ERROR_INSUFFICIENT_SIZE: the count that would do has been written
 _NOT_AVAILABLE = (1 << 64) - 1  # NVML_VALUE_NOT_AVAILABLE
+_UUID_BYTES = 96  # NVML_DEVICE_UUID_V2_BUFFER_SIZE
+_VERSION_BYTES = 80  # NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE
+# nvmlComputeMode_t; 1, exclusive by thread, was removed with CUDA 8 and means 3 since.
+_COMPUTE_MODES: dict[int, ComputeMode] = {1: "exclusive", 2: "prohibited", 3: "exclusive"}
 
 
 class _Memory(ctypes.Structure):
@@ -33,13 +40,38 @@ class _ProcessInfo(ctypes.Structure):
     )
 
 
+class _PciInfo(ctypes.Structure):
+    """nvmlPciInfo_t, as nvmlDeviceGetPciInfo_v3 fills it."""
+
+    _fields_ = (
+        ("bus_id_legacy", ctypes.c_char * 16),
+        ("domain", ctypes.c_uint),
+        ("bus", ctypes.c_uint),
+        ("device", ctypes.c_uint),
+        ("device_id", ctypes.c_uint),
+        ("subsystem_id", ctypes.c_uint),
+        ("bus_id", ctypes.c_char * 32),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Gpu:
+    """One GPU as the driver tells it; None where it does not tell.
+
+    `minor` numbers its device node, `address` is the one on the PCI bus in the form of /sys; `mig` is whether it is
+    divided into parts.
+    """
+
     index: int
     name: str
     memory_total_bytes: int
     memory_free_bytes: int
     compute_capability: tuple[int, int] | None = None
+    uuid: str | None = None
+    minor: int | None = None
+    address: str | None = None
+    compute_mode: ComputeMode = "default"
+    mig: bool = False
 
 
 class Nvml:
@@ -69,6 +101,26 @@ class Nvml:
         """Return the GPUs that answer; one that was lost is left out."""
         found = (self._gpu(index) for index in range(self._count()))
         return [gpu for gpu in found if gpu is not None]
+
+    def cuda_version(self) -> tuple[int, int] | None:
+        """Return the newest CUDA that this driver can do."""
+        version = ctypes.c_int()
+        if self._ask("nvmlSystemGetCudaDriverVersion_v2", ctypes.byref(version)) != 0:
+            return None
+        return version.value // 1000, version.value % 1000 // 10
+
+    def driver_version(self) -> str | None:
+        """Return the driver's version, such as 570.86.15."""
+        return self._text("nvmlSystemGetDriverVersion", _VERSION_BYTES)
+
+    def library_folder(self) -> str | None:
+        """Return the folder that the driver's library came from; its others lie beside it."""
+        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                path = line.rstrip("\n").partition("/")[2]
+                if os.path.basename(path).startswith("libnvidia-ml.so"):
+                    return os.path.dirname(f"/{path}")
+        return None
 
     def used_by(self, pid: int) -> int | None:
         """Return the bytes that a process has on all GPUs together, contexts and caches included.
@@ -115,7 +167,41 @@ class Nvml:
         major, minor = ctypes.c_int(), ctypes.c_int()
         failed = self._library.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor))
         capability = None if failed else (major.value, minor.value)
-        return Gpu(index, name.value.decode("utf-8", "replace"), int(memory.total), int(memory.free), capability)
+        node, mode, mig, pending = ctypes.c_uint(), ctypes.c_int(), ctypes.c_uint(), ctypes.c_uint()
+        has_node = self._ask("nvmlDeviceGetMinorNumber", device, ctypes.byref(node)) == 0
+        has_mode = self._ask("nvmlDeviceGetComputeMode", device, ctypes.byref(mode)) == 0
+        has_mig = self._ask("nvmlDeviceGetMigMode", device, ctypes.byref(mig), ctypes.byref(pending)) == 0
+        return Gpu(
+            index,
+            name.value.decode("utf-8", "replace"),
+            int(memory.total),
+            int(memory.free),
+            capability,
+            uuid=self._text("nvmlDeviceGetUUID", _UUID_BYTES, device),
+            minor=node.value if has_node else None,
+            address=self._address(device),
+            compute_mode=_COMPUTE_MODES.get(mode.value, "default") if has_mode else "default",
+            mig=has_mig and mig.value == 1,
+        )
+
+    def _address(self, device: ctypes.c_void_p) -> str | None:
+        info = _PciInfo()
+        if self._ask("nvmlDeviceGetPciInfo_v3", device, ctypes.byref(info)) != 0:
+            return None
+        return f"{info.domain:04x}:{info.bus:02x}:{info.device:02x}.0"
+
+    def _text(self, call: str, size: int, *of: ctypes.c_void_p) -> str | None:
+        buffer = ctypes.create_string_buffer(size)
+        if self._ask(call, *of, buffer, ctypes.c_uint(size)) != 0:
+            return None
+        return buffer.value.decode("utf-8", "replace")
+
+    def _ask(self, call: str, *arguments: object) -> int:
+        """Call what an older driver may not have; anything but 0 is no answer."""
+        try:
+            return int(getattr(self._library, call)(*arguments))
+        except AttributeError:
+            return -1
 
     def _used_on(self, device: ctypes.c_void_p, pid: int, call: str) -> int | None:
         try:

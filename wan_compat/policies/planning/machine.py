@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 Vendor = Literal["nvidia", "amd", "apple"]
+ComputeMode = Literal["default", "exclusive", "prohibited"]
 
 # bfloat16 is computed from Ampere on; before, torch emulates it slowly.
 _BFLOAT16_CAPABILITY = (8, 0)
@@ -14,7 +15,15 @@ _VENDORS = {"nvidia": "NVIDIA", "amd": "AMD", "apple": "Apple"}
 
 @dataclasses.dataclass(frozen=True)
 class GpuFacts:
-    """One GPU. `compute_capability` is CUDA's, None where nothing tells."""
+    """One GPU. `compute_capability` is CUDA's, None where nothing tells.
+
+    Args:
+        index: The driver's, as nvidia-smi counts.
+        minor: Of its device node.
+        address: On the PCI bus, as /sys writes it.
+        mig: It is divided into parts.
+        library_folder: Of the driver's libraries, where that is none of the system's.
+    """
 
     name: str
     memory_total_bytes: int
@@ -22,6 +31,12 @@ class GpuFacts:
     compute_capability: tuple[int, int] | None = None
     vendor: Vendor = "nvidia"
     index: int = 0
+    uuid: str | None = None
+    minor: int | None = None
+    address: str | None = None
+    compute_mode: ComputeMode = "default"
+    mig: bool = False
+    library_folder: str | None = None
 
     @property
     def computes_bfloat16(self) -> bool:
