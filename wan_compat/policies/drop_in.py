@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wan_compat.protocol.errors import InvalidRequest, PipelineFeatureMissing
-from wan_compat.protocol.values import MAX_SEED
+from wan_compat.protocol.values import MAX_VIDEOS, GenerationRequest, seed_after
 
 # What a script gets that leaves these out. diffusers' signature has them, not the family's recommendation: the same
 # script shall make the same video. Pipelines of Wan's relatives have others, which `family_defaults.py` knows.
@@ -151,6 +151,21 @@ def prompts_of(prompt: Any, negative_prompt: Any, videos_each: Any) -> list[tupl
     return [pair for pair in zip(prompts, negatives, strict=True) for _ in range(videos_each)]
 
 
+def joined(requests: Sequence[GenerationRequest]) -> list[GenerationRequest]:
+    """Return the jobs that make these videos, in their order: those of one prompt in one job, where their seeds follow
+    each other, or are all to be drawn."""
+    jobs: list[GenerationRequest] = []
+    for request in requests:
+        last = jobs[-1] if jobs else None
+        if last is not None and last.num_videos < MAX_VIDEOS:
+            seed = None if last.seed is None else seed_after(last.seed, last.num_videos)
+            if request == last.model_copy(update={"seed": seed, "num_videos": 1}):
+                jobs[-1] = last.model_copy(update={"num_videos": last.num_videos + 1})
+                continue
+        jobs.append(request)
+    return jobs
+
+
 def spread_seeds(seeds: Sequence[int | None], videos: int) -> list[int | None]:
     """Return a seed for each video: as given, or counted up from the only one.
 
@@ -167,4 +182,4 @@ def spread_seeds(seeds: Sequence[int | None], videos: int) -> list[int | None]:
             f"{len(seeds)} generators were given for {videos} videos", hint="give one, or one for each"
         )
     first = seeds[0]
-    return [None if first is None else (first + number) % (MAX_SEED + 1) for number in range(videos)]
+    return [None if first is None else seed_after(first, number) for number in range(videos)]

@@ -244,7 +244,7 @@ class ResultDocument(Value):
 
 
 class JobResult(Value):
-    """Exactly one of `generation` and `conversion` is there. With frames, one descriptor comes along for all of them."""
+    """Exactly one of `generation` and `conversion` is there. With frames, one descriptor holds those of all videos."""
 
     model_config = ConfigDict(strict=False)
 

@@ -16,6 +16,7 @@ from wan_compat.policies.planning.contract import plan_of
 from wan_compat.policies.policy import Policy
 from wan_compat.policies.requests import ResolvedRequest, resolve_request
 from wan_compat.policies.tasks import media_of, wish_of
+from wan_compat.policies.videos import outputs_of
 from wan_compat.protocol.errors import RefusedByPolicy
 from wan_compat.protocol.results import RESULT_SCHEMA_VERSION
 from wan_compat.protocol.values import GenerationRequest
@@ -30,7 +31,7 @@ from wan_compat.supervisor.model_parts import parts_of
 
 @dataclasses.dataclass(frozen=True)
 class Outlook:
-    """What would be made, and how. `output` is the final path, None for frames; `choice` None where no plan is made."""
+    """What would be made, and how. `outputs`: the final paths, none for frames; `choice`: None where no plan is made."""
 
     request: GenerationRequest
     model: ModelDecision
@@ -38,7 +39,11 @@ class Outlook:
     choice: Choice | None
     memory_limit_bytes: int
     min_tier: str
-    output: str | None
+    outputs: tuple[str, ...]
+
+    @property
+    def output(self) -> str | None:
+        return self.outputs[0] if self.outputs else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of `generate --dry-run`."""
@@ -50,10 +55,11 @@ class Outlook:
             "pipeline_class": self.model.pipeline.pipeline_class,
             "mode": self.request.mode.value,
             "output_path": self.output,
+            "output_paths": list(self.outputs),
             "generation_params": params.model_dump(exclude={"frames"})
             | params.frames.model_dump()
             # A seed that is drawn is drawn by the job.
-            | {"fps": self.resolved.fps, "seed": self.request.seed},
+            | {"fps": self.resolved.fps, "seed": self.request.seed, "num_videos": self.request.num_videos},
             "plan": None if self.choice is None else plan_of(self.choice).to_json(),
             "sandbox": {"min_tier": self.min_tier, "memory_limit_bytes": self.memory_limit_bytes},
             "admitted": [{"path": file.path, "bytes": file.size} for file in self.model.admitted],
@@ -87,12 +93,10 @@ def look_ahead(request: GenerationRequest, policy: Policy) -> Outlook:
     with copied_media(media_of(request)) as media:
         resolved = resolve_request(request, model, seed=0, media=media.specs)
     planned = plan_job(request, model, resolved, worker_machine(limit, host=host))
-    output: str | None = None
-    if request.output is not None:
+    outputs = []
+    for path in [] if request.output is None else outputs_of(request.output, request.num_videos):
         options = request.model_copy(update={"preview": None})  # whose folder would be made
-        place = prepare_delivery(
-            request.output, resolved.params.frames, resolved.fps, options, overwrite=request.overwrite
-        )
+        place = prepare_delivery(path, resolved.params.frames, resolved.fps, options, overwrite=request.overwrite)
         with place:
-            output = place.path
-    return Outlook(request, planned.model, resolved, planned.choice, limit, policy.min_tier.value, output)
+            outputs.append(place.path)
+    return Outlook(request, planned.model, resolved, planned.choice, limit, policy.min_tier.value, tuple(outputs))

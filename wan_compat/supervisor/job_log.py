@@ -158,7 +158,9 @@ def _result(result: Any) -> dict[str, Any]:
     if not isinstance(result, VideoGenerationResult):
         return {"output": result.output, "seconds": result.total_s, "bytes": result.written_bytes}
     output, params = result.output, result.metadata.generation_params
+    more = [one.output.path for one in result.others if one.output is not None]
     return {
+        **({"others": more} if more else {}),
         "output": None if output is None else output.path,
         "bytes": None if output is None else output.bytes,
         "seed": params.get("seed"),

@@ -7,7 +7,7 @@ import dataclasses
 from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.planning.candidates import Wishes
 from wan_compat.policies.planning.choice import Choice, choose, require_fit
-from wan_compat.policies.planning.job import job_of, shape_of, wishes_of, with_plan
+from wan_compat.policies.planning.job import at_once_of, job_of, shape_of, wishes_of, with_plan
 from wan_compat.policies.planning.machine import MachineFacts
 from wan_compat.policies.requests import ResolvedRequest
 from wan_compat.protocol.errors import InvalidRequest
@@ -42,6 +42,6 @@ def plan_job(
                 hint="leave those options out",
             )
         return PlannedJob(model, None)
-    choice = choose(shape, job_of(model, resolved.params), machine, wishes)
+    choice = choose(shape, job_of(model, resolved.params, at_once_of(request)), machine, wishes)
     require_fit(choice, request.model)
     return PlannedJob(with_plan(model, choice), choice)

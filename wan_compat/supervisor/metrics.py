@@ -122,8 +122,8 @@ class Metrics(Observer):
             if status.started_unix_s is not None and status.ended_unix_s is not None:
                 self._job_seconds.observe(max(0.0, status.ended_unix_s - status.started_unix_s))
                 self._wait_seconds.observe(max(0.0, status.started_unix_s - status.submitted_unix_s))
-            output = getattr(event.result, "output", None) if isinstance(event, ev.Finished) else None
-            self._frames.inc(getattr(output, "num_frames", 0))
+            videos = getattr(event.result, "videos", []) if isinstance(event, ev.Finished) else []
+            self._frames.inc(sum(video.output.num_frames for video in videos if video.output is not None))
 
     def close(self) -> None:
         self._ended.set()

@@ -10,7 +10,7 @@ from wan_compat.policies.limits import HOST_SHARE
 from wan_compat.policies.models import decide_model
 from wan_compat.policies.planning.choice import Choice, choose, describe_nearest
 from wan_compat.policies.planning.contract import estimate_of, plan_of
-from wan_compat.policies.planning.job import job_of, shape_of, wishes_of
+from wan_compat.policies.planning.job import at_once_of, job_of, shape_of, wishes_of
 from wan_compat.policies.planning.machine import GpuFacts, MachineFacts
 from wan_compat.policies.requests import resolve_request
 from wan_compat.policies.tasks import Wish
@@ -63,6 +63,7 @@ class PlanReport:
             "width": job.width,
             "height": job.height,
             "num_frames": job.num_frames,
+            "videos_at_once": job.at_once,
             "phases": {
                 name: {
                     "vram_bytes": item.vram_bytes,
@@ -135,7 +136,7 @@ def plan_model(
             hint="try it with --memory-limit, and fewer frames",
         )
     resolved = resolve_request(request, model, seed=0)
-    choice = choose(shape, job_of(model, resolved.params), machine, wishes_of(request))
+    choice = choose(shape, job_of(model, resolved.params, at_once_of(request)), machine, wishes_of(request))
     pipeline = model.pipeline.pipeline_class
     return PlanReport(request.model, pipeline, resolved.params.task, choice, tuple(changes_of(model)))
 

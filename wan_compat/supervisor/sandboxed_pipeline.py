@@ -5,7 +5,7 @@
     with SandboxedPipeline.from_pretrained("path/to/model") as pipe:
         frames = pipe("a red fox in snow", num_frames=49, generator=7).frames[0]
 
-Each video of a call is one job of a `Supervisor` (client.py). Nothing here imports torch or diffusers.
+Each prompt of a call is a job of a `Supervisor` (client.py). Nothing here imports torch or diffusers.
 """
 
 from __future__ import annotations
@@ -174,7 +174,8 @@ class SandboxedPipeline(PipelineSettings):
         """Generate, and wait for it. Names mean what they mean in diffusers; left out, they have its defaults.
 
         Args:
-            prompt, negative_prompt: A text, or a list with one for each video. Several videos are several jobs.
+            prompt, negative_prompt: A text, or a list with one for each video. Videos of one prompt with seeds that
+                follow each other are one job, which makes them one after the other; others are jobs of their own.
             image, last_image, reference_images: Paths, PIL images, arrays (height, width, 3) or tensors.
             video, mask, pose_video, face_video, background_video: A path, or frames as a list, array or tensor.
             generator: A torch.Generator, a seed as a number, or a list with one for each video. Of several videos from
@@ -216,10 +217,8 @@ class SandboxedPipeline(PipelineSettings):
             requests = [_request(fields, prompt=one, negative_prompt=other) for one, other in prompts]
             # Last, because a generator is used up by it.
             seeds = drop_in.spread_seeds(take_seeds(generator), len(requests))
-            results = self._run(
-                [one.model_copy(update={"seed": seed}) for one, seed in zip(requests, seeds, strict=True)],
-                callback_on_step_end,
-            )
+            seeded = [one.model_copy(update={"seed": seed}) for one, seed in zip(requests, seeds, strict=True)]
+            results = self._run(drop_in.joined(seeded), callback_on_step_end)
         output = as_output(results, output_type)
         return output if return_dict else output.to_tuple()
 
@@ -274,7 +273,7 @@ class SandboxedPipeline(PipelineSettings):
                 for event in job.events():
                     if callback is not None and isinstance(event, ev.Progress) and event.phase == "denoise":
                         self._call_back(callback, event)
-                results.append(job.result())
+                results += job.results()
         except BaseException:
             for job in jobs:
                 job.cancel()

@@ -25,6 +25,7 @@ ALIASES: Mapping[str, str] = {
     "reference": "references",
     "lora": "loras",
     "timeout": "timeout_s",
+    "num_videos": "seeds",
     "phase_timeout": "phase_timeouts",
 }
 

@@ -18,6 +18,10 @@ class Peak:
         """Return the peak with something else live all the time."""
         return Peak(self.allocated + size, self.tensors + size)
 
+    def __mul__(self, count: int) -> Peak:
+        """Return the peak of the same computation on `count` times the samples."""
+        return Peak(self.allocated * count, self.tensors * count)
+
 
 def higher(*peaks: Peak) -> Peak:
     """Return the peak of computations that follow each other."""

@@ -95,13 +95,15 @@ def require_fit(choice: Choice, model: str) -> None:
     fixes = []
     if choice.nearest is not None:
         fixes.append(describe_nearest(job, choice.nearest))
+    if job.at_once > 1:
+        fixes.insert(0, "leave --videos-at-once out: they are then made one after the other, in the memory of one")
     if least.vram_bytes > choice.machine.vram_bytes and choice.machine.gpu is not None:
         fixes.append(f"use a GPU with {_gigabytes(least.vram_bytes)} free")
     if least.ram_bytes > choice.machine.ram_limit_bytes:
         fixes.append(f"allow a worker {_gigabytes(least.ram_bytes)} of memory (--memory-limit), if the machine has it")
     fixes.append("use a smaller model")
     raise MemoryExceeded(
-        f"{job.num_frames} frames of {job.width}x{job.height} with {model} do not fit: {least.short[0]}, "
+        f"{_videos(job)}{job.num_frames} frames of {job.width}x{job.height} with {model} do not fit: {least.short[0]}, "
         f"with the leanest plan ({least.candidate.name})",
         fixes=fixes,
         details={
@@ -113,6 +115,10 @@ def require_fit(choice: Choice, model: str) -> None:
             "nearest": None if choice.nearest is None else _size_of(choice.nearest),
         },
     )
+
+
+def _videos(job: Job) -> str:
+    return "" if job.at_once == 1 else f"{job.at_once} videos at once of "
 
 
 def describe_nearest(asked: Job, nearest: Job) -> str:

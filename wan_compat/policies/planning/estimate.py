@@ -58,6 +58,7 @@ class Job:
     controls: How many videos of that length there are while they are encoded (VACE divides its own by a mask).
     held: Frames of pixels that the pipeline keeps until its end.
     steps: Denoising steps; they cost time only.
+    at_once: Videos that are denoised together; prompts and pictures are encoded once, and videos decoded one by one.
     """
 
     height: int
@@ -69,6 +70,7 @@ class Job:
     controls: int = 1
     held: int = 0
     steps: int = 50
+    at_once: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,13 +132,13 @@ def peak(phases: Mapping[Phase, PhaseMemory]) -> tuple[int, int]:
 def _work(shape: ModelShape, job: Job, setting: Setting) -> dict[Phase, Peak]:
     itemsize, gpu = ITEMSIZE[setting.dtype], setting.device == "cuda"
     latent = shape.vae.latent(job.num_frames, job.height, job.width)
-    copy = math.prod(latent) * shape.vae.z_dim * _FLOAT32
+    copy = job.at_once * math.prod(latent) * shape.vae.z_dim * _FLOAT32
     prompts = 2 if job.guidance else 1
     # Twice: a worker keeps what it computed for the next job with the same prompt.
-    embedded = 2 * prompts * job.text_tokens * shape.denoiser.text_dim * itemsize
+    embedded = (1 + job.at_once) * prompts * job.text_tokens * shape.denoiser.text_dim * itemsize
     embedded += len(shape.experts) * shape.denoiser.rope_bytes
     held = job.held * job.height * job.width * _COLOURS * _FLOAT32 if job.pictures else 0
-    conditions = held + _conditions(shape, job, math.prod(latent))
+    conditions = held + job.at_once * _conditions(shape, job, math.prod(latent))
     encoder = text_work(shape.text, job.text_tokens, itemsize) if shape.text is not None else 0
     text = Peak(encoder, encoder) + (embedded + _unfolding(shape, shape.encoders, setting))
     if job.pictures:
@@ -145,7 +147,9 @@ def _work(shape: ModelShape, job: Job, setting: Setting) -> dict[Phase, Peak]:
         shape.denoiser, latent, itemsize, text_tokens=job.text_tokens, threads=setting.threads, gpu=gpu
     )
     # The model's own type besides float32, for what it is given.
-    denoise = forward + (embedded + conditions + _LATENT_COPIES * copy + _unfolding(shape, shape.experts, setting))
+    denoise = forward * job.at_once + (
+        embedded + conditions + _LATENT_COPIES * copy + _unfolding(shape, shape.experts, setting)
+    )
     found: dict[Phase, Peak] = {"text_encode": text, "denoise_high": denoise}
     if len(shape.experts) > 1:
         found["denoise_low"] = denoise

@@ -9,8 +9,9 @@ from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.planning.candidates import Wishes
 from wan_compat.policies.planning.choice import Choice
 from wan_compat.policies.planning.estimate import Job
+from wan_compat.policies.planning.machine import GpuFacts
 from wan_compat.policies.planning.shapes import ModelShape, model_shape
-from wan_compat.protocol.values import GenerationParams, GenerationRequest
+from wan_compat.protocol.values import GenerationParams, GenerationRequest, GpuSpec
 
 # Pictures of a job, for each way of being led by them: frames encoded (None: all), videos held meanwhile, and frames of
 # pixels held to the end. Counted on tiny models of each; segments of Animate are 77 frames.
@@ -50,8 +51,8 @@ def shape_of(model: ModelDecision) -> ModelShape | None:
     )
 
 
-def job_of(model: ModelDecision, params: GenerationParams) -> Job:
-    """Return what is to be made, as far as memory depends on it."""
+def job_of(model: ModelDecision, params: GenerationParams, at_once: int = 1) -> Job:
+    """Return what is to be made, as far as memory depends on it; `at_once`: videos that are denoised together."""
     frames = params.frames
     pictures, controls, held = 0, 1, 0
     name = model.pipeline.pipeline_class
@@ -73,7 +74,13 @@ def job_of(model: ModelDecision, params: GenerationParams) -> Job:
         controls=controls,
         held=held,
         steps=params.num_inference_steps,
+        at_once=at_once,
     )
+
+
+def at_once_of(request: GenerationRequest) -> int:
+    """Return how many videos of a request are denoised together at most."""
+    return min(request.num_videos, request.videos_at_once)
 
 
 def wishes_of(request: GenerationRequest) -> Wishes:
@@ -85,6 +92,13 @@ def wishes_of(request: GenerationRequest) -> Wishes:
         cache=request.cache,
         attention_backend=request.attention_backend,
     )
+
+
+def gpu_spec(gpu: GpuFacts | None) -> GpuSpec | None:
+    """Return what a worker is told of its GPU. It was looked at before whether the driver tells that (policies/gpus.py)."""
+    if gpu is None or gpu.uuid is None or gpu.minor is None or gpu.address is None:
+        return None
+    return GpuSpec(uuid=gpu.uuid, minor=gpu.minor, address=gpu.address, library_folder=gpu.library_folder)
 
 
 def with_plan(model: ModelDecision, choice: Choice) -> ModelDecision:
@@ -110,6 +124,7 @@ def with_plan(model: ModelDecision, choice: Choice) -> ModelDecision:
             update={
                 "components": components,
                 "device": setting.device,
+                "gpu": gpu_spec(choice.machine.gpu) if setting.device == "cuda" else None,
                 "plan": setting.plan,
                 "streaming": streaming,
             }

@@ -41,6 +41,15 @@ class Again:
         name = video.get("path") if isinstance(video, Mapping) else None
         return name if isinstance(name, str) else None
 
+    @property
+    def note(self) -> str | None:
+        """What a person should know about making it again."""
+        together = _of(self._document, "at_once")
+        number, size = together.get("video"), together.get("of")
+        if not isinstance(number, int) or not isinstance(size, int):
+            return None
+        return f"that video is number {number} of {size} that were denoised at once: all of them are made again"
+
     def compare(self, session: Session, result: VideoGenerationResult) -> None:
         """Tell when the video could not come out the same: another model, or other versions."""
         from wan_compat.supervisor import sidecar

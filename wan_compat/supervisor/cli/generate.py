@@ -1,4 +1,4 @@
-"""`wan-compat generate MODEL`: one video."""
+"""`wan-compat generate MODEL`: one prompt, one video or several."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ from wan_compat.supervisor.cli.parts_options import (
 from wan_compat.supervisor.cli.plan_options import (
     AttentionBackend,
     CacheOption,
+    NumVideos,
     OffloadOption,
     PrecisionOption,
     VaeTiling,
+    VideosAtOnce,
 )
 from wan_compat.supervisor.cli.quantities import parse_bytes, parse_seconds
 from wan_compat.supervisor.cli.session import Session
@@ -91,6 +93,8 @@ def generate(
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", help="Same seed, same video. Default: drawn, and told.")
     ] = None,
+    num_videos: NumVideos = None,
+    videos_at_once: VideosAtOnce = None,
     width: Annotated[
         int | None, typer.Option("--width", metavar="PIXELS", help="Of the video; must fit the model.")
     ] = None,
@@ -187,7 +191,7 @@ def generate(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:
-    """Generate one video, in a sandboxed worker.
+    """Generate a video, or several, in a sandboxed worker.
 
     Options that are left out take the model family's defaults. Sizes are never changed in silence.
     """
@@ -217,6 +221,8 @@ def generate(
         strength=strength,
         conditioning_scale=conditioning_scale,
         seed=seed,
+        num_videos=num_videos,
+        videos_at_once=videos_at_once,
         width=width,
         height=height,
         num_frames=num_frames,
@@ -252,6 +258,8 @@ def generate(
     said |= parts_fields(files, lora, quantize)
     again = Again(from_sidecar, chosen, restricted=restricted) if from_sidecar is not None else None
     fields = (again.fields if again else {}) | said
+    if again is not None and again.note is not None:
+        session.note(f"Note: {again.note}")
     for name, option in (("model", "MODEL"), ("prompt", "--prompt")):
         if name not in fields:
             raise InvalidRequest(f"{option} is missing", hint="see `wan-compat generate --help`")
@@ -260,7 +268,7 @@ def generate(
     model = session.model = fields["model"]
     if output is None:
         suffix = default_suffix(fields.get("format"), again.video_name if again else None)
-        output = free_name(name_for_prompt(str(fields["prompt"])), suffix)
+        output = free_name(name_for_prompt(str(fields["prompt"])), suffix, num_videos=fields.get("num_videos", 1))
     request = build_request(
         output=output,
         overwrite=overwrite,
@@ -287,7 +295,8 @@ def generate(
     if session.json:
         session.document(result.to_json())
     else:
-        session.say(describe_result(session, result))
+        for one in result.videos:
+            session.say(describe_result(session, one))
     return 0
 
 

@@ -28,8 +28,9 @@ def show_outlook(session: Session, request: GenerationRequest, *, min_tier: str 
 def describe_outlook(outlook: Outlook) -> str:
     params, document = outlook.resolved.params, outlook.to_json()
     frames, seed = params.frames, document["generation_params"]["seed"]
+    names = ", ".join(outlook.outputs)
     lines = [
-        f"Would write {outlook.output}: {frames.num_frames} frames, {frames.width}x{frames.height}, "
+        f"Would write {names}: {frames.num_frames} frames, {frames.width}x{frames.height}, "
         f"{outlook.resolved.fps:g} fps",
         f"  {params.task} by {document['pipeline_class']}: {params.num_inference_steps} steps, "
         f"guidance {params.guidance_scale:g}, {'a seed that is drawn' if seed is None else f'seed {seed}'}",

@@ -23,9 +23,11 @@ from wan_compat.supervisor.cli.parts_options import (
 from wan_compat.supervisor.cli.plan_options import (
     AttentionBackend,
     CacheOption,
+    NumVideos,
     OffloadOption,
     PrecisionOption,
     VaeTiling,
+    VideosAtOnce,
 )
 from wan_compat.supervisor.cli.quantities import parse_bytes, show_bytes
 from wan_compat.supervisor.cli.session import Session
@@ -44,6 +46,8 @@ def plan(
     width: Annotated[int | None, typer.Option("--width", metavar="PIXELS", help="Of the video.")] = None,
     height: Annotated[int | None, typer.Option("--height", metavar="PIXELS", help="Of the video.")] = None,
     num_frames: Annotated[int | None, typer.Option("--num-frames", metavar="N", help="Length of the video.")] = None,
+    num_videos: NumVideos = None,
+    videos_at_once: VideosAtOnce = None,
     guidance_scale: Annotated[
         float | None, typer.Option("--guidance-scale", metavar="X", help="1 or less: no second prompt.")
     ] = None,
@@ -105,6 +109,8 @@ def plan(
         width=width,
         height=height,
         num_frames=num_frames,
+        num_videos=1 if num_videos is None else num_videos,
+        videos_at_once=1 if videos_at_once is None else videos_at_once,
         guidance_scale=guidance_scale,
         precision=precision.value if precision else "auto",
         offload=offload.value if offload else None,
@@ -126,7 +132,8 @@ def lines(report: PlanReport, *, verbose: bool = False) -> Iterator[str]:
     choice, job = report.choice, report.choice.job
     chosen = choice.chosen
     on_gpu = chosen.candidate.setting.device == "cuda"
-    yield f"{job.num_frames} frames of {job.width}x{job.height}, {report.task} with {report.pipeline_class}"
+    at_once = "" if job.at_once == 1 else f"{job.at_once} videos at once, each of "
+    yield f"{at_once}{job.num_frames} frames of {job.width}x{job.height}, {report.task} with {report.pipeline_class}"
     if report.parts:
         yield f"  of {', '.join(report.parts)}"
     machine = choice.machine

@@ -45,6 +45,14 @@ VaeTiling = Annotated[
 AttentionBackend = Annotated[
     str | None, typer.Option("--attention-backend", metavar="NAME", help="One of diffusers' names, such as native.")
 ]
+NumVideos = Annotated[
+    int | None,
+    typer.Option("--num-videos", metavar="N", help="Videos of this prompt, with the seeds that follow. Default: 1."),
+]
+VideosAtOnce = Annotated[
+    int | None,
+    typer.Option("--videos-at-once", metavar="N", help="How many are denoised together: more memory. Default: 1."),
+]
 CacheOption = Annotated[
     Cache | None, typer.Option("--cache", help="Reuse what hardly changes between steps: faster, other pixels.")
 ]

@@ -56,20 +56,20 @@ class LineProgress(ProgressView):
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._phase = ""
+        self._phase = ("", 0)
         self._last_line = 0.0
 
     def show(self, event: Event) -> None:
         from wan_compat.supervisor import events
 
         match event:
-            case events.PhaseStarted(phase=phase):
-                self._start(phase)
-            case events.Progress(phase=phase, step=step, total=total):
-                self._start(phase)
+            case events.PhaseStarted(phase=phase, video=video):
+                self._start(phase, video)
+            case events.Progress(phase=phase, step=step, total=total, video=video):
+                self._start(phase, video)
                 if time.monotonic() - self._last_line >= LINE_INTERVAL_S:
                     pace = describe_pace(event)
-                    self._line(f"{PHASES[phase]}: {step}/{total}{', ' if pace else ''}{pace}")
+                    self._line(f"{describe_phase(phase, video)}: {step}/{total}{', ' if pace else ''}{pace}")
             case events.Started(tier=tier, layers=layers):
                 self._line(describe_sandbox(self._session, tier, layers))
             case events.Warned(message=message):
@@ -81,10 +81,10 @@ class LineProgress(ProgressView):
             case _:
                 pass
 
-    def _start(self, phase: str) -> None:
-        if phase != self._phase:
-            self._phase = phase
-            self._line(f"{PHASES[phase]} ...")
+    def _start(self, phase: str, video: int) -> None:
+        if (phase, video) != self._phase:
+            self._phase = (phase, video)
+            self._line(f"{describe_phase(phase, video)} ...")
 
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()
@@ -106,17 +106,17 @@ class BarProgress(ProgressView):
             TimeElapsedColumn(),
             console=Console(stderr=True, no_color=not has_color(sys.stderr), highlight=False),
         )
-        self._tasks: dict[str, TaskID] = {}
+        self._tasks: dict[tuple[str, int], TaskID] = {}
 
     def show(self, event: Event) -> None:
         from wan_compat.supervisor import events
 
         match event:
-            case events.PhaseStarted(phase=phase):
-                self._task(phase)
-            case events.Progress(phase=phase, step=step, total=total):
+            case events.PhaseStarted(phase=phase, video=video):
+                self._task(phase, video)
+            case events.Progress(phase=phase, step=step, total=total, video=video):
                 shown = f"{step}/{total} {describe_pace(event)}".rstrip()
-                self._progress.update(self._task(phase), completed=step, total=total, steps=shown)
+                self._progress.update(self._task(phase, video), completed=step, total=total, steps=shown)
             case events.Started(tier=tier, layers=layers):
                 self._remark(describe_sandbox(self._session, tier, layers))
             case events.Warned(message=message):
@@ -137,13 +137,14 @@ class BarProgress(ProgressView):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._progress.stop()
 
-    def _task(self, phase: str) -> TaskID:
+    def _task(self, phase: str, video: int) -> TaskID:
         """Return the phase's bar; the first event of a phase makes it. Phases may overlap, decode and encode do."""
-        if phase not in self._tasks:
+        key = (phase, video)
+        if key not in self._tasks:
             if phase not in ("decode", "encode"):
                 self._finish_all()
-            self._tasks[phase] = self._progress.add_task(PHASES[phase], total=None, steps="")
-        return self._tasks[phase]
+            self._tasks[key] = self._progress.add_task(describe_phase(phase, video), total=None, steps="")
+        return self._tasks[key]
 
     def _finish_all(self) -> None:
         for task in self._progress.tasks:
@@ -153,6 +154,11 @@ class BarProgress(ProgressView):
 
     def _remark(self, text: str) -> None:
         self._progress.console.print(clean_text(text), markup=False, highlight=False)
+
+
+def describe_phase(phase: str, video: int) -> str:
+    """Return the name of a phase, and of which video where it is not the first."""
+    return PHASES[phase] if video == 0 else f"{PHASES[phase]} (video {video + 1})"
 
 
 def describe_sandbox(session: Session, tier: str, layers: tuple[str, ...]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wan_compat.protocol.errors import InvalidRequest, JobCancelled, WanCompatError
+from wan_compat.policies.videos import outputs_of
 from wan_compat.supervisor.cli.operations import watched
 from wan_compat.supervisor.cli.progress import progress_view
 from wan_compat.supervisor.cli.quantities import show_bytes
@@ -144,12 +145,16 @@ def _helped(step: Mapping[str, str]) -> bool:
     return step.get("outcome") == "succeeded"
 
 
-def free_name(stem: str, suffix: str = ".mp4") -> str:
-    """Return `stem.mp4` in the working folder, or `stem-2.mp4` and so on: nothing is overwritten unasked."""
-    path, number = Path(stem + suffix), 2
-    while path.exists() or path.is_symlink():
-        path, number = Path(f"{stem}-{number}{suffix}"), number + 1
-    return str(path)
+def free_name(stem: str, suffix: str = ".mp4", *, num_videos: int = 1) -> str:
+    """Return `stem.mp4` in the working folder, or `stem-2.mp4` and so on: nothing is overwritten unasked. Of several
+    videos, each name that follows from it is free."""
+    from wan_compat.protocol.values import MAX_VIDEOS
+
+    name, number = stem + suffix, 2
+    wanted = num_videos if isinstance(num_videos, int) and 1 <= num_videos <= MAX_VIDEOS else 1  # refused later
+    while any(os.path.lexists(path) for path in outputs_of(name, wanted)):
+        name, number = f"{stem}-{number}{suffix}", number + 1
+    return name
 
 
 def name_for_prompt(prompt: str) -> str:
