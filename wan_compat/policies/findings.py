@@ -352,6 +352,11 @@ FINDINGS: Mapping[str, FindingKind] = {
     "diffusers_too_old": FindingKind(
         _E, "The installed diffusers is too old for this model.", "upgrade diffusers", EnvironmentLacks
     ),
+    "written_by_newer": FindingKind(
+        _W,
+        "Its files were written by a later diffusers: settings that only that one has are ignored.",
+        "upgrade diffusers if the video is not what it should be",
+    ),
     "transformers_too_old": FindingKind(
         _E, "The installed transformers is too old.", "upgrade transformers", EnvironmentLacks
     ),
@@ -363,6 +368,11 @@ FINDINGS: Mapping[str, FindingKind] = {
         "The weights alone need more memory than this machine has.",
         "use a smaller or quantised model",
         MemoryExceeded,
+    ),
+    "generate_mends": FindingKind(
+        _I,
+        "`generate` helps itself here and goes on, with a warning.",
+        "nothing to do for a video; --no-recovery ends it",
     ),
     "memory_tight": FindingKind(_W, "The weights take most of the memory there is.", "close other programs"),
     "not_runnable_yet": FindingKind(

@@ -145,6 +145,8 @@ def check_model(
     entry = registry_entry(architecture)
     installed = _installed(facts, entry)
     findings = _as_planned(judge(facts, architecture, traits, installed, host, entry), facts, host)
+    if parts is None or not parts.is_composed:
+        findings = _with_mends(findings, facts, host)
     answer = None if task is None else answer_task(task, architecture)
     if answer is not None:
         findings = in_order((*findings, *judge_task(answer)))
@@ -162,6 +164,16 @@ def check_model(
         installed=installed,
         elapsed_s=time.perf_counter() - started,
     )
+
+
+def _with_mends(findings: tuple[Finding, ...], facts: ModelFacts, host: HostFacts) -> tuple[Finding, ...]:
+    """A broken model stays broken, and its exit code says so; that `generate` helps itself is told beside it."""
+    if not any(is_error(item) for item in findings):
+        return findings
+    from wan_compat.supervisor.mending import what_generate_would_mend
+
+    mends = what_generate_would_mend(facts, host)
+    return in_order((*findings, *(finding("generate_mends", f"generate goes on: {item.action}") for item in mends)))
 
 
 def _as_planned(findings: tuple[Finding, ...], facts: ModelFacts, host: HostFacts) -> tuple[Finding, ...]:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from wan_compat.policies.facts import FileFact
+from wan_compat.policies.gpus import GpuChoice
 from wan_compat.policies.limits import Deadlines, deadlines, memory_limit
 from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.phases import phase_timeouts
@@ -30,6 +31,7 @@ from wan_compat.protocol.errors import (
     CorruptFrame,
     DeadlineExceeded,
     EncodingFailed,
+    GpuUnusable,
     JobCancelled,
     ProtocolViolation,
     WanCompatError,
@@ -43,6 +45,7 @@ from wan_compat.supervisor import audit_log, first_use, provenance
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.admitted_files import check_unchanged
 from wan_compat.supervisor.attempts import Attempts, add_advice, wait
+from wan_compat.supervisor.gpus import gpu_for
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.integrity import require_verified
 from wan_compat.supervisor.job_context import JobContext, narrower
@@ -88,6 +91,7 @@ class JobRun:
         self._worker: Worker | None = None  # of this attempt; of the one before, while its latents are decoded again
         self._fit = False  # the worker can serve another job
         self._weight_bytes = 0
+        self._on_cpu: PipelineSpec | None = None  # how it would be run should the GPU turn out to be unusable
         self._choice: Choice | None = None  # how the model is made to fit; None where no plan is made
         self._denoised = Round(0, 1)  # the videos whose latents the worker has
         self._results: list[VideoGenerationResult] = []  # of the videos that stand
@@ -127,15 +131,21 @@ class JobRun:
         if context.policy.require_manifest:
             require_verified(request.model, model.admitted)
         environment = environment_of(request.model)
+        self._warn_of_newer(model, environment)
         self._weight_bytes = model.weight_bytes
         self._note_first_use()
         with contextlib.ExitStack() as stack:
             media = stack.enter_context(copied_media(media_of(request)))
             self._media = media.descriptors
             resolved = resolve_request(request, model, seed=secrets.randbelow(1 << 31), media=media.specs)
-            from wan_compat.supervisor.job_plan import plan_job  # 10 ms that the import of this module need not pay
+            from wan_compat.supervisor.job_plan import plan_job, plan_without_gpu  # 10 ms that the import of this module need not pay
 
-            planned = plan_job(request, model, resolved, worker_machine(limit, host=host))
+            gpu_limit = narrower(request.gpu_memory_limit_bytes, context.policy.gpu_memory_limit_bytes)
+            found = self._find_gpu()
+            machine = worker_machine(limit, host=host, gpu=found.gpu, vram_limit_bytes=gpu_limit)
+            planned = plan_job(request, model, resolved, machine)
+            if planned.model.pipeline.device != "cpu" and request.device == "auto":
+                self._on_cpu = plan_without_gpu(request, model, resolved, machine)
             model, self._choice = planned.model, planned.choice
             limits = deadlines(
                 weight_bytes=model.weight_bytes,
@@ -145,7 +155,6 @@ class JobRun:
                 asked=phase_timeouts(request.phase_timeouts, context.policy.phase_timeouts),
             )
             self._watch.keep_to(limits)
-            gpu_limit = narrower(request.gpu_memory_limit_bytes, context.policy.gpu_memory_limit_bytes)
             site = environment.site if environment is not None else None
             ready = _Ready(
                 resolved,
@@ -170,7 +179,9 @@ class JobRun:
     def _round(self, wanted: Round, model: ModelDecision, ready: _Ready) -> ModelDecision:
         """Make the videos of one round, in as many attempts as it takes; return the model as it was loaded at last."""
         request, context = self._request, self._context
-        attempts = Attempts(request, ready.resolved.params.frames, self._emit_of_video, self._recovery)
+        attempts = Attempts(
+            request, ready.resolved.params.frames, self._emit_of_video, self._recovery, on_cpu=self._on_cpu
+        )
         step: Step | None = None
         while True:
             try:
@@ -179,6 +190,8 @@ class JobRun:
                 return model
             except (WanCompatError, OSError) as error:
                 self._watch.rest()
+                if isinstance(error, GpuUnusable) and self._on_cpu is not None:
+                    context.pool.gpu_failed = error.message
                 self._fit = self._worker is not None and self._is_fit(self._worker, error, ready.limits)
                 if isinstance(error, WanCompatError):
                     context.pool.guard.failed(key_of(request), error)
@@ -309,6 +322,15 @@ class JobRun:
         except (WanCompatError, OSError) as error:
             self._watch.warn(f"the first use of this model could not be recorded: {error}")
 
+    def _warn_of_newer(self, model: ModelDecision, environment: Environment | None) -> None:
+        from wan_compat.policies.written_by import newer_writer
+        from wan_compat.supervisor.installed import find_version
+
+        installed = find_version("diffusers", environment.site if environment is not None else None)
+        newer = newer_writer((model.transformer_config, model.vae_config), installed)
+        if newer is not None:
+            self._watch.warn(newer)
+
     def _tell_mends(self, model: ModelDecision) -> None:
         """What was broken in the model's files and is helped: told like every other recovery, and as a warning."""
         for mend in model.mends:
@@ -335,6 +357,18 @@ class JobRun:
         worker.log.tee(log_file)
         return worker
 
+    def _find_gpu(self) -> GpuChoice:
+        """Choose the GPU that the job is planned for, and say why there is none where one was found."""
+        request, pool = self._request, self._context.pool
+        if request.device == "auto" and pool.gpu_failed is not None:
+            self._watch.warn(f"the GPU is left alone, as it could not be used before: {pool.gpu_failed}")
+            return GpuChoice()
+        found = gpu_for(request.device, pool.gpu_use())
+        if found.gpu is None:
+            for why in found.why_not:
+                self._watch.warn(f"computed on the processor: {why}")
+        return found
+
     def _acquire(self, order: WorkerOrder, limits: Deadlines) -> Worker:
         self._watch.enter("start_worker")
         self._context.pool.guard.wait_turn(
@@ -349,6 +383,7 @@ class JobRun:
             wake_fd=self._context.wake_fd,
             job=self._context.job,
             wants_bytes=self._choice.chosen.ram_bytes if self._choice is not None else self._weight_bytes,
+            wants_vram_bytes=self._choice.chosen.vram_bytes if self._choice is not None else 0,
         )
         self._watch.rest()
         self._context.hold(worker.name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from wan_compat.policies.detection.classes import WAN_PIPELINES
 from wan_compat.policies.facts import HostFacts, ModelFacts
 from wan_compat.policies.limits import memory_limit
 from wan_compat.policies.mending import Mend, mend
@@ -17,6 +18,7 @@ from wan_compat.policies.models import ModelDecision, decide_model
 from wan_compat.policies.tasks import Wish
 from wan_compat.protocol.errors import ModelInvalid, ModelNotCompatible, RefusedByPolicy, WanCompatError
 from wan_compat.supervisor.inspection import read_facts, require_sound
+from wan_compat.supervisor.installed import find_package
 
 # Errors that may be about broken files. What policy refused is not among them, and is never tried in another way.
 MENDABLE = (ModelInvalid, ModelNotCompatible)
@@ -31,7 +33,8 @@ def decide_mended(
         WanCompatError: `error`, if mending does not help; what the mended model is refused for, if that is about the
             request or this machine.
     """
-    mended = mend(read_facts(path))
+    facts = read_facts(path)
+    mended = None if _is_of_installed_diffusers(facts) else mend(facts)
     if mended is None:
         raise error
     try:
@@ -45,7 +48,7 @@ def decide_mended(
 
 def what_generate_would_mend(facts: ModelFacts, host: HostFacts) -> tuple[Mend, ...]:
     """Return what `generate` would mend and then go on with; () where it would not get by."""
-    mended = mend(facts)
+    mended = None if _is_of_installed_diffusers(facts) else mend(facts)
     if mended is None:
         return ()
     try:
@@ -54,3 +57,12 @@ def what_generate_would_mend(facts: ModelFacts, host: HostFacts) -> tuple[Mend, 
     except WanCompatError:
         return ()
     return mended.mends
+
+
+def _is_of_installed_diffusers(facts: ModelFacts) -> bool:
+    """Whether the index names a pipeline that diffusers has and this package does not know: no other will do."""
+    named = facts.index.get("_class_name")
+    if not isinstance(named, str) or named in WAN_PIPELINES:
+        return False
+    diffusers = find_package("diffusers")
+    return diffusers is not None and diffusers.has_class(named)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from wan_compat.policies.architecture import Architecture
 from wan_compat.policies.facts import ModelFacts
@@ -17,6 +17,7 @@ from wan_compat.policies.registry import ALLOWED_PACKAGES, SECURITY_FLOORS, vers
 from wan_compat.policies.registry_document import RegistryEntry
 from wan_compat.policies.registry_merge import minimum_of
 from wan_compat.policies.variants import VARIANTS
+from wan_compat.policies.written_by import newer_writer, release
 
 _PIPELINES = frozenset(variant.pipeline_class for variant in VARIANTS.values() if variant.pipeline_class)
 _ADMITTED = frozenset((library, name) for library, names in ADMITTED_CLASSES.values() for name in names)
@@ -38,6 +39,8 @@ def judge_versions(
     if architecture.is_wan is False:
         return  # another family's program has other needs
     yield from _diffusers(architecture, installed, entry)
+    if (newer := newer_writer(facts.documents.values(), installed.versions.get("diffusers"))) is not None:
+        yield finding("written_by_newer", newer)
     yield from _packages(installed, entry)
     yield from _classes(facts, installed)
 
@@ -79,7 +82,7 @@ def _packages(installed: Installed, entry: RegistryEntry | None) -> Iterator[Fin
         found = installed.versions.get(name)
         if found is None:
             yield finding("dependency_missing", f"{name} is not installed", fix=f"pip install '{text}'")
-        elif minimum is not None and _release(found) < Version(minimum):
+        elif minimum is not None and release(found) < Version(minimum):
             code = "transformers_too_old" if name == "transformers" else "dependency_missing"
             yield finding(code, f"{text} is needed, installed is {found}", fix=f"pip install -U '{text}'")
 
@@ -132,11 +135,3 @@ def _blocks_of(facts: ModelFacts) -> str | None:
     """Return the class of the blocks that a modular index names."""
     blocks = index_of(facts)[1].get("_blocks_class_name")
     return blocks if isinstance(blocks, str) else None
-
-
-def _release(text: str) -> Version:
-    """Return a version without its development or local suffix: 0.36.0.dev0 has what 0.36.0 was going to have."""
-    try:
-        return Version(Version(text).base_version)
-    except InvalidVersion:
-        return Version("0")

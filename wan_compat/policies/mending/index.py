@@ -42,7 +42,9 @@ def rebuild_index(facts: ModelFacts) -> Mended | None:
         return None
     if set(_folders(bare)) - set(proposal.document):
         return None  # a part that the rebuilt index has no place for may be what the author's pipeline is about
-    mended = dataclasses.replace(bare, documents={**bare.documents, INDEX: proposal.document})
+    # What a legible index says stands: should it name code, that is refused as ever.
+    said = {name: value for name, value in facts.index.items() if value is not None}
+    mended = dataclasses.replace(bare, documents={**bare.documents, INDEX: {**proposal.document, **said}})
     action = f"rebuild {INDEX} in memory from the parts ({architecture.pipeline_class})"
     return Mended(mended, (Mend(wrong, action),))
 

@@ -3,6 +3,7 @@
     weights          a part's weights are broken or lack, and sound ones of the same part lie beside them
     model_index.json damaged or missing, and the parts say what it must have said
     pipeline class   one that nobody has, around parts that one class of diffusers runs
+    config.json      of a part, or the list of its shards, is damaged or missing, and its tensors tell what it is
 
 Nothing is decided here about what may run: the facts that come out go through every decision that those of a sound
 model go through, from code and pickles to memory. Only classes of our own lists can get into them. Where the repository
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from wan_compat.policies.facts import ModelFacts
 from wan_compat.policies.mending.index import name_pipeline, rebuild_index
+from wan_compat.policies.mending.parts import rebuild_parts
 from wan_compat.policies.mending.values import Mend as Mend
 from wan_compat.policies.mending.values import Mended as Mended
 from wan_compat.policies.mending.weights import take_sound_weights
@@ -23,7 +25,7 @@ def mend(facts: ModelFacts) -> Mended | None:
     if facts.is_file or any(path.startswith("modular_") for path in facts.files if "/" not in path):
         return None
     mends: list[Mend] = []
-    for step in (take_sound_weights, rebuild_index, name_pipeline):
+    for step in (take_sound_weights, rebuild_index, name_pipeline, rebuild_parts):
         done = step(facts)
         if done is not None:
             facts = done.facts

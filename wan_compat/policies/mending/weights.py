@@ -49,7 +49,7 @@ def take_sound_weights(facts: ModelFacts) -> Mended | None:
         facts = _with(facts, part, own, found)
         taken = ", ".join(clean_text(name, 120) for name in list(found.names.values())[:3])
         exactness = "; its numbers are rounded, and pixels may differ a little" if found.rounded else ""
-        mends.append(Mend(wrong, f"take the weights of {part} from {taken}, beside the broken ones{exactness}"))
+        mends.append(Mend(wrong, f"take the weights of {part} from {taken}, which lies beside{exactness}"))
     return Mended(facts, tuple(mends)) if mends else None
 
 
