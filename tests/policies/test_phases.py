@@ -22,6 +22,7 @@ from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.protocol.values import FrameSpec, GenerationRequest
 
 GENERATION = ("text_encode", "denoise", "decode")
+SAID = st.sampled_from((*GENERATION, "load", "encode", "start_worker", ""))
 
 
 def clock(**asked: float) -> PhaseClock:
@@ -115,32 +116,45 @@ def test_a_phase_is_overdue_when_its_time_is_over_and_not_while_nothing_is_timed
 def test_time_is_charged_to_the_phase_that_it_was_spent_in():
     watched = clock(text_encode=10.0, denoise=10.0, decode=10.0)
     watched.begin("text_encode", 0.0)
-    watched.turn("denoise", 9.0)
+    watched.stepped("text_encode", "denoise", 9.0)
     assert watched.overdue(18.0) is None
-    watched.turn("decode", 18.0)
+    watched.stepped("denoise", "decode", 18.0)
     assert watched.overdue(27.0) is None
-    watched.turn("denoise", 27.0)  # code of a repository that calls its pipeline twice
+    watched.stepped("decode", "decode", 27.0)
     assert watched.overdue(27.5) is None
     overdue = watched.overdue(28.5)
-    assert overdue is not None and overdue.phase == "denoise", "nine of its ten seconds were taken before"
+    assert overdue is not None and overdue.phase == "decode"
+
+
+def test_a_step_that_was_not_the_last_after_all_is_charged_to_its_phase():
+    watched = clock(denoise=10.0, decode=3.0)
+    watched.begin("text_encode", 0.0)
+    for moment in (0.0, 2.0, 4.0, 6.0, 8.0, 10.0):  # of a pipeline that does not tell how many it will take
+        assert watched.overdue(moment) is None
+        watched.stepped("denoise", "decode", moment)
+    overdue = watched.overdue(13.5)
+    assert overdue is not None and overdue.phase == "decode"
+    watched.stepped("denoise", "decode", 10.5)
+    overdue = watched.overdue(10.5)
+    assert overdue is not None and overdue.phase == "denoise"
 
 
 @given(
     asked=st.fixed_dictionaries({phase: st.floats(0.1, 100) for phase in GENERATION}),
-    said=st.lists(st.tuples(st.sampled_from((*GENERATION, "load", "encode", "start_worker")), st.floats(0, 30))),
+    said=st.lists(st.tuples(SAID, SAID, st.floats(0, 30))),
 )
 def test_a_worker_gains_nothing_by_what_it_says(asked, said):
     watched = clock(**asked)
     watched.begin("text_encode", 0.0)
     now = 0.0
-    for phase, wait_s in said:
+    for phase, next_phase, wait_s in said:
         now += wait_s
         if watched.overdue(now) is not None:
             break
-        watched.turn(phase, now)
-        assert watched.phase in GENERATION
-    else:
-        assert now <= sum(asked.values()) * (1 + 1e-9)
+        watched.stepped(phase, next_phase, now)
+        if watched.overdue(now) is not None:
+            break
+    assert now <= sum(asked.values()) * (1 + 1e-9) or watched.overdue(now) is not None
 
 
 @pytest.mark.parametrize("order", ["load", "decode"])
@@ -148,8 +162,7 @@ def test_only_a_generation_has_several_phases(order):
     watched = clock(**{order: 5.0})
     watched.begin(order, 0.0)
     for moment in range(5):
-        watched.turn("denoise", float(moment))
-        watched.turn("text_encode", float(moment))
+        watched.stepped("denoise", "text_encode", float(moment))
     overdue = watched.overdue(5.5)
     assert overdue is not None and overdue.phase == order
 
@@ -157,7 +170,7 @@ def test_only_a_generation_has_several_phases(order):
 def test_the_pace_of_the_first_steps_narrows_once_and_never_widens():
     watched = clock()
     watched.begin("text_encode", 0.0)
-    watched.turn("denoise", 100.0)
+    watched.stepped("text_encode", "denoise", 100.0)
     watched.expect("decode", 1.0, 200.0)  # not now
     watched.expect("denoise", 1000.0, 200.0)
     watched.expect("denoise", 1e9, 300.0)  # slower and slower
@@ -170,12 +183,12 @@ def test_the_pace_of_the_first_steps_narrows_once_and_never_widens():
 def test_quick_steps_leave_an_hour_and_no_pace_shortens_what_was_asked_for():
     watched = clock()
     watched.begin("text_encode", 0.0)
-    watched.turn("denoise", 0.0)
+    watched.stepped("text_encode", "denoise", 0.0)
     watched.expect("denoise", 0.1, 1.0)
     assert watched.overdue(LEAST_PACED_S - 1) is None and watched.overdue(LEAST_PACED_S + 1) is not None
     asked = clock(denoise=86400.0)
     asked.begin("text_encode", 0.0)
-    asked.turn("denoise", 0.0)
+    asked.stepped("text_encode", "denoise", 0.0)
     asked.expect("denoise", 0.1, 1.0)
     assert asked.overdue(86399.0) is None
 

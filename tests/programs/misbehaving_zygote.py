@@ -198,6 +198,15 @@ class FakeWorker:
         while True:
             self.send(m.Progress(job=job, phase="denoise", step=1, total=1))
 
+    def dawdle(self, job):
+        """Call every step the last one, so that it seems to be about to decode all the time."""
+        for step in range(1, 10_000):
+            self.send(m.Progress(job=job, phase="denoise", step=step, total=step))
+            select.select([self.channel.fileno()], [], [], 0.02)
+            item = self.channel.receive_nowait()
+            if item and isinstance(item[1], m.Ping):
+                self.send(m.Pong(nonce=item[1].nonce))
+
     def bad_sequence(self, job):
         self.seq += 5
         self.send(m.Progress(job=job, phase="decode", step=1, total=1))

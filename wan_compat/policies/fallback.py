@@ -73,7 +73,14 @@ def strategy_for(failed_pipeline: str, error: BaseException, model: str = "MODEL
     message = str(error) or type(error).__name__
     steps = [*getattr(error, "fixes", ()), *advise(code, message, Subject(model))]
     what = f"{failed_pipeline} failed: {message}"
-    if code in ("memory_exceeded", "resource_exceeded", "disk_exceeded", "job_timeout", "phase_timeout", "deadline_exceeded"):
+    if code in (
+        "memory_exceeded",
+        "resource_exceeded",
+        "disk_exceeded",
+        "job_timeout",
+        "phase_timeout",
+        "deadline_exceeded",
+    ):
         return FallbackStrategy(
             "reduced_functionality",
             f"{what}. A leaner plan, fewer frames or smaller ones may fit",

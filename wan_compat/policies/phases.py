@@ -1,6 +1,6 @@
 """How long each phase of a job may take: as people write it, and the clock that counts what each has taken.
 
-A worker says in which phase it is, and is not believed to gain by it. The supervisor's orders begin phases; what a
+A worker says which step of which phase is over, and gains nothing by it. The supervisor's orders begin phases; what a
 worker says only decides to which phase of the same order the time is charged, and what a phase has taken is never
 forgotten:
 
@@ -9,8 +9,9 @@ forgotten:
     Generate        text_encode, denoise, decode
     DecodeAgain     decode
 
-So a worker that goes to and fro, or begins a phase again and again, gets in all what an honest one gets. Going back is
-no violation: code of a repository may call its pipeline twice.
+Going back to an earlier phase is a violation (protocol/states.py). What remains is a worker that calls every step the
+last one: some pipelines do not tell how many they will take, and that is no reason to end them. In all it gets what an
+honest one gets.
 """
 
 from __future__ import annotations
@@ -115,11 +116,6 @@ class PhaseClock:
         self._taken: dict[str, float] = {}
         self._paced: dict[str, float] = {}
 
-    @property
-    def phase(self) -> str:
-        """The one that time is charged to, "" while it is to none."""
-        return self._phase
-
     def begin(self, phase: str, now_s: float) -> None:
         """The supervisor begins a phase, or orders what begins with it; nothing is taken yet."""
         self._order = self._phase = phase
@@ -127,11 +123,16 @@ class PhaseClock:
         self._taken.clear()
         self._paced.clear()
 
-    def turn(self, phase: str, now_s: float) -> None:
-        """The worker says that it is in another phase; only one of the same order is heard."""
-        if phase != self._phase and phase in _OF_ONE_ORDER.get(self._order, ()):
-            self._charge(now_s)
+    def stepped(self, phase: str, next_phase: str, now_s: float) -> None:
+        """The worker says that it did a step of `phase`: so the time since the last one was for that. What comes now is
+        `next_phase`. Only phases of the order that it has are heard."""
+        known = _OF_ONE_ORDER.get(self._order, frozenset((self._order,)))
+        if phase in known:
             self._phase = phase
+            self._charge(now_s)
+        if next_phase in known:
+            self._charge(now_s)
+            self._phase = next_phase
 
     def expect(self, phase: str, seconds: float, now_s: float) -> None:
         """All of a phase takes about `seconds`, by the pace of its first steps. Narrows what it may take, once."""
@@ -141,14 +142,18 @@ class PhaseClock:
 
     def rest(self) -> None:
         """Nothing is timed until something begins."""
-        self._order = self._phase = ""
+        self.begin("", 0.0)
 
     def overdue(self, now_s: float) -> Overdue | None:
-        """Return the phase of now if it has had its time."""
-        limit_s = self._limit_s(self._phase)
-        if limit_s is None or self._taken.get(self._phase, 0.0) + (now_s - self._since_s) <= limit_s:
-            return None
-        return Overdue(self._phase, limit_s)
+        """Return the first phase that took longer than it may, the one of now among them."""
+        taken = dict(self._taken)
+        if self._phase:
+            taken[self._phase] = taken.get(self._phase, 0.0) + now_s - self._since_s
+        for phase, seconds in taken.items():
+            limit_s = self._limit_s(phase)
+            if limit_s is not None and seconds > limit_s:
+                return Overdue(phase, limit_s)
+        return None
 
     def _limit_s(self, phase: str) -> float | None:
         if phase in self._asked:

@@ -154,18 +154,17 @@ class JobWatch:
         self._context.emit(ev.PhaseStarted(phase, self.video))
 
     def _time(self, message: m.Progress, now: float) -> None:
-        """Charge the time from here on to the phase that begins with this step's end."""
+        """Charge the time until this step's end to its phase, and what follows the last one to the next phase."""
         self._said = message
+        following = {"text_encode": "denoise", "denoise": "decode"} if message.step >= message.total else {}
+        self._clock.stepped(message.phase, following.get(message.phase, message.phase), now)
         if message.phase in ("denoise", "decode") and (whole_s := self._pace.whole_s()) is not None:
             self._clock.expect(message.phase, whole_s, now)
-        over = message.step >= message.total
-        following = {"text_encode": "denoise", "denoise": "decode"}.get(message.phase) if over else None
-        self._clock.turn(following or message.phase, now)
 
     def _phase_timeout(self, overdue: Overdue) -> PhaseTimeout:
         phase, said = overdue.phase, self._said
-        asked: dict[str, float] = {**self._request.phase_timeouts}
-        settings: dict[str, float] = {**self._context.policy.phase_timeouts}
+        asked = {str(name): seconds for name, seconds in self._request.phase_timeouts.items()}
+        settings = {str(name): seconds for name, seconds in self._context.policy.phase_timeouts.items()}
         set_by = "default"
         if phase in self.limits.asked:
             set_by = "request" if asked.get(phase) == overdue.limit_s else "settings"

@@ -1,0 +1,121 @@
+"""Whatever a job is doing, it ends when that phase has had its time, says so, and leaves nothing.
+
+The workers are pretended ones that hang, or never come to an end; but for the last test, none imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.assets.tiny_wan import tiny_model
+from wan_compat import GenerationRequest, Supervisor
+from wan_compat.policies import limits
+from wan_compat.policies.policy import Policy
+from wan_compat.protocol.errors import PhaseTimeout
+from wan_compat.supervisor import encoder
+from wan_compat.supervisor import events as ev
+
+PROGRAM = Path(__file__).resolve().parents[1] / "programs" / "misbehaving_zygote.py"
+# What a busy machine may add to a deadline: a poll of half a second, a kill, a fork.
+LATE_S = 10.0
+
+
+@pytest.fixture(scope="module")
+def pretended() -> Iterator[Supervisor]:
+    """A supervisor whose workers behave as the prompt says. One zygote for all tests here."""
+    with Supervisor() as supervisor:
+        supervisor._zygote_program = (str(PROGRAM), "as-asked")
+        yield supervisor
+
+
+def request_of(tmp_path: Path, behaviour: str, **fields: Any) -> GenerationRequest:
+    sizes = {"height": 64, "width": 96, "num_frames": 9, "num_inference_steps": 2, "seed": 1}
+    output = str(tmp_path / "video.mp4")
+    return GenerationRequest(
+        **{"model": str(tiny_model("t2v")), "prompt": behaviour, "output": output, **sizes, **fields}
+    )
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "phase", "where"),
+    [
+        ("denoise:hang", "text_encode", "before its first step"),
+        ("frame:hang", "decode", ""),
+    ],
+)
+def test_each_phase_of_a_generation_ends_when_its_time_is_over(
+    behaviour: str, phase: str, where: str, pretended: Supervisor, tmp_path: Path
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(PhaseTimeout, match=f"^{phase} took longer than 0.4 s.*{where}") as caught:
+        pretended.generate(request_of(tmp_path, behaviour, phase_timeouts={phase: 0.4, "close": 0.1}))
+    assert time.monotonic() - began < LATE_S
+    assert caught.value.exit_code == 124 and caught.value.details["set_by"] == "request"
+    assert f"--phase-timeout {phase}" in caught.value.fixes[0]
+    assert "recovery" not in caught.value.details, "a limit that was set is final"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_calls_every_step_the_last_one_gains_no_time(pretended: Supervisor, tmp_path: Path) -> None:
+    asked = {"text_encode": 0.4, "denoise": 0.5, "decode": 0.6, "close": 0.1}
+    job = pretended.submit(request_of(tmp_path, "denoise:dawdle", phase_timeouts=asked))
+    began = next(
+        time.monotonic() for event in job.events() if isinstance(event, ev.PhaseStarted) and event.phase == "denoise"
+    )
+    with pytest.raises(PhaseTimeout, match=r"denoise took longer than 0\.5 s, after step \d+ of \d+") as caught:
+        job.result()
+    assert caught.value.details["step"] > 1
+    assert time.monotonic() - began < sum(asked.values()) + LATE_S
+
+
+def test_starting_and_loading_have_their_time_too(misbehaving: Callable[..., Supervisor], tmp_path: Path) -> None:
+    for behaviour, phase in (("start:hang", "start_worker"), ("load:hang", "load")):
+        with pytest.raises(PhaseTimeout, match=f"^{phase} took longer"):
+            misbehaving(behaviour).generate(request_of(tmp_path, "x", phase_timeouts={phase: 0.6}))
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_an_encoder_that_takes_too_long_ends_the_job_and_the_frames_are_kept(
+    pretended: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder.EncoderProcess, "poll", lambda self: None)  # its end is never noticed
+    with pytest.raises(PhaseTimeout, match=r"^encode took longer than 0\.3 s") as caught:
+        pretended.generate(request_of(tmp_path, "well", phase_timeouts={"encode": 0.3}))
+    monkeypatch.undo()
+    assert Path(caught.value.details["kept"]).exists() and not (tmp_path / "video.mp4").exists()
+
+
+def test_the_settings_are_the_most_that_a_job_may_ask_for(tmp_path: Path) -> None:
+    with Supervisor(policy=Policy(phase_timeouts={"text_encode": 0.3})) as supervisor:
+        supervisor._zygote_program = (str(PROGRAM), "as-asked")
+        asked = request_of(tmp_path, "denoise:hang", phase_timeouts={"text_encode": 60.0, "close": 0.1})
+        with pytest.raises(PhaseTimeout, match=r"text_encode took longer than 0\.3 s") as caught:
+            supervisor.generate(asked)
+    assert caught.value.details["set_by"] == "settings" and "in the settings" in caught.value.fixes[0]
+
+
+def test_a_decode_that_takes_longer_than_it_would_be_given_is_tried_in_another_way(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No limit was set, so the latents that the worker kept are decoded again."""
+    made: list[limits.Deadlines] = []
+
+    def hasty(**given: Any) -> limits.Deadlines:
+        made.append(dataclasses.replace(limits.deadlines(**given), decode_s=0.05))
+        return made[-1]
+
+    monkeypatch.setattr("wan_compat.supervisor.job_run.deadlines", hasty)
+    request = request_of(tmp_path, "a red ball", model=str(tiny_model("t2v_mid")), height=128, width=160, output=None)
+    job = supervisor.submit(request)
+    events = list(job.events())
+    with pytest.raises(PhaseTimeout, match="decode took longer") as caught:
+        job.result()
+    tried = [event.action for event in events if isinstance(event, ev.Recovering)]
+    assert tried and all("kept latents" in action for action in tried)
+    assert caught.value.details["set_by"] == "default" and caught.value.details["recovery"]
