@@ -134,8 +134,8 @@ def _work(shape: ModelShape, job: Job, setting: Setting) -> dict[Phase, Peak]:
     latent = shape.vae.latent(job.num_frames, job.height, job.width)
     copy = job.at_once * math.prod(latent) * shape.vae.z_dim * _FLOAT32
     prompts = 2 if job.guidance else 1
-    # Twice: a worker keeps what it computed for the next job with the same prompt.
-    embedded = (1 + job.at_once) * prompts * job.text_tokens * shape.denoiser.text_dim * itemsize
+    # Twice: a worker keeps what it computed for the next job with the same prompt, repeated for each video.
+    embedded = 2 * job.at_once * prompts * job.text_tokens * shape.denoiser.text_dim * itemsize
     embedded += len(shape.experts) * shape.denoiser.rope_bytes
     held = job.held * job.height * job.width * _COLOURS * _FLOAT32 if job.pictures else 0
     conditions = held + job.at_once * _conditions(shape, job, math.prod(latent))
@@ -153,7 +153,9 @@ def _work(shape: ModelShape, job: Job, setting: Setting) -> dict[Phase, Peak]:
     found: dict[Phase, Peak] = {"text_encode": text, "denoise_high": denoise}
     if len(shape.experts) > 1:
         found["denoise_low"] = denoise
-    found["decode"] = _decode(shape, job, setting) + (embedded + conditions + _LATENT_COPIES_AT_END * copy)
+    # Of several, one more: counted on tiny models.
+    at_end = _LATENT_COPIES_AT_END + (job.at_once > 1)
+    found["decode"] = _decode(shape, job, setting) + (embedded + conditions + at_end * copy)
     return found
 
 
