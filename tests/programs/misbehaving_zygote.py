@@ -94,7 +94,9 @@ class FakeWorker:
     def generate(self, order):
         global BEHAVIOUR
         if AS_ASKED:
-            BEHAVIOUR = order.params.prompt
+            # "exit@7": only for the order whose seed is 7.
+            BEHAVIOUR, _, seed = order.params.prompt.partition("@")
+            BEHAVIOUR = "well" if seed and int(seed) != order.params.seed else BEHAVIOUR
         job, frames = order.job, order.params.frames
         layout = RingLayout(frames)
         self.at("denoise", job)
@@ -108,8 +110,8 @@ class FakeWorker:
                     return
                 if item and isinstance(item[1], m.Ping):
                     self.send(m.Pong(nonce=item[1].nonce))
-        consumed = 0
-        for index in range(frames.num_frames):
+        consumed, total = 0, frames.num_frames * order.params.videos
+        for index in range(total):
             while index - consumed >= layout.slots:
                 _, consumed = unpack_doorbell(self.doorbell.recv(64))
             start = layout.offset(index)
@@ -117,10 +119,12 @@ class FakeWorker:
             self.doorbell.send(pack_doorbell(job, index))
             if index == 1:
                 self.at("frame", job)
-        while consumed < frames.num_frames:
+            if index == frames.num_frames:
+                self.at("second", job)
+        while consumed < total:
             _, consumed = unpack_doorbell(self.doorbell.recv(64))
         if BEHAVIOUR == "too-many-frames":
-            self.doorbell.send(pack_doorbell(job, frames.num_frames))
+            self.doorbell.send(pack_doorbell(job, total))
         self.send(m.Generated(job=job, text_encode_s=0.0, denoise_s=0.0, decode_s=0.0))
         self.at("idle", job)
 

@@ -116,12 +116,14 @@ def deadlines(
     timeout_s: float | None,
     frames: FrameSpec | None = None,
     num_media: int = 0,
+    at_once: int = 1,
     asked: Mapping[str, float] | None = None,
 ) -> Deadlines:
     """Return the deadlines of a job: each phase gets time for its bytes and pixels, the whole what the user allows.
 
     Args:
         frames: What is made; None where nothing is.
+        at_once: How many videos of these frames are decoded by one order.
         num_media: Pictures and videos to work from; the VAE reads each as a video as long as what is made.
         asked: Phase -> seconds, where the user says.
     """
@@ -137,7 +139,7 @@ def deadlines(
         start_worker_s=max(Deadlines.start_worker_s, asked.get("start_worker", 0.0)),
         load_s=LEAST_PHASE_S["load"] + reading_s,
         text_encode_s=min(LONGEST_PHASE_S, text_encode_s),
-        decode_s=min(LONGEST_PHASE_S, LEAST_PHASE_S["decode"] + reading_s + coding_s),
+        decode_s=min(LONGEST_PHASE_S, LEAST_PHASE_S["decode"] + reading_s + at_once * coding_s),
         encode_tail_s=max(LEAST_PHASE_S["encode"] + pixels / SLOWEST_ENCODED_PIXELS_PER_S, asked.get("encode", 0.0)),
         cancel_grace_s=asked.get("close", LEAST_PHASE_S["close"]),
         total_s=timeout_s,

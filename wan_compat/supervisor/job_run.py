@@ -39,7 +39,7 @@ from wan_compat.protocol.errors import (
 from wan_compat.protocol.plan import DecodeSpec
 from wan_compat.protocol.results import Timings, VideoGenerationResult
 from wan_compat.protocol.states import WorkerState
-from wan_compat.protocol.values import GenerationParams, GenerationRequest, Isolation, seed_after
+from wan_compat.protocol.values import GenerationParams, GenerationRequest, Isolation, PipelineSpec, seed_after
 from wan_compat.sandbox.spec import Tier
 from wan_compat.supervisor import audit_log, first_use, provenance
 from wan_compat.supervisor import events as ev
@@ -138,7 +138,10 @@ class JobRun:
             media = stack.enter_context(copied_media(media_of(request)))
             self._media = media.descriptors
             resolved = resolve_request(request, model, seed=secrets.randbelow(1 << 31), media=media.specs)
-            from wan_compat.supervisor.job_plan import plan_job, plan_without_gpu  # 10 ms that the import of this module need not pay
+            from wan_compat.supervisor.job_plan import (
+                plan_job,
+                plan_without_gpu,
+            )  # 10 ms that the import of this module need not pay
 
             gpu_limit = narrower(request.gpu_memory_limit_bytes, context.policy.gpu_memory_limit_bytes)
             found = self._find_gpu()
@@ -152,6 +155,7 @@ class JobRun:
                 timeout_s=self._watch.timeout_s,
                 frames=resolved.params.frames,
                 num_media=len(media.specs),
+                at_once=min(request.num_videos, request.videos_at_once),
                 asked=phase_timeouts(request.phase_timeouts, context.policy.phase_timeouts),
             )
             self._watch.keep_to(limits)
