@@ -33,6 +33,14 @@ class CudaFacts:
 
 
 @dataclasses.dataclass(frozen=True)
+class NodeFacts:
+    """Device nodes of one GPU that are not there, and those that workers may not use."""
+
+    missing: tuple[str, ...] = ()
+    closed: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class GpuUse:
     """What the workers of this supervisor use of each GPU, by its UUID.
 
@@ -62,7 +70,7 @@ def choose_gpu(
     gpus: Collection[GpuFacts],
     cuda: CudaFacts,
     *,
-    missing_nodes: Mapping[int, tuple[str, ...]] | None = None,
+    nodes: Mapping[int, NodeFacts] | None = None,
     use: GpuUse | None = None,
 ) -> GpuChoice:
     """Return the GPU for a job.
@@ -70,7 +78,7 @@ def choose_gpu(
     Args:
         wish: `auto`, `cpu`, `cuda` or `cuda:N`.
         gpus: All that were found.
-        missing_nodes: Device nodes that are not there, by the GPU's index.
+        nodes: What is wrong with device nodes, by the GPU's index.
 
     Raises:
         InvalidRequest: There is no GPU of that number.
@@ -84,7 +92,7 @@ def choose_gpu(
         raise InvalidRequest(
             f"there is no GPU {wish!r}: the driver knows {_numbers(gpus)}", hint="see `wan-compat doctor`"
         )
-    problems = {gpu.index: why_unusable(gpu, cuda, (missing_nodes or {}).get(gpu.index, ())) for gpu in asked}
+    problems = {gpu.index: why_unusable(gpu, cuda, (nodes or {}).get(gpu.index, NodeFacts())) for gpu in asked}
     usable = [gpu for gpu in asked if problems[gpu.index] is None]
     why_not = tuple(f"{_named(gpu)}: {problems[gpu.index]}" for gpu in asked if problems[gpu.index] is not None)
     others = tuple(f"{gpu.name}: workers compute on NVIDIA's alone" for gpu in gpus if gpu.vendor != "nvidia")
@@ -100,7 +108,7 @@ def choose_gpu(
     return GpuChoice(min(shared, key=lambda gpu: _rank(gpu, use)), why_not)
 
 
-def why_unusable(gpu: GpuFacts, cuda: CudaFacts, missing_nodes: tuple[str, ...] = ()) -> str | None:
+def why_unusable(gpu: GpuFacts, cuda: CudaFacts, nodes: NodeFacts) -> str | None:
     """Return why workers cannot compute on this GPU, and what would change that; None if nothing speaks against it."""
     if gpu.vendor != "nvidia":
         return "workers compute on NVIDIA's alone"
@@ -113,8 +121,10 @@ def why_unusable(gpu: GpuFacts, cuda: CudaFacts, missing_nodes: tuple[str, ...] 
         return "it is divided into parts (MIG), and workers are given whole ones: nvidia-smi -mig 0"
     if gpu.compute_mode == "prohibited":
         return "its compute mode lets nobody compute: nvidia-smi -c 0"
-    if missing_nodes:
-        return f"{', '.join(missing_nodes)} is not there: nvidia-modprobe -u -c {gpu.minor or 0} makes it"
+    if nodes.missing:
+        return f"{', '.join(nodes.missing)} is not there: nvidia-modprobe -u -c {gpu.minor or 0} makes it"
+    if nodes.closed:
+        return f"workers may not use {', '.join(nodes.closed)}: chmod a+rw {' '.join(nodes.closed)}"
     if gpu.minor is None or gpu.address is None or not _UUID.fullmatch(gpu.uuid or ""):
         return "the driver does not tell which one it is"
     return None

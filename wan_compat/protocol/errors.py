@@ -11,6 +11,7 @@
     ├── EnvironmentLacks             environment_lacks          3   this machine or installation misses something
     │   ├── FfmpegMissing            ffmpeg_missing             3
     │   ├── WorkerExtraMissing       worker_extra_missing       3
+    │   ├── GpuUnusable              gpu_unusable               3   CUDA does not work in a worker
     │   ├── OutputNotWritable        output_not_writable        2   another folder or name is what helps
     │   ├── FetchFailed              fetch_failed               3   an address that cannot be reached
     │   ├── NotServing               not_serving                3   nobody of ours answers on that socket
@@ -203,6 +204,11 @@ class FfmpegMissing(EnvironmentLacks):
 class WorkerExtraMissing(EnvironmentLacks):
     code = "worker_extra_missing"
     title = "The worker's libraries are not installed"
+
+
+class GpuUnusable(EnvironmentLacks):
+    code = "gpu_unusable"
+    title = "The GPU cannot be used"
 
 
 class OutputNotWritable(EnvironmentLacks):
@@ -455,6 +461,7 @@ WORKER_MAY_REPORT: frozenset[str] = frozenset(
         InvalidRequest,
         EnvironmentLacks,
         WorkerExtraMissing,
+        GpuUnusable,
         ModelInvalid,
         ModelCorrupt,
         ModelUnreadable,

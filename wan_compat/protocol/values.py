@@ -76,6 +76,10 @@ class Isolation(enum.StrEnum):
     JOB = "job"
 
 
+# Where a job computes: of several GPUs the one with the most room, or that of a number.
+DeviceName = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")]
+
+
 class LoraRequest(BaseModel):
     """One LoRA file. With two experts, `expert` says which it is for; None asks the file, or takes both."""
 
@@ -119,6 +123,7 @@ class GenerationRequest(VideoOptions):
         components: Folder in diffusers layout that gives every part which the model itself does not have.
         transformer, transformer_2, vae, text_encoder, image_encoder: Single files, each for one part.
         quantize: Part -> `int8`, `int4`, `nf4` or `fp8`, with a backend before it or not (`quanto:int8`).
+        device: `auto` (a usable GPU, else the processor), `cpu`, `cuda`, or `cuda:1` for the driver's second GPU.
         precision: Of transformer and text encoder; "auto" follows the plan.
         offload: None follows the plan.
         vae_tiling: Decode in tiles; None follows the plan.
@@ -175,6 +180,7 @@ class GenerationRequest(VideoOptions):
     text_encoder: str | None = Field(default=None, min_length=1, max_length=4096)
     image_encoder: str | None = Field(default=None, min_length=1, max_length=4096)
     quantize: dict[Name, QuantizeName] = Field(default_factory=dict, max_length=8)
+    device: DeviceName = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     offload: Offload | None = None
     vae_tiling: bool | None = None

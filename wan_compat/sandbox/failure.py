@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 
 from wan_compat.protocol.errors import SandboxEntryFailed
-from wan_compat.sandbox.spec import NAMESPACE_LAYERS, Layer
+from wan_compat.sandbox.spec import GPU, NAMESPACE_LAYERS, Layer
 
 
 def failed(layer: Layer | str, message: str, hint: str, number: int | None = None) -> SandboxEntryFailed:
@@ -21,7 +21,7 @@ def failed(layer: Layer | str, message: str, hint: str, number: int | None = Non
 
 
 @contextlib.contextmanager
-def entering(layer: Layer, doing: str) -> Iterator[None]:
+def entering(layer: Layer | str, doing: str) -> Iterator[None]:
     """Translate any OSError or ValueError of one layer; a layer that fails stops the entry, always."""
     try:
         yield
@@ -32,7 +32,7 @@ def entering(layer: Layer, doing: str) -> Iterator[None]:
         raise failed(layer, f"{doing} failed: {error}", remedy(layer, number), number) from error
 
 
-def remedy(layer: Layer, number: int | None) -> str:
+def remedy(layer: Layer | str, number: int | None) -> str:
     """Say what a person can do so that `layer` can be entered, given the errno it failed with."""
     if layer in NAMESPACE_LAYERS:
         return _namespace_remedy(layer, number)
@@ -40,6 +40,8 @@ def remedy(layer: Layer, number: int | None) -> str:
         return f"{_cgroup_remedy()}; or accept tier B, where memory is bounded by RLIMIT_DATA"
     if layer is Layer.VIEW:
         return "a Linux of 5.12 or later is needed, and permission to mount inside a user namespace"
+    if layer == GPU:
+        return "a container that hides parts of /proc forbids it; compute on the processor with --device cpu"
     if layer is Layer.LANDLOCK:
         if number == errno.EOPNOTSUPP:
             return "Landlock is built in but off: add landlock to the kernel's lsm= boot parameter"

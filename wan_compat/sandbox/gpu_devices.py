@@ -58,6 +58,14 @@ def missing_nodes(minor: int, folder: str = "/dev") -> tuple[str, ...]:
     return tuple(path for path in device_nodes(minor, folder) if not _is_device(path))
 
 
+def closed_nodes(minor: int, folder: str = "/dev") -> tuple[str, ...]:
+    """Return those of a GPU's nodes that workers may not use: ours are of no user's group, where root starts them."""
+    nodes = [path for path in device_nodes(minor, folder) if _is_device(path)]
+    if os.geteuid() == 0:
+        return tuple(path for path in nodes if os.stat(path).st_mode & 0o006 != 0o006)
+    return tuple(path for path in nodes if not os.access(path, os.R_OK | os.W_OK))
+
+
 def driver_files(address: str, root: str = "/") -> tuple[StaticFile, ...]:
     """Return copies of what CUDA reads of the system, as far as it is there.
 

@@ -137,6 +137,9 @@ class ConfinementSpec:
         return self.layers | self.outer
 
 
+# In the place of a layer, where an entry fails at what a GPU needs: without one, the sandbox could be had.
+GPU = "gpu"
+
 CONTROL_TARGET = "/ctl"
 SCRATCH_TARGET = "/scratch"
 MODEL_TARGET = "/model"

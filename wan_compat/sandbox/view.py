@@ -31,6 +31,7 @@ from wan_compat.sandbox.failure import entering, failed
 from wan_compat.sandbox.namespaces import INNER_ID
 from wan_compat.sandbox.spec import (
     CONTROL_TARGET,
+    GPU,
     MODEL_TARGET,
     SCRATCH_TARGET,
     Bind,
@@ -213,7 +214,7 @@ def check_devices(spec: ConfinementSpec) -> None:
     for path in spec.gpu.devices if spec.gpu is not None else ():
         if not os.access(path, os.R_OK | os.W_OK):
             raise failed(
-                Layer.VIEW,
+                GPU,
                 f"the worker (uid {os.geteuid()}) may not use {path}",
                 f"let every user use the GPU (chmod a+rw {path}; the driver's NVreg_DeviceFileMode=0666), or compute "
                 "on the processor with --device cpu",
@@ -332,7 +333,7 @@ def _make_small_things(spec: ConfinementSpec) -> None:
 def _make_own_process() -> None:
     """Bind this process's folder of /proc, and drop the rest: others are not to be seen, nor what the kernel tells."""
     whole, own = "proc/whole", f"proc/{os.getpid()}"
-    with entering(Layer.VIEW, "showing the worker its own /proc"):
+    with entering(GPU, "showing the worker its own /proc"):
         os.makedirs(whole, mode=0o755)
         os.makedirs(own, mode=0o755)
         libc.mount("proc", whole, "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)

@@ -36,6 +36,8 @@ class Attempts:
         frames: Size and number of the frames to make.
         emit: Receives Recovering and Recovered.
         entries: Gets one `{"error", "action", "outcome"}` per step, when its outcome is known.
+        on_cpu: How a job that a GPU was chosen for would be run without one; None where somebody asked for the GPU, or
+            the job does not fit without.
     """
 
     def __init__(
@@ -44,8 +46,11 @@ class Attempts:
         frames: FrameSpec,
         emit: Callable[[ev.Event], None],
         entries: list[dict[str, str]],
+        *,
+        on_cpu: PipelineSpec | None = None,
     ) -> None:
         self._enabled = request.recover
+        self._on_cpu = on_cpu
         self._fixed = fixed_by(request)
         self._frames, self._emit, self._entries = frames, emit, entries
         self._tried: list[tuple[Category, str]] = []
@@ -73,7 +78,7 @@ class Attempts:
         if self._cause is not None and (failure.code in IMPOSSIBLE or NOTHING_KEPT in failure.message):
             error, failure, pipeline = self._cause
             latents = False
-        situation = Situation(pipeline, self._frames, self._fixed, latents, tuple(self._tried))
+        situation = Situation(pipeline, self._frames, self._fixed, latents, tuple(self._tried), self._on_cpu)
         chosen = next_step(failure, situation) if self._enabled else Stop("recovery is switched off")
         if isinstance(chosen, Stop):
             freed = dataclasses.replace(situation, fixed=frozenset())

@@ -10,9 +10,9 @@ import functools
 import importlib.util
 import os
 
-from wan_compat.policies.gpus import CudaFacts, GpuChoice, GpuUse, choose_gpu
+from wan_compat.policies.gpus import CudaFacts, GpuChoice, GpuUse, NodeFacts, choose_gpu
 from wan_compat.policies.planning.machine import GpuFacts
-from wan_compat.sandbox.gpu_devices import missing_nodes
+from wan_compat.sandbox.gpu_devices import closed_nodes, missing_nodes
 from wan_compat.sandbox.runtime_view import is_system
 from wan_compat.supervisor.nvml import Gpu, Nvml
 
@@ -31,8 +31,15 @@ def gpu_for(wish: str, use: GpuUse | None = None) -> GpuChoice:
     gpus, driver = read_nvidia()
     if not gpus:
         return choose_gpu(wish, (), CudaFacts())
-    nodes = {gpu.index: missing_nodes(gpu.minor) for gpu in gpus if gpu.minor is not None}
-    return choose_gpu(wish, gpus, CudaFacts(torch_cuda(), driver), missing_nodes=nodes, use=use)
+    nodes = {gpu.index: nodes_of(gpu) for gpu in gpus}
+    return choose_gpu(wish, gpus, CudaFacts(torch_cuda(), driver), nodes=nodes, use=use)
+
+
+def nodes_of(gpu: GpuFacts) -> NodeFacts:
+    """Look at the device nodes of a GPU."""
+    if gpu.minor is None:
+        return NodeFacts()
+    return NodeFacts(missing_nodes(gpu.minor), closed_nodes(gpu.minor))
 
 
 def read_nvidia() -> tuple[tuple[GpuFacts, ...], tuple[int, int] | None]:
@@ -43,6 +50,11 @@ def read_nvidia() -> tuple[tuple[GpuFacts, ...], tuple[int, int] | None]:
             return tuple(_facts(gpu, folder) for gpu in nvml.gpus()), nvml.cuda_version()
     except OSError:
         return (), None
+
+
+def free_bytes(uuid: str) -> int:
+    """Return what is free on a GPU now; 0 if it does not answer."""
+    return next((gpu.memory_free_bytes for gpu in read_nvidia()[0] if gpu.uuid == uuid), 0)
 
 
 @functools.cache

@@ -10,8 +10,8 @@ from wan_compat.policies.planning.choice import Choice, choose, require_fit
 from wan_compat.policies.planning.job import at_once_of, job_of, shape_of, wishes_of, with_plan
 from wan_compat.policies.planning.machine import MachineFacts
 from wan_compat.policies.requests import ResolvedRequest
-from wan_compat.protocol.errors import InvalidRequest
-from wan_compat.protocol.values import GenerationRequest
+from wan_compat.protocol.errors import InvalidRequest, MemoryExceeded
+from wan_compat.protocol.values import GenerationRequest, PipelineSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +20,16 @@ class PlannedJob:
 
     model: ModelDecision
     choice: Choice | None
+
+
+def plan_without_gpu(
+    request: GenerationRequest, model: ModelDecision, resolved: ResolvedRequest, machine: MachineFacts
+) -> PipelineSpec | None:
+    """Return how a job that was planned for a GPU would be run on the processor; None where it does not fit there."""
+    try:
+        return plan_job(request, model, resolved, dataclasses.replace(machine, gpus=())).model.pipeline
+    except (InvalidRequest, MemoryExceeded):
+        return None
 
 
 def plan_job(

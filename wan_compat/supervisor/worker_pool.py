@@ -20,10 +20,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from wan_compat.policies.confinement import Candidate, minimum_tier, plan_candidates, policy_for_code
 from wan_compat.policies.facts import HostFacts
+from wan_compat.policies.gpus import GpuUse
 from wan_compat.policies.limits import HOST_SHARE, Deadlines, share
 from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.policy import Policy
 from wan_compat.protocol.errors import (
+    GpuUnusable,
     SandboxEntryFailed,
     SandboxUnavailable,
     WanCompatError,
@@ -33,7 +35,8 @@ from wan_compat.protocol.values import Mode
 from wan_compat.sandbox import bwrap
 from wan_compat.sandbox import cgroup as cgroups
 from wan_compat.sandbox.failure import namespaces_are_doubtful
-from wan_compat.sandbox.spec import NAMESPACE_LAYERS, Tier
+from wan_compat.sandbox.spec import GPU, NAMESPACE_LAYERS, Tier
+from wan_compat.supervisor.gpus import free_bytes
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.restart_guard import RestartGuard
 from wan_compat.supervisor.runtime import RuntimeFolder
@@ -43,6 +46,13 @@ from wan_compat.supervisor.zygotes import Starter, Zygotes
 
 # An idle worker has nothing to do but answer; a machine that is busy or swaps may keep it from that for a while.
 ANSWER_S = 10.0
+# What a full zygote says when its children would not work; a light one has imported nothing that could be the cause.
+_CANNOT_FORK = ("zygote_threads", "zygote_cuda")
+
+
+def _gpu_of(order: WorkerOrder) -> str | None:
+    pipeline = order.pipeline
+    return pipeline.gpu.uuid if pipeline is not None and pipeline.gpu is not None else None
 
 
 class WorkerPool:
@@ -88,6 +98,7 @@ class WorkerPool:
         self._cgroup: cgroups.CgroupSupport | None = None
         # What this machine said to namespaces of our own, and whether it let them be made.
         self._refused: SandboxEntryFailed | None = None
+        self.gpu_failed: str | None = None  # why nobody is given a GPU any more who did not ask for one
         self._permitted = False
 
     def order(
@@ -120,6 +131,20 @@ class WorkerPool:
             living = list(self._living.values()) if self._places > 1 else []  # alone, it counts on what is free
         return share(host, workers=self._workers, ours=[worker.used_now() for worker in living])
 
+    def gpu_use(self) -> GpuUse:
+        """Return what the workers use of each GPU, as far as it was looked at."""
+        busy: dict[str, int] = {}
+        idle_bytes: dict[str, int] = {}
+        busy_bytes: dict[str, int] = {}
+        with self._lock:
+            for worker in self._living.values():
+                if (uuid := _gpu_of(worker.order)) is None:
+                    continue
+                held = idle_bytes if worker in self._warm else busy_bytes
+                held[uuid] = held.get(uuid, 0) + (worker.vram_bytes or 0)
+                busy[uuid] = busy.get(uuid, 0) + (worker not in self._warm)
+        return GpuUse(busy, idle_bytes, busy_bytes, self._workers)
+
     def acquire(
         self,
         order: WorkerOrder,
@@ -130,6 +155,7 @@ class WorkerPool:
         wake_fd: int | None = None,
         job: str | None = None,
         wants_bytes: int = 0,
+        wants_vram_bytes: int = 0,
     ) -> Worker:
         """Return a READY or LOADED worker for `order`; give it back with `release`.
 
@@ -138,6 +164,7 @@ class WorkerPool:
             wake_fd: Instead of the pool's own.
             job: Which job it is for.
             wants_bytes: What the job will need of main memory; idle workers go until that is free.
+            wants_vram_bytes: The same of its GPU.
 
         Raises:
             JobCancelled: `cancelled` became true while the zygote was importing.
@@ -150,6 +177,7 @@ class WorkerPool:
             worker = None if fresh else self._take_warm(order)
             if worker is None:
                 self._make_room(deadlines, wants_bytes)
+                self._make_gpu_room(order, deadlines, wants_vram_bytes)
                 self.runtime_folder()
                 worker = self._start_somehow(order, starter)
             worker.engage(job)
@@ -282,6 +310,20 @@ class WorkerPool:
                 why = "another model needs its place" if crowded else "another model needs its memory"
                 self._let_go(worker, deadlines.stop_grace_s, why)
 
+    def _make_gpu_room(self, order: WorkerOrder, deadlines: Deadlines, wants_bytes: int) -> None:
+        """The same for the memory of a GPU: the plan counts on what idle workers hold there."""
+        uuid = _gpu_of(order)
+        while uuid is not None:
+            with self._lock:
+                worker = next((worker for worker in self._warm if _gpu_of(worker.order) == uuid), None)
+            if worker is None or free_bytes(uuid) >= wants_bytes:
+                return
+            with self._lock:
+                if worker not in self._warm:
+                    continue
+                self._warm.remove(worker)
+            self._let_go(worker, deadlines.stop_grace_s, "another model needs its GPU's memory")
+
     def _let_go(self, worker: Worker, grace_s: float, why: str) -> None:
         self._end(worker, grace_s)
         self._tell(worker.name, f"ended while idle: {why}")
@@ -300,7 +342,7 @@ class WorkerPool:
         try:
             return self._start(order, self._spawn_only, starter)
         except WorkerStartFailed as error:
-            if self._spawn_only or error.details.get("code") != "zygote_threads":
+            if self._spawn_only or error.details.get("code") not in _CANNOT_FORK:
                 raise
             return self._start(order, True, starter)
 
@@ -322,6 +364,8 @@ class WorkerPool:
             try:
                 worker = self._start_one(light, order, candidate, starter)
             except SandboxEntryFailed as error:
+                if error.details.get("layer") == GPU:  # a weaker sandbox is no way to a GPU
+                    raise GpuUnusable(error.message, fixes=error.fixes, details=error.details) from error
                 downgrades.append(error)
                 continue
             if candidate.tier is not candidates[0].tier:

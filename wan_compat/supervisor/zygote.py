@@ -63,6 +63,8 @@ ZYGOTE_ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
     "DIFFUSERS_VERBOSITY": "error",
+    # Should a library ask for GPUs while it is imported: by the driver's list, as CUDA itself does not survive a fork.
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
 
 ZYGOTE_PROGRAM = ("-m", "wan_compat.workers.zygote")

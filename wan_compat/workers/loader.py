@@ -143,6 +143,8 @@ def load_model(
     """
     started = time.perf_counter()
     check_plan(spec.plan, spec.device)
+    if spec.device != "cpu":
+        gpu.begin(spec.gpu, spec.gpu_memory_limit_bytes)
     is_ordinary = spec.code is None and spec.code_kind == "pipeline"
     pipeline_class = _class(spec.pipeline_class, PIPELINES) if is_ordinary else None
     components: dict[str, Any] = {}
@@ -182,8 +184,6 @@ def load_model(
             mend_block_noise(pipeline)
         call_arguments = frozenset(inspect.signature(pipeline_class.__call__).parameters)
         pipeline.set_progress_bar_config(disable=True)  # a bar redraws itself into the log a hundred times
-    if spec.device != "cpu":
-        gpu.limit_memory(spec.gpu_memory_limit_bytes)
     applied, embeddings = _apply(spec, pipeline, components, folder, cancellation)
     modules = {name: part for name, part in components.items() if isinstance(part, torch.nn.Module)}
     if spec.conv3d == "onednn" and spec.device == "cpu" and "vae" in modules:

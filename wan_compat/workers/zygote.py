@@ -40,7 +40,7 @@ from wan_compat.protocol.launch import (
 from wan_compat.sandbox import launch as launcher
 from wan_compat.sandbox import libc, selftest, spec
 from wan_compat.sandbox.credentials import die_with_parent
-from wan_compat.workers import huge_pages, libraries, worker
+from wan_compat.workers import gpu, huge_pages, libraries, worker
 
 ENTRY_TIMEOUT_S = 10.0
 _REAP_TIMEOUT_S = 5.0
@@ -165,6 +165,12 @@ class Zygote:
         ring, doorbell, log = descriptors
         try:
             confinement = spec.from_wire(order.spec)
+            if confinement.gpu is not None and (held := gpu.held_devices()):
+                raise WorkerStartFailed(
+                    f"the zygote holds {', '.join(held)}, and CUDA does not survive a fork",
+                    hint="start a light zygote",
+                    details={"code": "zygote_cuda"},
+                )
             return launcher.launch(
                 confinement,
                 functools.partial(_be_worker, order, confinement, ring, doorbell, self._light),

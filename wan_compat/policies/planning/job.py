@@ -95,7 +95,7 @@ def wishes_of(request: GenerationRequest) -> Wishes:
 
 
 def gpu_spec(gpu: GpuFacts | None) -> GpuSpec | None:
-    """Return what a worker is told of its GPU. It was looked at before whether the driver tells that (policies/gpus.py)."""
+    """Return what a worker is told of its GPU. That the driver tells it was looked at before (policies/gpus.py)."""
     if gpu is None or gpu.uuid is None or gpu.minor is None or gpu.address is None:
         return None
     return GpuSpec(uuid=gpu.uuid, minor=gpu.minor, address=gpu.address, library_folder=gpu.library_folder)

@@ -7,6 +7,7 @@
     loading     without the attention backend or offload that this machine cannot do
     death       a new worker -> a leaner or plainer plan -> a new worker
     encoding    the kept latents once more
+    device      the processor, where nobody asked for the GPU
     overdue     of decoding only: tiles, which need less memory at a time -> float32 -> other convolutions
 
 No step touches the sandbox, the mode or what code may run: recovery may change a plan, a precision and a worker.
@@ -47,6 +48,7 @@ def steps(failure: Failure, situation: Situation) -> Iterator[Step]:
         "loading": _loading,
         "death": _death,
         "encoding": _encoding,
+        "device": _device,
         "overdue": _overdue,
     }.get(failure.category)
     if ladder is not None:
@@ -84,6 +86,7 @@ def _computing(failure: Failure, now: Situation) -> Iterator[Step]:
     words = failure.message.lower()
     if any(word in words for word in _DEVICE_WORDS):
         yield Step("restart", "restart", "start a new worker: the GPU's state cannot be trusted", now.pipeline)
+        yield from _device(failure, now)
     if any(word in words for word in _ATTENTION_WORDS):
         yield from _plain_attention(now)
     if any(word in words for word in _TYPE_WORDS):
@@ -132,6 +135,11 @@ def _overdue(failure: Failure, now: Situation) -> Iterator[Step]:
     if failure.phase == "decode" and now.latents:
         yield from _tiles(now, "decode")
         yield from _decode_plainly(now)
+
+
+def _device(_failure: Failure, now: Situation) -> Iterator[Step]:
+    if now.on_cpu is not None and now.pipeline.device != "cpu":
+        yield Step("cpu", "restart", "compute on the processor", now.on_cpu, changes_pixels=True)
 
 
 # -- rungs -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ from wan_compat.protocol.values import FrameSpec, PipelineSpec
 # decode: the same worker decodes the latents that it kept. generate: everything anew, in another way. restart: the
 # same once more, in a new worker.
 Kind = Literal["decode", "generate", "restart"]
-Category = Literal["memory", "frames", "decoding", "computing", "loading", "death", "encoding", "overdue", "none"]
+Category = Literal[
+    "memory", "frames", "decoding", "computing", "loading", "death", "encoding", "overdue", "device", "none"
+]
 
 MAX_STEPS_PER_ERROR = 3
 MAX_STEPS_PER_JOB = 6
@@ -28,6 +30,7 @@ _CATEGORIES: Mapping[str, Category] = {
     "worker_silent": "death",
     "encoding_failed": "encoding",
     "phase_timeout": "overdue",
+    "gpu_unusable": "device",
 }
 
 
@@ -68,6 +71,7 @@ class Situation:
         does not change it.
     latents: The worker lives and has the latents, so that only decoding need be done again.
     tried: Names of all steps so far, with the category that each was for.
+    on_cpu: How the job would be run on the processor, where it was given a GPU that nobody asked for by name.
     """
 
     pipeline: PipelineSpec
@@ -75,6 +79,7 @@ class Situation:
     fixed: frozenset[str] = frozenset()
     latents: bool = False
     tried: tuple[tuple[Category, str], ...] = ()
+    on_cpu: PipelineSpec | None = None
 
     def times(self, category: Category) -> int:
         return sum(1 for known, _ in self.tried if known == category)
