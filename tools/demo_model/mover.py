@@ -1,7 +1,7 @@
 """Trains the transformer and the text encoder together: from noise and a sentence to the latents of a clip.
 
 Flow matching: x = (1 - s) * clip + s * noise, and the network says noise - clip. Which clip it is can be read off x
-itself while s is small; only near pure noise do the words matter. So four of ten samples are drawn from there.
+itself while s is small; only near pure noise do the words decide what is where, and between the two what shape it is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tools.demo_model.muon import MuonAndAdam
 from tools.demo_model.scenes import sample_scene
 from tools.demo_model.training import train, trapezium
 
-SHIFT = 5.0
+SHIFT = 3.0
 
 
 def train_mover(work: Path, *, steps: int, batch: int, device: str, compile_it: bool) -> None:
@@ -69,10 +69,14 @@ def edge_weight(clip: torch.Tensor) -> torch.Tensor:
 
 
 def noise_levels(count: int) -> torch.Tensor:
-    """Shares of noise: six of ten spread as the scheduler's steps are, the rest between 0.85 and 1."""
+    """Shares of noise: eight of ten with a median of 0.75, the rest between 0.85 and 1.
+
+    Started from a true clip with 97% or 88% noise, an earlier model missed as many shapes as from nothing, and with 60%
+    hardly any: place, colour and motion are settled above 85%, where it had seen two samples of three, the shape below.
+    """
     u = (torch.randperm(count) + torch.rand(count)) / count
     spread = SHIFT * u / (1 + (SHIFT - 1) * u)
-    return torch.where(torch.rand(count) < 0.6, spread, 0.85 + 0.15 * torch.rand(count))
+    return torch.where(torch.rand(count) < 0.8, spread, 0.85 + 0.15 * torch.rand(count))
 
 
 def encode(text_encoder: torch.nn.Module, tokenizer: object, captions: list[str], device: str) -> torch.Tensor:
