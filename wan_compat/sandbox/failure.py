@@ -34,7 +34,7 @@ def entering(layer: Layer | str, doing: str) -> Iterator[None]:
 
 def remedy(layer: Layer | str, number: int | None) -> str:
     """Say what a person can do so that `layer` can be entered, given the errno it failed with."""
-    if layer in NAMESPACE_LAYERS:
+    if isinstance(layer, Layer) and layer in NAMESPACE_LAYERS:
         return _namespace_remedy(layer, number)
     if layer is Layer.CGROUP:
         return f"{_cgroup_remedy()}; or accept tier B, where memory is bounded by RLIMIT_DATA"

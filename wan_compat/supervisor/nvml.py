@@ -160,12 +160,12 @@ class Nvml:
         memory, name = _Memory(), ctypes.create_string_buffer(_NAME_BYTES)
         if (
             device is None
-            or self._library.nvmlDeviceGetName(device, name, ctypes.c_uint(_NAME_BYTES)) != 0
-            or self._library.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)) != 0
+            or self._ask("nvmlDeviceGetName", device, name, ctypes.c_uint(_NAME_BYTES)) != 0
+            or self._ask("nvmlDeviceGetMemoryInfo", device, ctypes.byref(memory)) != 0
         ):
             return None
         major, minor = ctypes.c_int(), ctypes.c_int()
-        failed = self._library.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor))
+        failed = self._ask("nvmlDeviceGetCudaComputeCapability", device, ctypes.byref(major), ctypes.byref(minor))
         capability = None if failed else (major.value, minor.value)
         node, mode, mig, pending = ctypes.c_uint(), ctypes.c_int(), ctypes.c_uint(), ctypes.c_uint()
         has_node = self._ask("nvmlDeviceGetMinorNumber", device, ctypes.byref(node)) == 0
