@@ -58,10 +58,13 @@ def test_cancel_in_each_phase_ends_the_job_within_a_step(
 
 def test_progress_tells_the_rate_and_what_is_left(supervisor: Supervisor, slow: str, tmp_path: Path) -> None:
     job = supervisor.submit(request_of(slow, tmp_path, num_inference_steps=5, output=None))
-    seen = [event for event in job.events() if isinstance(event, ev.Progress) and event.phase == "denoise"]
+    told = [event for event in job.events() if isinstance(event, ev.Progress)]
     job.result()
+    assert all(event.rate_s is not None and event.eta_s is not None for event in told)
+    decoded = [event for event in told if event.phase == "decode"]
+    assert decoded[-1].step == decoded[-1].total == 5 and decoded[-1].eta_s == 0  # latent frames
+    seen = [event for event in told if event.phase == "denoise"]
     assert [event.step for event in seen] == [1, 2, 3, 4, 5]
-    assert all(event.rate_s is not None and event.eta_s is not None for event in seen)
     last = seen[-1]
     assert last.eta_s == 0
     third = seen[2]

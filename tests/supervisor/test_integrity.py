@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from wan_compat.policies.findings import Severity
-from wan_compat.protocol.errors import InvalidRequest, ModelCorrupt, RefusedByPolicy
+from wan_compat.protocol.errors import InvalidRequest, JobCancelled, ModelCorrupt, RefusedByPolicy
 from wan_compat.supervisor.hashing import FileChanged, HashCache
 from wan_compat.supervisor.inspection import read_facts
 from wan_compat.supervisor.integrity import IntegrityReport, require_verified, verify_model
@@ -139,6 +139,17 @@ def test_names_in_the_hub_cache_are_what_the_files_are_held_to(tmp_path: Path) -
         (repository / "blobs" / name).write_bytes(content.swapcase() if content != small else b"[]")
         assert ("hash_mismatch", path) in codes(verify(snapshot))
     assert not verify(snapshot).verified
+
+
+def test_hashing_ends_when_its_caller_has_enough(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(model.parent / "cache"))
+    facts = read_facts(str(model)).files
+
+    def stop(_done: int, _total: int) -> None:
+        raise JobCancelled("enough")
+
+    with pytest.raises(JobCancelled, match="enough"):
+        require_verified(str(model), [facts["config.json"]], public_key=str(KEY), progress=stop)
 
 
 def test_require_manifest_wants_a_hash_for_every_file_that_would_be_loaded(

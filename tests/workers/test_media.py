@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.assets import media_files
-from wan_compat.protocol.errors import InvalidRequest
+from wan_compat.protocol.errors import InvalidRequest, JobCancelled
 from wan_compat.protocol.media import MediaRole, MediaSpec
 from wan_compat.protocol.values import FrameSpec, GenerationParams
 from wan_compat.workers.cancellation import Cancellation
@@ -22,7 +22,12 @@ from wan_compat.workers.media import Media, decode_media
 SIZE = (32, 16)
 
 
-def decode(*files: tuple[MediaRole, bytes], num_frames: int = 5, size: tuple[int, int] = SIZE) -> Media:
+def decode(
+    *files: tuple[MediaRole, bytes],
+    num_frames: int = 5,
+    size: tuple[int, int] = SIZE,
+    cancellation: Cancellation | None = None,
+) -> Media:
     descriptors = []
     for _, data in files:
         descriptor = os.memfd_create("media")
@@ -37,7 +42,7 @@ def decode(*files: tuple[MediaRole, bytes], num_frames: int = 5, size: tuple[int
         frames=FrameSpec(width=size[0], height=size[1], num_frames=num_frames),
     )
     try:
-        return decode_media(descriptors, params, 4, Cancellation())
+        return decode_media(descriptors, params, 4, cancellation or Cancellation())
     finally:
         for descriptor in descriptors:
             with pytest.raises(OSError, match="Bad file descriptor"):
@@ -173,3 +178,31 @@ def test_a_length_that_was_not_announced_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(InvalidRequest, match="as long as"):
         decode_media([descriptor], params, 4, Cancellation())
+
+
+# ---- being told to stop ---------------------------------------------------------------------------------------------
+
+
+class StopAt(Cancellation):
+    """A stop that comes at one of the looks for it."""
+
+    def __init__(self, look: int) -> None:
+        super().__init__()
+        self._look, self.looks = look, 0
+
+    def check(self) -> None:
+        self.looks += 1
+        if self.looks == self._look:
+            self.request()
+        super().check()
+
+
+@pytest.mark.parametrize("look", [1, 2, 4])
+def test_a_stop_is_looked_for_before_each_file_and_each_frame_of_a_video(look: int) -> None:
+    frames = [Image.fromarray(NOISE // (number + 1)) for number in range(5)]
+    video = saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    stop = StopAt(look)
+    with pytest.raises(JobCancelled):
+        decode(("image", saved(frames[0])), ("video", video), cancellation=stop)
+    assert stop.looks == look
+    assert len(decode(("video", video), cancellation=StopAt(100)).pictures["video"]) == 5

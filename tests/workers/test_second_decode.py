@@ -11,6 +11,7 @@ from tests.workers import broken
 from tests.workers.harness import WorkerProcess, ZygoteProcess, parameters, pipeline_spec
 from wan_compat.protocol import messages as m
 from wan_compat.protocol.plan import DecodeSpec, Tiling
+from wan_compat.protocol.values import FrameSpec
 
 
 def again(worker: WorkerProcess, job: int, **decoding: object) -> object:
@@ -30,6 +31,25 @@ def test_kept_latents_give_the_same_frames_again_in_every_lossless_way(t2v_worke
     assert np.abs(tiled.pixels.astype(int) - first.pixels).mean() < 8  # tiles of a random VAE do not blend well
     assert np.array_equal(again(t2v_worker, 6).pixels, first.pixels)  # the model is as it was
     assert np.array_equal(t2v_worker.generate(parameters(), 7).pixels, first.pixels)
+
+
+def test_a_second_decode_is_cancelled_within_a_piece(t2v_worker: WorkerProcess) -> None:
+    """In tiles and as a whole; of latents that a first decode left when it was cancelled itself."""
+    long = parameters(frames=FrameSpec(height=128, width=192, num_frames=161), num_inference_steps=1)
+
+    def cancel(progress: m.Progress) -> None:
+        if progress.phase == "decode" and progress.step == 1:
+            t2v_worker.send(m.Cancel(job=progress.job))
+
+    assert t2v_worker.generate(long, 1, on_progress=cancel).end == m.Cancelled(job=1)
+    tiles = {"tiling": Tiling(size=64, stride=48)}
+    for job, decoding in enumerate((tiles, {"streaming": "never"}, {"streaming": "never", **tiles}), start=2):
+        order = m.DecodeAgain(job=job, frames=long.frames, decoding=DecodeSpec(**decoding))
+        t2v_worker.send(order)
+        t2v_worker.send(m.Cancel(job=job))
+        while isinstance(message := t2v_worker.receive(), m.Progress):
+            assert message.step < 3, decoding
+        assert message == m.Cancelled(job=job), decoding
 
 
 def test_nothing_kept_is_said_so(t2v_worker: WorkerProcess) -> None:

@@ -88,14 +88,19 @@ def verify_model(
     return check.carry_out(progress)
 
 
-def require_verified(path: str, admitted: Iterable[FileFact], *, public_key: str | None = None) -> None:
+def require_verified(
+    path: str, admitted: Iterable[FileFact], *, public_key: str | None = None, progress: Progress | None = None
+) -> None:
     """Raise unless every admitted file is as somebody said: what the setting `require_manifest` asks for.
+
+    Args:
+        progress: As in `hash_files`; what it raises ends the hashing.
 
     Raises:
         ModelCorrupt: A file is not what its hash says.
         RefusedByPolicy: A signature is wrong, or a file has no hash at all.
     """
-    report = verify_model(path, public_key=public_key)
+    report = verify_model(path, public_key=public_key, progress=progress)
     for item in report.findings:
         if item.severity == "error":
             raise item.to_error(path)

@@ -129,7 +129,8 @@ class JobRun:
         if request.restricted and model.pipeline.restricted is None:
             self._watch.warn("the repository names no code of its own: --restricted changes nothing")
         if context.policy.require_manifest:
-            require_verified(request.model, model.admitted)
+            # Minutes for a large model, the first time.
+            require_verified(request.model, model.admitted, progress=lambda *_: self._watch.check_stop())
         environment = environment_of(request.model)
         self._warn_of_newer(model, environment)
         self._weight_bytes = model.weight_bytes
