@@ -64,6 +64,7 @@ OTHERWISE_THE_SAME = {
     "tests/test_relatives.py": "pixels of Wan's relatives",
     "tests/test_modular.py": "pixels of modular pipelines",
     "tests/test_faults.py": "which failures are survived",
+    "tests/supervisor/test_mending.py": "what is decided about files; who may read which is in supervisor/inspection",
     "tests/supervisor/monitor/test_screen.py": "a terminal over supervisors that do not exist",
     "tests/supervisor/test_cancel.py": "when a cancel is heard; that nothing outlives one is in test_kill_chain.py",
     "tests/supervisor/test_fallback.py": "which parts of a model load",

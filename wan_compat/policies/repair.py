@@ -132,7 +132,11 @@ def _pair(facts: ModelFacts, name: str) -> tuple[str, str] | None:
     library, known = _KNOWN[name]
     if name == "tokenizer":
         present = [file for file in TOKENIZER_FILES if file in inside]
-        return (library, "T5TokenizerFast" if present[0] == "tokenizer.json" else "T5Tokenizer") if present else None
+        if not present or present[0] != "tokenizer.json":
+            return (library, "T5Tokenizer") if present else None
+        # What transformers 5 calls a tokenizer that is all in its tokenizer.json.
+        plain = facts.configs.get(name, {}).get("tokenizer_class") == "TokenizersBackend"
+        return library, "TokenizersBackend" if plain else "T5TokenizerFast"
     config = facts.configs.get(name)
     if config is None:
         return None

@@ -1,4 +1,4 @@
-"""Which diffusers wrote a model's files: settings that only a later one knows are ignored by the one that reads them."""
+"""Which diffusers wrote a model's files: settings that only a later one knows are ignored by an earlier one."""
 
 from __future__ import annotations
 

@@ -136,6 +136,17 @@ def test_an_old_diffusers_is_told_with_both_versions_and_never_advised_below_the
     assert "diffusers_too_old" not in codes(draft.judged())
 
 
+def test_files_of_a_later_diffusers_are_a_warning_with_both_versions() -> None:
+    draft = text_to_video()
+    draft.documents["vae/config.json"] = {**draft.documents["vae/config.json"], "_diffusers_version": "0.99.0.dev0"}
+    draft.installed = with_versions(diffusers="0.42.1")
+    found = the(draft.judged(), "written_by_newer")
+    assert found.severity is Severity.WARNING and "0.99.0" in found.message and "0.42.1" in found.message
+    for harmless in ("0.42.1", "0.42.1.dev0", "no version", None):
+        draft.documents["vae/config.json"]["_diffusers_version"] = harmless
+        assert "written_by_newer" not in codes(draft.judged())
+
+
 def test_of_look_alikes_the_one_that_asks_for_least_counts() -> None:
     draft = text_to_video()
     draft.known_as(candidates=("wan2.1-t2v-14b", "anyflow-wan2.1-t2v-14b"), variant="anyflow-wan2.1-t2v-14b")

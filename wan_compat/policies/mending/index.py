@@ -21,7 +21,7 @@ from wan_compat.policies.variants import VARIANTS
 from wan_compat.protocol.errors import clean_text
 
 # Of these every pipeline has one; an index that names none of one was cut or edited.
-_REQUIRED = ("scheduler", "text_encoder", "tokenizer", "vae")
+_REQUIRED = ("scheduler", "text_encoder", "tokenizer", "vae", "transformer")
 # Settings of an index that follow from the parts; of others (`is_distilled`) only the index tells.
 _TOLD_BY_PARTS = frozenset({"boundary_ratio", "expand_timesteps"})
 _CODE = (".py", ".pyc", ".so")
@@ -43,7 +43,11 @@ def rebuild_index(facts: ModelFacts) -> Mended | None:
     if set(_folders(bare)) - set(proposal.document):
         return None  # a part that the rebuilt index has no place for may be what the author's pipeline is about
     # What a legible index says stands: should it name code, that is refused as ever.
-    said = {name: value for name, value in facts.index.items() if value is not None}
+    said = {
+        name: value
+        for name, value in facts.index.items()
+        if value is not None and (is_component_entry(value) or not is_component_entry(proposal.document.get(name)))
+    }
     mended = dataclasses.replace(bare, documents={**bare.documents, INDEX: {**proposal.document, **said}})
     action = f"rebuild {INDEX} in memory from the parts ({architecture.pipeline_class})"
     return Mended(mended, (Mend(wrong, action),))
@@ -89,8 +93,8 @@ def _what_is_wrong(facts: ModelFacts) -> str | None:
     if not isinstance(index["_class_name"], str):
         return None  # of `[module, class]` the module is code
     for name in _REQUIRED:
-        if name not in index and name in _folders(facts):
-            return f"model_corrupt: {INDEX} does not name the {name} that lies beside it"
+        if name in _folders(facts) and not is_component_entry(index.get(name)):
+            return f"model_corrupt: {INDEX} does not name the class of the {name} that lies beside it"
     return None
 
 
