@@ -269,6 +269,33 @@ def test_code_that_does_not_work_is_a_typed_error(case: str, supervisor: Supervi
     assert not any("pip install" in fix for fix in caught.value.fixes)
 
 
+SEVERAL = """
+import torch
+
+class NegativePipeline:
+    def __init__(self, **parts):
+        pass
+
+    def __call__(self, prompt, num_frames, {argument}):
+        ramp = torch.linspace(0, 0.5, 64 * 96).view(1, 1, 64, 96).expand(num_frames, 3, 64, 96)
+        return (torch.stack([ramp + {offset} / 255 for number in range(2)]),)
+"""
+
+
+@pytest.mark.parametrize(
+    ("argument", "offset", "first"),
+    [("**options", "options['generator'][number].initial_seed()", 5), ("width", "10 * number", 0)],
+    ids=["as many as it is told", "as many as it always makes"],
+)
+def test_a_batch_of_repository_code_is_as_many_videos_in_its_order(
+    argument: str, offset: str, first: int, supervisor: Supervisor, tmp_path: Path
+) -> None:
+    model = own(tmp_path / "model", SEVERAL.format(argument=argument, offset=offset))
+    one, two = supervisor.submit(request(model, num_videos=2, videos_at_once=2)).results(60)
+    assert pixels(one)[0, 0, 0, 0] == first and pixels(two)[0, 0, 0, 0] == first + (1 if first else 10)
+    assert pixels(one).shape == pixels(two).shape == (5, 64, 96, 3)
+
+
 def test_a_worker_that_ran_code_serves_that_tree_only(state: Path, tmp_path: Path) -> None:
     model = approve(community_model("own_transformer", tmp_path / "model"))
     with Supervisor(mode="trust") as supervisor:

@@ -43,10 +43,17 @@ def test_a_drawn_seed_is_told_and_repeats_the_video(cli: RunCli) -> None:
     assert run("b.mp4", "--seed", str(seed)) == (seed, digest)
 
 
-def test_the_prompt_may_come_from_stdin(cli: RunCli) -> None:
-    ended = cli("generate", MODEL, "--prompt", "-", *SMALL, "--json", stdin="ein grüner Ball\n".encode())
+def test_the_prompt_may_come_from_stdin_and_several_videos_are_one_document(cli: RunCli, cwd: Path) -> None:
+    stdin = "ein grüner Ball\n".encode()
+    (cwd / "ein-gr-ner-ball-2.mp4").write_bytes(b"mine")
+    ended = cli("generate", MODEL, "--prompt", "-", *SMALL, "--seed", "7", "--num-videos", "2", "--json", stdin=stdin)
     assert ended.code == 0, ended
     assert ended.document["metadata"]["generation_params"]["prompt"] == "ein grüner Ball"
+    told = [(one["video"], one["seed"], Path(one["output_path"]).name) for one in ended.document["videos"]]
+    # Of names that are free for both; the second seed follows the first.
+    assert told == [(0, 7, "ein-gr-ner-ball-2-1.mp4"), (1, 8, "ein-gr-ner-ball-2-2.mp4")]
+    assert all((cwd / name).stat().st_size and (cwd / f"{name}.json").exists() for _, _, name in told)
+    assert "Denoising (video 2) ..." in ended.err
 
 
 def test_a_dry_run_tells_everything_and_starts_and_writes_nothing(cli: RunCli, cwd: Path) -> None:
@@ -63,7 +70,9 @@ def test_a_dry_run_tells_everything_and_starts_and_writes_nothing(cli: RunCli, c
 
 def test_a_dry_run_ends_as_the_job_would(cli: RunCli, cwd: Path) -> None:
     (cwd / "there.mp4").write_bytes(b"x")
-    for extra, code in ((["--width", "70"], 2), (["--output", "there.mp4"], 2), (["--mode", "trust"], 5)):
+    (cwd / "two-2.mp4").write_bytes(b"x")
+    several = ["--output", "two.mp4", "--num-videos", "2"]
+    for extra, code in ((["--width", "70"], 2), (["--output", "there.mp4"], 2), (["--mode", "trust"], 5), (several, 2)):
         ended = cli("generate", MODEL, "--prompt", "x", "--dry-run", *extra)
         assert ended.code == code, ended
 
@@ -244,3 +253,7 @@ def test_a_free_name_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     Path("x.mp4").touch()
     Path("x-2.mp4").symlink_to("nowhere")
     assert free_name("x") == "x-3.mp4"
+    assert free_name("y", num_videos=2) == "y.mp4"
+    Path("y-2.mp4").touch()
+    assert free_name("y", num_videos=2) == "y-2.mp4"
+    assert free_name("y", num_videos=1) == "y.mp4"
