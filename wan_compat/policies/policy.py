@@ -41,6 +41,7 @@ class Policy(BaseModel):
         phase_timeouts: Phase -> seconds: instead of what a phase would be given, and the most that a job may ask for.
         allow_downloads: Whether `--download` and `fetch_pipeline_code` may ask a hub for anything.
         allow_restricted: Whether `--restricted` may be used: code of a repository in an audited subset, in safe mode.
+        allow_gpu: Whether workers may be given a GPU: its driver is one wall less (SECURITY.md).
         require_manifest: Whether a model is used only when its files agree with hashes that came with them.
     """
 
@@ -59,6 +60,7 @@ class Policy(BaseModel):
     phase_timeouts: dict[TimedPhase, Annotated[float, Field(gt=0, le=LONGEST_PHASE_S)]] = Field(default_factory=dict)
     allow_downloads: bool = True
     allow_restricted: bool = True
+    allow_gpu: bool = True
     require_manifest: bool = False
 
 
@@ -77,6 +79,7 @@ _READERS = {
     "phase_timeouts": ("phase_timeouts", read_phase_timeouts),
     "allow_downloads": ("allow_downloads", None),
     "allow_restricted": ("allow_restricted", None),
+    "allow_gpu": ("allow_gpu", None),
     "require_manifest": ("require_manifest", None),
 }
 SETTINGS = tuple(_READERS)
@@ -144,7 +147,7 @@ def narrow(policy: Policy, fields: Mapping[str, Any], source: str) -> Policy:
 def _is_narrower(name: str, value: Any, allowed: Any) -> bool:
     if name == "min_tier":
         return bool(value.satisfies(allowed))
-    if name in ("allow_unsandboxed", "allow_downloads", "allow_restricted"):
+    if name in ("allow_unsandboxed", "allow_downloads", "allow_restricted", "allow_gpu"):
         return not value or bool(allowed)
     if name == "require_manifest":
         return bool(value) or not allowed

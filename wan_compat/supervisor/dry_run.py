@@ -21,7 +21,9 @@ from wan_compat.protocol.errors import RefusedByPolicy
 from wan_compat.protocol.results import RESULT_SCHEMA_VERSION
 from wan_compat.protocol.values import GenerationRequest
 from wan_compat.supervisor.delivery import prepare_delivery
+from wan_compat.supervisor.gpus import gpu_for
 from wan_compat.supervisor.host import read_host
+from wan_compat.supervisor.job_context import narrower
 from wan_compat.supervisor.job_plan import plan_job
 from wan_compat.supervisor.machine import worker_machine
 from wan_compat.supervisor.media import copied_media
@@ -92,7 +94,9 @@ def look_ahead(request: GenerationRequest, policy: Policy) -> Outlook:
     )
     with copied_media(media_of(request)) as media:
         resolved = resolve_request(request, model, seed=0, media=media.specs)
-    planned = plan_job(request, model, resolved, worker_machine(limit, host=host))
+    gpu = gpu_for(request.device, policy).gpu
+    vram = narrower(request.gpu_memory_limit_bytes, policy.gpu_memory_limit_bytes)
+    planned = plan_job(request, model, resolved, worker_machine(limit, host=host, gpu=gpu, vram_limit_bytes=vram))
     outputs = []
     for path in [] if request.output is None else outputs_of(request.output, request.num_videos):
         options = request.model_copy(update={"preview": None})  # whose folder would be made

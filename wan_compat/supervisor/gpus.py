@@ -12,6 +12,8 @@ import os
 
 from wan_compat.policies.gpus import CudaFacts, GpuChoice, GpuUse, NodeFacts, choose_gpu
 from wan_compat.policies.planning.machine import GpuFacts
+from wan_compat.policies.policy import Policy
+from wan_compat.protocol.errors import RefusedByPolicy
 from wan_compat.sandbox.gpu_devices import closed_nodes, missing_nodes
 from wan_compat.sandbox.runtime_view import is_system
 from wan_compat.supervisor.nvml import Gpu, Nvml
@@ -20,13 +22,18 @@ _MAX_VERSION_BYTES = 64 << 10
 _CUDA_LIBRARY = "libcuda.so.1"
 
 
-def gpu_for(wish: str, use: GpuUse | None = None) -> GpuChoice:
+def gpu_for(wish: str, policy: Policy, use: GpuUse | None = None) -> GpuChoice:
     """Return the GPU for a job that wishes `auto`, `cpu`, `cuda` or `cuda:N` (policies/gpus.py).
 
     Raises:
         InvalidRequest, EnvironmentLacks: It was asked for by name and cannot be had.
+        RefusedByPolicy: It was asked for by name, and workers are given none.
     """
-    if wish == "cpu":
+    if wish.startswith("cuda") and not policy.allow_gpu:
+        raise RefusedByPolicy(
+            f"--device {wish}: the policy gives workers no GPU", hint="leave --device out, or change allow_gpu"
+        )
+    if wish == "cpu" or not policy.allow_gpu:
         return GpuChoice()
     gpus, driver = read_nvidia()
     if not gpus:

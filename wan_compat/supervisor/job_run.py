@@ -368,7 +368,7 @@ class JobRun:
         if request.device == "auto" and pool.gpu_failed is not None:
             self._watch.warn(f"the GPU is left alone, as it could not be used before: {pool.gpu_failed}")
             return GpuChoice()
-        found = gpu_for(request.device, pool.gpu_use())
+        found = gpu_for(request.device, self._context.policy, pool.gpu_use())
         if found.gpu is None:
             for why in found.why_not:
                 self._watch.warn(f"computed on the processor: {why}")

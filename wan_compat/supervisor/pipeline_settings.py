@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 from wan_compat.policies import drop_in
+from wan_compat.policies.policy import Policy
 from wan_compat.protocol.errors import EnvironmentLacks, InvalidRequest, PipelineFeatureMissing
 from wan_compat.protocol.plan import Offload
 from wan_compat.protocol.values import LoraRequest
-from wan_compat.supervisor.host import read_host
-from wan_compat.supervisor.machine import worker_machine
+from wan_compat.supervisor.gpus import gpu_for
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 
@@ -42,14 +42,16 @@ class PipelineSettings:
             if name in PRECISIONS:
                 self._fields["precision"] = name
             elif name.partition(":")[0] == "cuda":
-                if worker_machine(0, host=read_host()).gpu is None:
+                try:
+                    gpu_for(name, Policy())
+                except EnvironmentLacks as error:
                     raise EnvironmentLacks(
-                        "workers compute on the processor here",
-                        hint="leave .to('cuda') out; `wan-compat plan` tells more",
-                    )
-                self._fields["offload"] = None
+                        f"workers compute on the processor here: {error.message}",
+                        hint="leave .to('cuda') out; `wan-compat doctor` tells more",
+                    ) from error
+                self._fields |= {"device": name, "offload": None}
             elif name == "cpu":
-                self._fields["offload"] = "full"
+                self._fields |= {"device": "cpu", "offload": "full"}
             else:
                 raise PipelineFeatureMissing(f"a sandboxed pipeline cannot be moved to {name!r}", hint="use 'cpu'")
         return self

@@ -12,10 +12,12 @@ from wan_compat.policies.planning.choice import Choice, choose, describe_nearest
 from wan_compat.policies.planning.contract import estimate_of, plan_of
 from wan_compat.policies.planning.job import at_once_of, job_of, shape_of, wishes_of
 from wan_compat.policies.planning.machine import GpuFacts, MachineFacts
+from wan_compat.policies.policy import Policy
 from wan_compat.policies.requests import resolve_request
 from wan_compat.policies.tasks import Wish
 from wan_compat.protocol.errors import MemoryExceeded, ModelNotCompatible, WanCompatError
 from wan_compat.protocol.values import GenerationRequest
+from wan_compat.supervisor.gpus import gpu_for
 from wan_compat.supervisor.machine import read_machine, worker_machine
 from wan_compat.supervisor.model_choice import choose_model
 from wan_compat.supervisor.model_parts import changes_of, parts_of
@@ -32,6 +34,7 @@ class PlanReport:
     pipeline_class: str
     task: str
     choice: Choice
+    why_no_gpu: tuple[str, ...] = ()  # what is wrong with those that were found
     parts: tuple[str, ...] = ()  # what is not the folder's own, or in fewer bits: `transformer:gguf`
 
     @property
@@ -42,7 +45,7 @@ class PlanReport:
     def remarks(self) -> tuple[str, ...]:
         """What a user should know besides: plans for a GPU were computed, never tried."""
         machine = self.choice.machine
-        return tuple(f"{gpu.remark}" for gpu in machine.gpus[:1])
+        return (*(gpu.remark for gpu in machine.gpus[:1]), *self.why_no_gpu)
 
     @property
     def nearest(self) -> str | None:
@@ -117,7 +120,7 @@ def plan_model(
         EnvironmentLacks: A part is wanted in a form that needs a package which is not installed.
         InvalidRequest, ModelNotFound, ...: As `choose_model` and `resolve_request`.
     """
-    machine = _machine(vram_bytes, ram_bytes)
+    machine, why_not = _machine(vram_bytes, ram_bytes, request.device, request.gpu_memory_limit_bytes)
     wish = None if request.task is None else Wish(task=request.task.value)
     model = choose_model(
         request.model,
@@ -138,7 +141,7 @@ def plan_model(
     resolved = resolve_request(request, model, seed=0)
     choice = choose(shape, job_of(model, resolved.params, at_once_of(request)), machine, wishes_of(request))
     pipeline = model.pipeline.pipeline_class
-    return PlanReport(request.model, pipeline, resolved.params.task, choice, tuple(changes_of(model)))
+    return PlanReport(request.model, pipeline, resolved.params.task, choice, why_not, tuple(changes_of(model)))
 
 
 def default_choice(facts: ModelFacts, host: HostFacts) -> Choice | None:
@@ -152,7 +155,7 @@ def default_choice(facts: ModelFacts, host: HostFacts) -> Choice | None:
         resolved = resolve_request(GenerationRequest(model=facts.root, prompt=""), model, seed=0)
     except WanCompatError:
         return None  # what is wrong with it is told by other findings
-    machine = worker_machine(limit, host=host)
+    machine = worker_machine(limit, host=host, gpu=gpu_for("auto", Policy()).gpu)
     return choose(shape, job_of(model, resolved.params), machine)
 
 
@@ -171,17 +174,23 @@ def _with_media(wish: Wish | None) -> Wish | None:
     return dataclasses.replace(wish, roles=needed.get(str(wish.task), ()))  # type: ignore[arg-type]
 
 
-def _machine(vram_bytes: int | None, ram_bytes: int | None) -> MachineFacts:
-    machine = read_machine()
+def _machine(
+    vram_bytes: int | None, ram_bytes: int | None, device: str, vram_limit_bytes: int | None
+) -> tuple[MachineFacts, tuple[str, ...]]:
+    """Return what to plan for, and what is wrong with GPUs that are left out of it."""
+    machine = dataclasses.replace(read_machine(), vram_limit_bytes=vram_limit_bytes)
     limit = int(machine.ram_free_bytes * HOST_SHARE)
     if ram_bytes is not None:
         limit = ram_bytes
         machine = dataclasses.replace(machine, ram_total_bytes=ram_bytes, ram_free_bytes=ram_bytes)
     machine = dataclasses.replace(machine, ram_limit_bytes=limit)
     if vram_bytes is None:
-        return machine
+        found = gpu_for(device, Policy())
+        # AMD's and Apple's are planned for, though no worker computes on them: it is told that nobody tried.
+        others = tuple(gpu for gpu in machine.gpus if gpu.vendor != "nvidia") if device == "auto" else ()
+        return dataclasses.replace(machine, gpus=others if found.gpu is None else (found.gpu,)), found.why_not
     if vram_bytes == 0:
-        return dataclasses.replace(machine, gpus=())
+        return dataclasses.replace(machine, gpus=()), ()
     capability = machine.gpu.compute_capability if machine.gpu is not None else None
     imagined = GpuFacts(f"a GPU with {vram_bytes / 1e9:g} GB", vram_bytes, vram_bytes, capability)
-    return dataclasses.replace(machine, gpus=(imagined,))
+    return dataclasses.replace(machine, gpus=(imagined,)), ()

@@ -23,7 +23,8 @@ HASH_AT_ONCE_BYTES = 64 << 20
 # What belongs to one run and not to the video; never taken from a sidecar.
 NOT_REPEATED = frozenset((
     "model", "output", "overwrite", "worker_log", "preview", "timeout_s", "phase_timeouts", "memory_limit_bytes",
-    "gpu_memory_limit_bytes", "isolation", "mode", "restricted", "load_only", "count_memory", "preview_latents",
+    "gpu_memory_limit_bytes", "device", "isolation", "mode", "restricted", "load_only", "count_memory",
+    "preview_latents",
 ))  # fmt: skip
 
 _TEXTS = frozenset(("prompt", "negative_prompt", "format", "codec", "quality", "metadata", "task"))

@@ -77,7 +77,7 @@ def settle_names(line: Line) -> tuple[dict[str, Any], list[Problem]]:
 
 
 def _unknown(name: str) -> str:
-    if name in ("mode", "restricted", "trust_remote_code", "min_tier", "memory_limit"):
+    if name in ("mode", "restricted", "trust_remote_code", "min_tier", "memory_limit", "device", "gpu_memory_limit"):
         return "is for the command line: a batch file cannot choose what a job may do"
     near = difflib.get_close_matches(name.lower().replace("-", "_"), _WRITABLE, n=1, cutoff=0.5)
     return f"is unknown; {near[0]!r} is meant, perhaps" if near else "is unknown; docs/batch.md lists the fields"

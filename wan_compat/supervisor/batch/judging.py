@@ -22,12 +22,14 @@ from wan_compat.policies.tasks import media_of, wish_of
 from wan_compat.protocol.errors import RefusedByPolicy, WanCompatError
 from wan_compat.protocol.media import MediaSpec
 from wan_compat.protocol.values import GenerationRequest
+from wan_compat.supervisor.gpus import gpu_for
 from wan_compat.supervisor.host import read_host
+from wan_compat.supervisor.job_context import narrower
 from wan_compat.supervisor.machine import worker_machine
 from wan_compat.supervisor.model_choice import choose_model
 from wan_compat.supervisor.model_parts import parts_of
 
-_WISHES = ("precision", "offload", "vae_tiling", "cache", "attention_backend")
+_WISHES = ("device", "gpu_memory_limit_bytes", "precision", "offload", "vae_tiling", "cache", "attention_backend")
 
 
 class Judge:
@@ -132,7 +134,11 @@ class Judge:
         same = (id(model), frames, guided, *(getattr(request, name) for name in _WISHES))
         if same not in self._plans:
             try:
-                plan_job(request, model, resolved, worker_machine(self._memory(request), host=self._host))
+                gpu = gpu_for(request.device, self._policy).gpu
+                vram = narrower(request.gpu_memory_limit_bytes, self._policy.gpu_memory_limit_bytes)
+                limit = self._memory(request)
+                machine = worker_machine(limit, host=self._host, gpu=gpu, vram_limit_bytes=vram)
+                plan_job(request, model, resolved, machine)
                 self._plans[same] = None
             except WanCompatError as error:
                 self._plans[same] = error

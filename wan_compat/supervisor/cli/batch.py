@@ -34,6 +34,8 @@ from wan_compat.supervisor.cli.parts_options import (
 from wan_compat.supervisor.cli.plan_options import (
     AttentionBackend,
     CacheOption,
+    DeviceOption,
+    GpuMemoryLimit,
     OffloadOption,
     PrecisionOption,
     VaeTiling,
@@ -161,6 +163,7 @@ def run(
     image_encoder: ImageEncoder = None,
     lora: Lora = None,
     quantize: Quantize = None,
+    device: DeviceOption = None,
     precision: PrecisionOption = None,
     offload: OffloadOption = None,
     vae_tiling: VaeTiling = None,
@@ -173,6 +176,7 @@ def run(
     memory_limit: Annotated[
         int | None, typer.Option("--memory-limit", metavar="SIZE", parser=parse_bytes, help="Of each worker: 8GB.")
     ] = None,
+    gpu_memory_limit: GpuMemoryLimit = None,
     mode: Annotated[Mode | None, typer.Option("--mode", help="trust runs approved code only. Default: safe.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="The original spelling of --mode trust.")
@@ -284,6 +288,8 @@ def run(
         "isolation": values.Isolation(isolation.value),
         "recover": not no_recovery,
         "memory_limit_bytes": memory_limit,
+        "gpu_memory_limit_bytes": gpu_memory_limit,
+        "device": device or "auto",
     }
     if restricted and chosen is Mode.TRUST:
         raise InvalidRequest("--restricted is of safe mode; trust mode runs approved code as it is")

@@ -26,6 +26,8 @@ from wan_compat.supervisor.cli.parts_options import (
 from wan_compat.supervisor.cli.plan_options import (
     AttentionBackend,
     CacheOption,
+    DeviceOption,
+    GpuMemoryLimit,
     NumVideos,
     OffloadOption,
     PrecisionOption,
@@ -141,6 +143,7 @@ def generate(
     image_encoder: ImageEncoder = None,
     lora: Lora = None,
     quantize: Quantize = None,
+    device: DeviceOption = None,
     precision: PrecisionOption = None,
     offload: OffloadOption = None,
     vae_tiling: VaeTiling = None,
@@ -157,6 +160,7 @@ def generate(
             "--memory-limit", metavar="SIZE", parser=parse_bytes, help="Worker's cap: 8GB, 512MiB. Default: from free."
         ),
     ] = None,
+    gpu_memory_limit: GpuMemoryLimit = None,
     worker_log: Annotated[
         str | None, typer.Option("--worker-log", metavar="FILE", help="Keep what the worker printed, cleaned.")
     ] = None,
@@ -240,6 +244,7 @@ def generate(
         preview_latents=preview_latents,
         poster=poster,
         contact_sheet=contact_sheet,
+        device=device,
         precision=precision.value if precision else None,
         offload=offload.value if offload else None,
         attention_backend=attention_backend,
@@ -275,6 +280,7 @@ def generate(
         timeout_s=timeout,
         phase_timeouts=parse_phase_timeouts(phase_timeout),
         memory_limit_bytes=memory_limit,
+        gpu_memory_limit_bytes=gpu_memory_limit,
         worker_log=worker_log,
         isolation=isolation.value,
         mode=chosen.value,

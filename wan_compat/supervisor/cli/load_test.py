@@ -19,6 +19,7 @@ from wan_compat.supervisor.cli.parts_options import (
     Vae,
     parts_fields,
 )
+from wan_compat.supervisor.cli.plan_options import DeviceOption, GpuMemoryLimit
 from wan_compat.supervisor.cli.quantities import parse_bytes, parse_seconds, show_bytes
 from wan_compat.supervisor.cli.session import Session
 from wan_compat.supervisor.cli.task_options import TaskOption
@@ -71,6 +72,8 @@ def test_load(
             "--memory-limit", metavar="SIZE", parser=parse_bytes, help="Worker's cap: 8GB, 512MiB. Default: from free."
         ),
     ] = None,
+    device: DeviceOption = None,
+    gpu_memory_limit: GpuMemoryLimit = None,
     min_tier: Annotated[
         MinTier | None,
         typer.Option("--min-tier", help="Weakest sandbox to accept; see doctor. Default: the settings', else B."),
@@ -118,6 +121,8 @@ def test_load(
         timeout_s=timeout,
         phase_timeouts=parse_phase_timeouts(phase_timeout),
         memory_limit_bytes=memory_limit,
+        gpu_memory_limit_bytes=gpu_memory_limit,
+        device=device or "auto",
         **parts_fields(files, lora, quantize),
     )
     obtain(session, model, download=download, code=chosen is Mode.TRUST)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import enum
+import re
 from typing import Annotated
 
 import typer
+
+from wan_compat.supervisor.cli.quantities import parse_bytes
 
 
 # The values of GenerationRequest's fields, written again because that module costs 80 ms of pydantic.
@@ -32,8 +35,30 @@ class Cache(enum.StrEnum):
     TAYLORSEER = "taylorseer"
 
 
+def parse_device(text: str) -> str:
+    """Return a device as GenerationRequest takes it."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", text):
+        raise typer.BadParameter(f"{text!r} is none of auto, cpu, cuda and cuda:N")
+    return text
+
+
 PrecisionOption = Annotated[
     Precision | None, typer.Option("--precision", help="Of transformer and text encoder. Default: what fits best.")
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        parser=parse_device,
+        help="auto, cpu, cuda or cuda:N. Default: a GPU that can be used.",
+    ),
+]
+GpuMemoryLimit = Annotated[
+    int | None,
+    typer.Option(
+        "--gpu-memory-limit", metavar="SIZE", parser=parse_bytes, help="Worker's cap on a GPU, looked at every 0.2 s."
+    ),
 ]
 OffloadOption = Annotated[
     Offload | None,
