@@ -16,7 +16,7 @@ import re
 from collections.abc import Collection, Mapping
 
 from wan_compat.policies.planning.machine import GpuFacts
-from wan_compat.protocol.errors import EnvironmentLacks, InvalidRequest
+from wan_compat.protocol.errors import GpuUnusable, InvalidRequest
 
 # Other programs use a little more or less at every look; which GPU is chosen, and with it whether a warm worker can be
 # used again, should not hang on that.
@@ -82,13 +82,13 @@ def choose_gpu(
 
     Raises:
         InvalidRequest: There is no GPU of that number.
-        EnvironmentLacks: One was asked for by name, and cannot be used.
+        GpuUnusable: One was asked for by name, and cannot be used.
     """
     if wish == "cpu":
         return GpuChoice()
     use = use or GpuUse()
     asked = [gpu for gpu in gpus if gpu.vendor == "nvidia" and wish in ("auto", "cuda", f"cuda:{gpu.index}")]
-    if ":" in wish and not asked:
+    if ":" in wish and not asked and any(gpu.vendor == "nvidia" for gpu in gpus):
         raise InvalidRequest(
             f"there is no GPU {wish!r}: the driver knows {_numbers(gpus)}", hint="see `wan-compat doctor`"
         )
@@ -98,7 +98,7 @@ def choose_gpu(
     others = tuple(f"{gpu.name}: workers compute on NVIDIA's alone" for gpu in gpus if gpu.vendor != "nvidia")
     if not usable:
         if wish != "auto":
-            raise EnvironmentLacks(
+            raise GpuUnusable(
                 f"--device {wish} cannot be had: {'; '.join((*why_not, *others)) or 'no NVIDIA driver answers'}",
                 fixes=["leave --device out, to compute on the processor", "see `wan-compat doctor`"],
             )

@@ -26,7 +26,7 @@ def gpu_for(wish: str, policy: Policy, use: GpuUse | None = None) -> GpuChoice:
     """Return the GPU for a job that wishes `auto`, `cpu`, `cuda` or `cuda:N` (policies/gpus.py).
 
     Raises:
-        InvalidRequest, EnvironmentLacks: It was asked for by name and cannot be had.
+        InvalidRequest, GpuUnusable: It was asked for by name and cannot be had.
         RefusedByPolicy: It was asked for by name, and workers are given none.
     """
     if wish.startswith("cuda") and not policy.allow_gpu:
