@@ -8,7 +8,9 @@ import pty
 import re
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -25,6 +27,13 @@ from wan_compat.supervisor.cli.session import Session, describe_error
 
 ESCAPE = "\x1b"
 VERBS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield every verb and the groups above it, with how it is called."""
+    yield path, command
+    for name, below in getattr(command, "commands", {}).items():
+        yield from leaves(below, (*path, name))
 
 
 def all_error_classes() -> list[type[errors.WanCompatError]]:
@@ -56,6 +65,23 @@ def test_every_option_of_every_verb_has_a_help_text(verb: str) -> None:
     for leaf in getattr(command, "commands", {verb: command}).values():
         assert [parameter.name for parameter in leaf.params if not parameter.help] == []
         assert {"--json", "--quiet", "--verbose"} <= {option for parameter in leaf.params for option in parameter.opts}
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_no_word_of_a_help_text_is_cut(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lines break at hyphens too, and what is cut there cannot be found or copied."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for path, leaf in leaves(typer.main.get_command(app)):
+        assert main([*path, "--help"]) == 0
+        shown = capsys.readouterr().out
+        texts = [leaf.help or ""]
+        for each in leaf.params:
+            texts += [each.help or "", each.metavar or "", *(name for name in each.opts if name.startswith("-"))]
+        words = {word for text in texts for word in text.split()}
+        assert words - set(shown.split()) - set(re.split(r"[\s,]+", shown)) == set()
+        assert max(len(line) for line in shown.splitlines()) < columns
 
 
 def test_nothing_at_all_is_a_usage_error_that_shows_the_help(cli: RunCli) -> None:
