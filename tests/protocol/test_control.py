@@ -164,7 +164,7 @@ def test_a_malformed_request_is_refused(payload):
     [
         b"",
         b"\xc1",
-        wire({"type": "pause"}, version=2),
+        wire({"type": "pause"}, version=c.CONTROL_VERSION + 1),
         wire({"type": "pause"}, number=0),
         wire({"type": "pause"}) + b"\x00",
         wire({"type": "pause"})[:-1],
