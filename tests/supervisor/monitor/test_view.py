@@ -256,6 +256,8 @@ def test_figures_are_short_whatever_they_are() -> None:
     sizes = (0, 840_000_000, 9_100_000_000, 121 * GB)
     assert [show_size(count) for count in sizes] == ["0 MB", "840 MB", "9.1 GB", "121 GB"]
     assert show_share(500_000_000, 900_000_000) == "500/900 MB"
+    shares = ((9_100_000_000, 20 * GB), (840_000_000, 20 * GB), (31_000_000, 121 * GB))
+    assert [show_share(*share) for share in shares] == ["9.1/20.0 GB", "840M/20.0 GB", "31M/121 GB"]
     assert [show_length(value) for value in (None, 42, 7380, 9e4 * 3)] == ["", "0:42", "2:03:00", "3 days"]
     assert [show_rate(value) for value in (None, 0, 0.04, 1.24)] == ["", "", "0.04 s/it", "1.2 s/it"]
     assert [show_rate(value) for value in (95.4, 300)] == ["95.4 s/it", "300 s/it"]

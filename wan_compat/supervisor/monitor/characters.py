@@ -128,11 +128,13 @@ def show_size(count: int) -> str:
 
 
 def show_share(count: int, limit: int) -> str:
-    """Return `9.1/20.0 GB`, in the unit of the limit; without a limit just the size."""
+    """Return `9.1/20.0 GB` or `840M/20.0 GB`; without a limit just the size."""
     if limit <= 0:
         return show_size(count)
     if limit < 1_000_000_000:
         return f"{_short(count / 1e6, 0)}/{_short(limit / 1e6, 0)} MB"
+    if count < 1_000_000_000:  # in the place that the others take: a tiny worker has more than 0.0 GB
+        return f"{count / 1e6:.0f}M/{_short(limit / 1e9, 1)} GB"
     return f"{_short(count / 1e9, 1)}/{_short(limit / 1e9, 1)} GB"
 
 
