@@ -76,6 +76,7 @@ OTHERWISE_THE_SAME = {
     "tests/supervisor/test_gallery.py": "a page in a browser; posters' ffmpeg as an ordinary user: test_encoder.py",
     "tests/supervisor/test_metrics.py": "numbers, and an address of this machine",
     "tests/supervisor/test_load_test.py": "the report of a load",
+    "tests/supervisor/test_several_videos.py": "which videos a job makes; files and owners are in test_delivery.py, test_outputs.py",
     "tests/supervisor/test_several_workers.py": "queue and pool; test_soak_jobs.py disturbs them as an ordinary user",
     "tests/supervisor/test_smoke_test.py": "the report of a short generation",
     "tests/test_trust_mode.py": "what repositories' code does to frames; the gate and the store are in supervisor/",

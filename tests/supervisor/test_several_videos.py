@@ -96,6 +96,10 @@ def test_a_pipeline_that_makes_one_at_once_is_refused_before_anything_starts():
         resolve_request(request, model, seed=0)
     assert "one after the other" in caught.value.fixes[0]
     resolve_request(request.model_copy(update={"videos_at_once": 1}), model, seed=0)
+    request = request.model_copy(update={"model": str(tiny_model("i2v")), "image": "x.png"})
+    model = choose_model(request.model, request.mode, threads=1, memory_limit_bytes=1 << 40)
+    with pytest.raises(errors.InvalidRequest, match="with an image encoder makes one video at once"):
+        resolve_request(request, model, seed=0)
 
 
 # -- with workers that pretend -----------------------------------------------------------------------------------------

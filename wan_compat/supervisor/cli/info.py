@@ -63,6 +63,9 @@ def _lines(found: Mapping[str, Any], *, verbose: bool) -> list[str]:
         f"  {name:<20} {value}" for name, value in made.items() if value is not None and not isinstance(value, Mapping)
     ]
     lines += [f"  {name:<20} {value}" for name, value in parameters.items()]
+    together = sidecar.get("at_once") if sidecar is not None else None
+    if isinstance(together, Mapping):
+        lines.append(f"  {'at once':<20} video {together.get('video')} of {together.get('of')}, denoised together")
     if sidecar is not None and asked_for(sidecar):
         lines.append(f"Again: wan-compat generate --from {found['path']}.json")
     return lines
