@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 from tests.faults.cases import CASES
 from tests.faults.run import run, table
@@ -22,10 +24,11 @@ def main() -> int:
     options = parser.parse_args()
     chosen = [case for case in CASES if not options.names or any(word in case.name for word in options.names)]
     outcomes = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {"XDG_STATE_HOME": f"{folder}/state"}):
         for outcome in run(chosen, Path(folder)):
             outcomes.append(outcome)
-            how = "recovered" if outcome.recovered else "explained" if outcome.explained else "FAILED"
+            how = "recovered" if outcome.recovered else "fell back" if outcome.fell_back else "explained"
+            how = how if outcome.ok else "FAILED"
             steps = "; ".join(outcome.steps) or "-"
             print(f"{how:<10} {outcome.seconds:5.1f} s  {outcome.case.name}: {steps}", file=sys.stderr)
             if outcome.problem:
@@ -36,6 +39,7 @@ def main() -> int:
         document = {
             "cases": [
                 {"name": item.case.name, "category": item.case.category, "ok": item.ok, "recovered": item.recovered,
+                 "fell_back": item.fell_back,
                  "steps": item.steps, "seconds": round(item.seconds, 2)}
                 for item in outcomes
             ],

@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import shutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
-import numpy as np
 import psutil
-from safetensors.numpy import load_file, save_file
 
+from tests.assets.breakage import cut_text
+from tests.faults import models
 from wan_compat.policies.limits import Deadlines
 from wan_compat.supervisor import delivery, encoder, job_run
 from wan_compat.supervisor import events as ev
@@ -32,6 +31,7 @@ PROGRAMS = Path(__file__).parents[1] / "programs"
 FRAME_BYTES = 64 * 96 * 3
 
 CAP = {"memory_limit_bytes": 1 << 30}
+TRUST = {"mode": "trust"}
 
 Outside = Callable[[], contextlib.AbstractContextManager[Callable[[ev.Event], None]]]
 
@@ -44,6 +44,7 @@ class Case:
         category: Of the contract's table.
         error: Code of the error that the fault makes.
         says: What the message or a fix must have in it, where the fault cannot be survived.
+        warns: What a warning must have in it, where the fault needs no recovery.
         exact: Frames must be those of a run without the fault; otherwise a step changes pixels, and says so.
         worker, outside, break_model: The fault, in one of three places.
     """
@@ -53,6 +54,7 @@ class Case:
     error: str
     recovers: bool = True
     says: str = ""
+    warns: str = ""
     exact: bool = True
     worker: str = ""
     outside: Outside | None = None
@@ -96,7 +98,7 @@ def _arguments(process: psutil.Process) -> list[str]:
     return []
 
 
-def encoder_quits(after_frames: float, times: int | None, *, spill: bool = True) -> Outside:
+def encoder_quits(after_frames: float, times: int | None, *, spill: bool = True, words: str = "x264 broke") -> Outside:
     @contextlib.contextmanager
     def outside() -> Iterator[Callable[[ev.Event], None]]:
         original, left = encoder.confined_argv, [times]
@@ -106,7 +108,7 @@ def encoder_quits(after_frames: float, times: int | None, *, spill: bool = True)
             if left[0] is not None and left[0] <= 0:
                 return original(*args, **options)
             left[0] = None if left[0] is None else left[0] - 1
-            return [sys.executable, program, str(int(after_frames * FRAME_BYTES)), "x264 broke", "7"]
+            return [sys.executable, program, str(int(after_frames * FRAME_BYTES)), words, "7"]
 
         with contextlib.ExitStack() as stack:
             stack.enter_context(mock.patch.object(encoder, "confined_argv", argv))
@@ -129,46 +131,6 @@ def impatient() -> Iterator[Callable[[ev.Event], None]]:
         yield lambda _event: None
 
 
-# ---- of the model ---------------------------------------------------------------------------------------------------
-
-
-def weights(model: Path, part: str) -> Path:
-    return next((model / part).glob("*.safetensors"))
-
-
-def nan_weights(model: Path) -> None:
-    tensors = load_file(weights(model, "transformer"))
-    name = next(name for name in sorted(tensors) if name.endswith("attn1.to_q.weight"))
-    tensors[name] = np.full_like(tensors[name], np.nan)
-    save_file(tensors, weights(model, "transformer"), metadata={"format": "pt"})
-
-
-def truncated(model: Path) -> None:
-    path = weights(model, "vae")
-    path.write_bytes(path.read_bytes()[:-1000])
-
-
-def wrong_dtypes(model: Path) -> None:
-    for part, dtype in (("vae", np.float16), ("text_encoder", np.float64)):
-        tensors = {name: tensor.astype(dtype) for name, tensor in load_file(weights(model, part)).items()}
-        save_file(tensors, weights(model, part), metadata={"format": "pt"})
-
-
-def index(model: Path, **changes: Any) -> None:
-    path = model / "model_index.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def pickled(model: Path) -> None:
-    weights(model, "vae").unlink()
-    (model / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04]q\x00.")
-
-
-def other_shape(model: Path) -> None:
-    path = model / "vae" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_dim": 24}))
-
-
 CASES = (
     # not enough memory
     Case("decoder has no room for a frame", "memory", "memory_exceeded", exact=False, worker="oom_decode"),
@@ -182,7 +144,7 @@ CASES = (
     Case("convolutions give NaN", "frames", "unusable_frames", worker="nan_convolution"),
     Case("decoder gives NaN once", "frames", "unusable_frames", worker="nan_decode_once"),
     Case(
-        "weights are NaN", "frames", "unusable_frames", recovers=False, says="weights of transformer", break_model=nan_weights
+        "weights are NaN", "frames", "unusable_frames", recovers=False, says="weights of transformer", break_model=models.nan_weights
     ),
     # decoding and computing
     Case("decoding fails once", "decoding", "generation_failed", worker="decode_once"),
@@ -204,29 +166,54 @@ CASES = (
         "encoder dies every time", "encoding", "encoding_failed", recovers=False, says="wan-compat encode",
         outside=encoder_quits(3.5, None),
     ),
+    Case(
+        "the output's disk is full", "encoding", "disk_exceeded", recovers=False, says="wan-compat encode",
+        outside=encoder_quits(3.5, None, words="av_interleaved_write_frame(): No space left on device"),
+    ),
+    # another way of being called
+    Case("pipeline takes fewer arguments", "arguments", "incompatible arguments", worker="fewer_arguments"),
+    Case("pipeline wants other arguments", "arguments", "incompatible arguments", worker="other_arguments"),
+    Case(
+        "repository's pipeline speaks as Wan's program", "arguments", "incompatible arguments",
+        break_model=models.own_words, fields=TRUST,
+    ),
+    Case(
+        "repository's pipeline wants what no job has", "arguments", "model_not_compatible", recovers=False,
+        says="camera_path", break_model=models.own_wants, fields=TRUST,
+    ),
     # the model's files
-    Case("parts in three precisions", "model", "", break_model=wrong_dtypes, exact=False),
-    Case("truncated weights", "model", "model_corrupt", recovers=False, says="vae", break_model=truncated),
-    Case("weights of another shape", "model", "model_corrupt", recovers=False, says="vae", break_model=other_shape),
+    Case("parts in three precisions", "model", "", break_model=models.wrong_dtypes, exact=False),
+    Case("files of a later diffusers", "model", "", warns="0.99.0", break_model=models.of_a_later_diffusers),
+    Case("damaged index", "model", "model_corrupt", break_model=lambda model: cut_text(model / models.INDEX)),
+    Case("missing index", "model", "model_index_missing", break_model=lambda model: (model / models.INDEX).unlink()),
+    Case("index without a class", "model", "model_corrupt", break_model=lambda model: models.index(model, _class_name=None)),
+    Case(
+        "pipeline class that is nowhere", "model", "model_not_compatible",
+        break_model=lambda model: models.index(model, _class_name="WanDreamPipeline"),
+    ),
+    Case("damaged configuration of a part", "model", "model_corrupt", break_model=models.cut_configuration),
+    Case("no list of shards", "model", "model_corrupt", break_model=models.no_list_of_shards),
+    Case("a shard lacks beside a whole file", "model", "model_corrupt", break_model=models.shard_gone_beside_whole),
+    Case("an LFS pointer beside shards", "model", "model_corrupt", break_model=models.pointer_beside_shards),
+    Case(
+        "truncated weights beside a variant", "model", "model_corrupt", exact=False,
+        break_model=models.truncated_beside_variant,
+    ),
+    Case("weights in a variant only", "model", "model_corrupt", exact=False, break_model=models.variant_only),
+    Case("truncated weights", "model", "model_corrupt", recovers=False, says="vae", break_model=models.truncated),
+    Case("a shard lacks", "model", "model_corrupt", recovers=False, says="00001-of-00002", break_model=models.shard_gone),
+    Case("weights of another shape", "model", "model_corrupt", recovers=False, says="vae", break_model=models.other_shape),
     Case(
         "missing component", "model", "model_corrupt", recovers=False, says="vae",
-        break_model=lambda model: shutil.rmtree(model / "vae"),
+        break_model=partial(models.without, "vae"),
     ),
     Case(
-        "damaged index", "model", "model_corrupt", recovers=False, says="--repair",
-        break_model=lambda model: (model / "model_index.json").write_text('{"_class_name": "Wan'),
-    ),
-    Case(
-        "missing index", "model", "model_index_missing", recovers=False, says="--repair",
-        break_model=lambda model: (model / "model_index.json").unlink(),
-    ),
-    Case(
-        "pipeline class that is nowhere", "model", "model_not_compatible", recovers=False, says="WanDreamPipeline",
-        break_model=lambda model: index(model, _class_name="WanDreamPipeline"),
+        "pipeline class with code of its own", "model", "remote_code_refused", recovers=False, says="pipeline.py",
+        break_model=models.class_with_code,
     ),
     Case(
         "code of the repository", "model", "remote_code_refused", recovers=False, says="wan-compat scan",
-        break_model=lambda model: index(model, transformer=["my_transformer", "MyTransformer"]),
+        break_model=lambda model: models.index(model, transformer=["my_transformer", "MyTransformer"]),
     ),
-    Case("weights only as pickle", "model", "pickle_refused", recovers=False, says="convert", break_model=pickled),
+    Case("weights only as pickle", "model", "pickle_refused", recovers=False, says="convert", break_model=models.pickled),
 )  # fmt: skip

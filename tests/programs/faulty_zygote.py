@@ -239,10 +239,48 @@ def hang() -> None:
     before_forward("WanTransformer3DModel", lambda *_: ctypes.PyDLL(None).sleep(600))
 
 
+def fewer_arguments() -> None:
+    """The pipeline of a diffusers that did not have all of them yet."""
+
+    def call(original: Any) -> Any:
+        def __call__(
+            self: Any, prompt: Any = None, negative_prompt: Any = None, height: int = 480, width: int = 832,
+            num_frames: int = 81, num_inference_steps: int = 50, guidance_scale: float = 5.0, generator: Any = None,
+            callback_on_step_end: Any = None,
+        ) -> Any:  # fmt: skip
+            given = {name: value for name, value in locals().items() if name not in ("self", "original")}
+            return original(self, **given, output_type="pt")
+
+        return __call__
+
+    instead_of_call(call)
+
+
+def other_arguments() -> None:
+    """The pipeline of a diffusers that calls the same by other names, and wants one more."""
+
+    def call(original: Any) -> Any:
+        def __call__(
+            self: Any, prompt: Any, batch_size: int, num_video_frames: int, num_steps: int = 50, **others: Any
+        ) -> Any:
+            assert batch_size == 1
+            return original(self, prompt, num_frames=num_video_frames, num_inference_steps=num_steps, **others)
+
+        return __call__
+
+    instead_of_call(call)
+
+
+def instead_of_call(make: Callable[[Any], Any]) -> None:
+    import diffusers
+
+    diffusers.WanPipeline.__call__ = make(diffusers.WanPipeline.__call__)
+
+
 def slow() -> None:
     """Time enough to be killed in, in every phase."""
     before_forward("WanTransformer3DModel", lambda *_: time.sleep(0.3))
-    before_forward("WanDecoder3d", lambda _, value: time.sleep(0 if proving(value) else 0.4))
+    before_forward("WanDecoder3d", lambda _, value: time.sleep(0 if proving(value) else 0.8))
 
 
 FIRST_WORKER_ONLY = {"memory_cap", "crash_denoise", "exit_at_start", "hang"}

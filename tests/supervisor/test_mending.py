@@ -7,10 +7,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
+from tests.assets.breakage import as_variant, cut, cut_text, in_shards, weights
 from tests.assets.corpus.repositories import BUILDERS
 from tests.assets.tiny_wan import tiny_model
 from tests.supervisor.test_check import BIG, edit, snapshot
@@ -50,37 +49,6 @@ def repository(folder: Path, name: str) -> Path:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_model("t2v"), tmp_path / "model"))
-
-
-def weights(model: Path, part: str) -> Path:
-    return model / part / ("model.safetensors" if part == "text_encoder" else "diffusion_pytorch_model.safetensors")
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-500])
-
-
-def in_shards(model: Path, part: str, *, listed: bool = True, whole: bool = False) -> list[Path]:
-    """Write the weights of a part as two shards; return them."""
-    one = weights(model, part)
-    tensors = load_file(one)
-    names = sorted(tensors)
-    shards, places = [], {}
-    for number, chosen in enumerate((names[::2], names[1::2]), 1):
-        shards.append(one.with_name(f"{one.stem}-{number:05d}-of-00002.safetensors"))
-        save_file({name: tensors[name] for name in chosen}, shards[-1], metadata={"format": "pt"})
-        places |= dict.fromkeys(chosen, shards[-1].name)
-    if listed:
-        one.with_name(f"{one.name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    if not whole:
-        one.unlink()
-    return shards
-
-
-def as_variant(model: Path, part: str, variant: str) -> None:
-    one = weights(model, part)
-    tensors = {name: tensor.astype(np.float16) for name, tensor in load_file(one).items()}
-    save_file(tensors, one.with_suffix(f".{variant}.safetensors"), metadata={"format": "pt"})
 
 
 # ---- the index -------------------------------------------------------------------------------------------------------
@@ -276,10 +244,6 @@ PARTS: dict[str, Callable[[Path], object]] = {
         cut_text(model / "vae/diffusion_pytorch_model.safetensors.index.json"),
     ),
 }
-
-
-def cut_text(path: Path) -> None:
-    path.write_text(path.read_text()[:20])
 
 
 @pytest.mark.parametrize("how", PARTS)
