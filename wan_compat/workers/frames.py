@@ -31,6 +31,7 @@ from wan_compat.protocol.ring import (
 )
 from wan_compat.protocol.values import FrameSpec
 from wan_compat.workers.cancellation import Cancellation
+from wan_compat.workers.staging import Stage, stage_for
 
 # By how much a picture may leave [0, 1]: what resampling and half precision do, and no other range of values.
 PICTURE_TOLERANCE = 0.02
@@ -136,7 +137,7 @@ class FrameWriter:
 
     Attributes:
         videos: How many there will be.
-        published: Frames so far, of all of them.
+        published: Frames so far, of all of them. From a GPU, the last ones may still be on their way (staging.py).
     """
 
     def __init__(self, ring: FrameRing, job: int, layout: RingLayout, videos: int = 1) -> None:
@@ -144,7 +145,9 @@ class FrameWriter:
         self.videos = videos
         self.published = 0
         self._finished = 0  # videos before the one that is written
+        self._announced = 0
         self._consumed = 0
+        self._stage: Stage | None = None
         self._darkest, self._brightest = 255.0, 0.0  # of all values of this video so far, as they are published
 
     def publish(self, pixels: torch.Tensor) -> None:
@@ -158,6 +161,7 @@ class FrameWriter:
             GenerationFailed: Another shape, or more frames, than agreed at Generate.
             JobCancelled: While waiting for credit.
         """
+        self._announce_all()  # of the piece before; this one is being decoded meanwhile
         frame = self._layout.frame
         channels, count, height, width = pixels.shape
         if (channels, height, width) != (3, frame.height, frame.width):
@@ -233,6 +237,7 @@ class FrameWriter:
         return (self._finished + 1) * self._layout.frame.num_frames - self.published
 
     def _check_video(self, may_be_constant: bool) -> None:
+        self._announce_all()
         frames = self._layout.frame.num_frames
         if self._room:
             raise UnusableFrames(f"the model decoded {frames - self._room} frames instead of {frames}")
@@ -248,20 +253,46 @@ class FrameWriter:
         self._brightest = max(self._brightest, max(0.0, min(255.0, highest)))
 
     def _publish_frame(self, scaled: torch.Tensor) -> None:
-        while self.published - self._consumed >= SLOTS:
-            consumed = self._ring.wait_for_credit(self._job)
-            if not self._consumed <= consumed <= self.published:
-                raise ProtocolViolation(f"credit for {consumed} frames, of {self.published} published")
-            self._consumed = consumed
-        slot = self._ring.slot(self._layout, self.published)
-        if scaled.device.type != "cpu":
-            # Three bytes a pixel cross the bus instead of twelve.
-            scaled = scaled.to(torch.uint8).cpu()
+        stage = self._stage_of(scaled.device)
+        if stage is not None:
+            if stage.is_full:
+                self._announce_oldest(stage)
+            stage.put(scaled)
+            self.published += 1
+            return
+        slot = self._free_slot()
         # Float to uint8 truncates. One channel at a time: a permuted copy of all three takes two to three times longer.
         for channel in range(3):
             slot[..., channel].copy_(scaled[channel])
-        self._ring.announce(self._job, self.published)
+        self._announce()
         self.published += 1
+
+    def _stage_of(self, device: torch.device) -> Stage | None:
+        if self._stage is None:
+            frame = self._layout.frame
+            self._stage = stage_for(device, (frame.height, frame.width, 3))
+        return self._stage
+
+    def _announce_all(self) -> None:
+        """Bring what is on its way from a GPU into the ring."""
+        while self._stage is not None and len(self._stage):
+            self._announce_oldest(self._stage)
+
+    def _announce_oldest(self, stage: Stage) -> None:
+        stage.take_into(self._free_slot())
+        self._announce()
+
+    def _free_slot(self) -> torch.Tensor:
+        while self._announced - self._consumed >= SLOTS:
+            consumed = self._ring.wait_for_credit(self._job)
+            if not self._consumed <= consumed <= self._announced:
+                raise ProtocolViolation(f"credit for {consumed} frames, of {self._announced} published")
+            self._consumed = consumed
+        return self._ring.slot(self._layout, self._announced)
+
+    def _announce(self) -> None:
+        self._ring.announce(self._job, self._announced)
+        self._announced += 1
 
 
 def check_finite(pixels: torch.Tensor) -> tuple[float, float]:
