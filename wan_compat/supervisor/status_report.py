@@ -88,16 +88,9 @@ def worker_status(worker: Worker, *, idle: bool, cpu_percent: float | None) -> W
 def machine_status() -> MachineStatus:
     """Return what the machine has and uses."""
     from wan_compat.protocol.status import MachineStatus
-    from wan_compat.supervisor.nvml import Nvml
+    from wan_compat.supervisor.gpu_glance import GLANCE
 
-    total = used = None
-    try:
-        with Nvml() as nvml:
-            gpus = nvml.gpus()
-        total = sum(gpu.memory_total_bytes for gpu in gpus)
-        used = total - sum(gpu.memory_free_bytes for gpu in gpus)
-    except OSError:
-        pass  # no driver
+    total, used = GLANCE.memory() or (None, None)
     try:
         host = read_host()
     except EnvironmentLacks:
