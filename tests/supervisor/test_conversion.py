@@ -17,9 +17,11 @@ from tests.assets.tiny_wan import tiny_model
 from wan_compat.protocol import errors
 from wan_compat.protocol import messages as m
 from wan_compat.protocol.conversion import MAX_LISTED, ConversionRequest, ListedTensor
+from wan_compat.protocol.values import GenerationRequest
 from wan_compat.supervisor import conversion
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.inspection import read_facts
+from wan_compat.supervisor.restart_guard import conversion_key_of, key_of
 
 VIDEO: dict[str, Any] = {
     "prompt": "a red ball", "height": 64, "width": 96, "num_frames": 5, "num_inference_steps": 2, "seed": 1,
@@ -136,6 +138,26 @@ def test_many_small_messages_and_streams_give_the_same_bytes(supervisor, tmp_pat
 
 
 # ---- nothing half-written -------------------------------------------------------------------------------------------
+
+
+def test_a_model_whose_conversions_die_again_and_again_is_given_up_and_its_jobs_are_not(
+    misbehaving, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("wan_compat.policies.restarts.PAUSES_S", (0.01, 0.01, 0.01))
+    original, _ = original_model("t2v")
+    supervisor = misbehaving("start:exit")
+
+    def convert() -> None:
+        supervisor.convert(model=str(original), output=str(tmp_path / "converted"))
+
+    for _ in range(6):
+        with pytest.raises(errors.WorkerDied):
+            convert()
+    with pytest.raises(errors.GivenUp, match="6 workers that convert this model died"):
+        convert()
+    request = ConversionRequest(model=str(original), output="x")
+    assert conversion_key_of(request) != key_of(GenerationRequest(model=str(original), prompt="x"))
+    assert nothing_in(tmp_path)
 
 
 def test_worker_killed_midway_leaves_nothing(supervisor, tmp_path, monkeypatch):

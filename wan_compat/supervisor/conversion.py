@@ -56,6 +56,7 @@ from wan_compat.supervisor.inspection import read_facts, read_model
 from wan_compat.supervisor.job_context import JobContext
 from wan_compat.supervisor.new_folder import new_folder, refuse_target
 from wan_compat.supervisor.repair import copy_file
+from wan_compat.supervisor.restart_guard import conversion_key_of
 from wan_compat.supervisor.worker import Worker, WorkerOrder
 from wan_compat.supervisor.worker_log import open_log_file
 
@@ -80,6 +81,17 @@ class ConversionRun:
         self._told = 0.0
 
     def execute(self) -> ConversionReport:
+        """Convert. Workers that die over a model are counted as those of jobs are (restart_guard.py)."""
+        guard, key = self._context.pool.guard, conversion_key_of(self._request)
+        try:
+            report = self._execute()
+        except WanCompatError as error:
+            guard.failed(key, error)
+            raise
+        guard.succeeded(key)
+        return report
+
+    def _execute(self) -> ConversionReport:
         request, context = self._request, self._context
         output = os.path.abspath(request.output)
         facts = read_facts(request.model)
@@ -121,6 +133,12 @@ class ConversionRun:
 
     def _acquire(self, order: WorkerOrder, limits: Deadlines) -> Worker:
         self._enter("start_worker")
+        self._context.pool.guard.wait_turn(
+            conversion_key_of(self._request),
+            "workers that convert this model",
+            self._interrupted,
+            lambda why: self._context.emit(ev.Warned(why)),
+        )
         worker = self._context.pool.acquire(
             order,
             limits,

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 from wan_compat.policies.restarts import DEATHS, Deaths, Refused
+from wan_compat.protocol.conversion import ConversionRequest
 from wan_compat.protocol.errors import GivenUp, JobCancelled, WanCompatError, clean_text
 from wan_compat.protocol.values import GenerationRequest
 from wan_compat.supervisor.attempts import wait
@@ -75,6 +76,12 @@ class RestartGuard:
 def key_of(request: GenerationRequest) -> Hashable:
     """Return what jobs that would meet the same death have in common."""
     return request.model, request.mode, request.restricted
+
+
+def conversion_key_of(request: ConversionRequest) -> Hashable:
+    """The same for conversions, which read other files of a model in another way: whoever dies of them says nothing
+    about a generation."""
+    return "conversion", request.model
 
 
 def _given_up(verdict: Refused, who: str, left_s: float) -> GivenUp:
