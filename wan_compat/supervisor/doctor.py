@@ -14,10 +14,12 @@ import platform
 from typing import Any
 
 from wan_compat.policies.confinement import decide_tier
+from wan_compat.policies.gpus import CudaFacts, remarks, why_unusable
 from wan_compat.policies.policy import Policy
 from wan_compat.protocol.errors import EnvironmentLacks, FfmpegMissing, SandboxUnavailable
 from wan_compat.sandbox import cgroup, trial
 from wan_compat.sandbox.spec import Layer, Tier
+from wan_compat.supervisor import gpus as machine_gpus
 from wan_compat.supervisor.ffmpeg import find_ffmpeg
 from wan_compat.supervisor.hardware_encoders import try_hardware_encoders
 from wan_compat.supervisor.host import read_host
@@ -86,7 +88,7 @@ def examine() -> DoctorReport:
         },
         memory_cap=_examine_memory_cap(),
         ffmpeg=ffmpeg,
-        gpus=read_gpus(),
+        gpus=examine_gpus(),
         versions=versions,
         audit=examine_state(),
         problems=_problems(tried, tier, ffmpeg, versions),
@@ -138,16 +140,31 @@ def describe(report: DoctorReport, *, verbose: bool) -> str:
             f"  not offered  {name}: {reason or 'encodes, but videos are written without devices'}"
             for name, reason in ffmpeg["hardware"].items()
         ]
-    lines += [
-        f"GPU           {gpu['name']}, {_gigabytes(gpu['memory_free_bytes'])} of "
-        f"{_gigabytes(gpu['memory_total_bytes'])} free"
-        for gpu in report.gpus
-    ] or ["GPU           none found: workers use the CPU"]
+    lines += describe_gpus(report.gpus)
     audit = report.audit.describe()
     lines += [f"Audit log     {audit[0]}", *(f"  {line}" for line in audit[1:])]
     names = report.versions if verbose else ("wan-compat", "python", *WORKER_PACKAGES[:3])
     lines.append("Versions      " + ", ".join(f"{name} {report.versions[name] or 'missing'}" for name in names))
     return "\n".join(lines)
+
+
+def describe_gpus(gpus: list[dict[str, Any]]) -> list[str]:
+    """Return the lines about GPUs."""
+    if not gpus:
+        return ["GPU           none found: workers use the CPU"]
+    lines = []
+    for gpu in gpus:
+        free, total = _gigabytes(gpu["memory_free_bytes"]), _gigabytes(gpu["memory_total_bytes"])
+        lines.append(f"GPU           {gpu['name']}, {free} of {total} free")
+        lines += [f"  not used: {gpu['why_not']}"] if gpu.get("why_not") else []
+        lines += [f"  {remark}" for remark in gpu.get("remarks", ())]
+    told = gpus[0]
+    if told.get("driver"):
+        lines.append(
+            f"  driver {told['driver']}, CUDA {told['driver_cuda'] or 'unknown'}; "
+            f"torch has {told['torch_cuda'] or 'none'}"
+        )
+    return lines
 
 
 def _problems(
@@ -234,6 +251,29 @@ def _versions() -> dict[str, str | None]:
 
 def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB"
+
+
+def examine_gpus() -> list[dict[str, Any]]:
+    """As `read_gpus`, with whether workers compute on each, why not, and what else is to be known."""
+    known = {gpu["index"]: gpu for gpu in read_gpus()}
+    found, driver_cuda = machine_gpus.read_nvidia()
+    cuda = CudaFacts(machine_gpus.torch_cuda(), driver_cuda)
+    return [
+        {
+            **known[gpu.index],
+            "why_not": why_unusable(gpu, cuda, machine_gpus.nodes_of(gpu)),
+            "remarks": list(remarks(gpu)),
+            "driver": machine_gpus.driver_version(),
+            "driver_cuda": _version(cuda.driver),
+            "torch_cuda": _version(cuda.torch),
+        }
+        for gpu in found
+        if gpu.index in known
+    ]
+
+
+def _version(version: tuple[int, int] | None) -> str | None:
+    return None if version is None else f"{version[0]}.{version[1]}"
 
 
 def read_gpus() -> list[dict[str, Any]]:

@@ -5,8 +5,9 @@ look, up to POLL_S later, and the driver frees what it had. Between two looks it
 fraction (`workers/gpu.py`) keeps honest code below the cap; hostile code goes around it, which is what the polling is
 for.
 
-A supervisor inside a container with process numbers of its own may not recognise its worker in the driver's list: then
-nothing is counted. That cannot be told from a worker that uses none.
+A supervisor inside a container with process numbers of its own may not recognise its worker in the driver's list. Once
+a worker has its model on a GPU it must be in that list; if it is not and a cap was asked for, it is ended, because
+nobody could see whether it keeps to that.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class GpuWatch:
     def __init__(self, pid: int, limit_bytes: int | None, *, may_use_gpu: bool) -> None:
         self._pid, self._limit_bytes, self._may_use_gpu = pid, limit_bytes, may_use_gpu
         self._polled = 0.0
+        self.must_show = False  # it has said that it uses the GPU, and so must be in the driver's list
         self.used_bytes = 0
         self.peak_bytes = 0
         self._nvml: Nvml | None
@@ -51,6 +53,8 @@ class GpuWatch:
         used = self._nvml.used_by(self._pid)
         if used is None:
             return self._blind() if self._may_use_gpu and self._limit_bytes is not None else None
+        if used == 0 and self.must_show and self._limit_bytes is not None:
+            return self._unlisted()
         self.used_bytes = used
         self.peak_bytes = max(self.peak_bytes, used)
         if self._limit_bytes is None or used <= self._limit_bytes:
@@ -65,6 +69,12 @@ class GpuWatch:
         if self._nvml is not None:
             self._nvml.close()
             self._nvml = None
+
+    def _unlisted(self) -> WanCompatError:
+        return SandboxUnavailable(
+            f"the worker's GPU memory cannot be watched: the driver does not list the worker, process {self._pid}",
+            hint="leave gpu_memory_limit out, or run where process numbers are the machine's (a container: --pid=host)",
+        )
 
     def _blind(self) -> WanCompatError:
         return SandboxUnavailable(

@@ -59,6 +59,15 @@ def read_nvidia() -> tuple[tuple[GpuFacts, ...], tuple[int, int] | None]:
         return (), None
 
 
+def driver_version() -> str | None:
+    """Return the version of NVIDIA's driver; None without one."""
+    try:
+        with Nvml() as nvml:
+            return nvml.driver_version()
+    except OSError:
+        return None
+
+
 def free_bytes(uuid: str) -> int:
     """Return what is free on a GPU now; 0 if it does not answer."""
     return next((gpu.memory_free_bytes for gpu in read_nvidia()[0] if gpu.uuid == uuid), 0)

@@ -420,6 +420,8 @@ class Worker:
             self._answered = time.monotonic()
             if isinstance(message, m.ModelLoaded):
                 self._loaded = message
+                if self._gpu_watch is not None and self.order.pipeline is not None:
+                    self._gpu_watch.must_show = self.order.pipeline.device != "cpu"
             if isinstance(message, m.Pong):
                 self._echoed = message.nonce
             else:
