@@ -143,7 +143,7 @@ OTHERWISE_THE_SAME = {
     "tests/cli/test_generate.py::test_a_dry_run_tells_everything_and_starts_and_writes_nothing": "options",
     "tests/cli/test_generate.py::test_a_dry_run_ends_as_the_job_would": "options",
     "tests/cli/test_generate.py::test_a_prompt_from_stdin_is_bounded": "options",
-    "tests/cli/test_generate.py::test_the_prompt_may_come_from_stdin": "options",
+    "tests/cli/test_generate.py::test_the_prompt_may_come_from_stdin_and_several_videos_are_one_document": "options",
     "tests/cli/test_generate.py::test_refusals_come_before_a_worker_and_leave_nothing": "exit codes",
     "tests/cli/test_generate.py::test_no_message_advises_turning_on_remote_code": "words",
     "tests/cli/test_generate.py::test_quiet_is_quiet": "words",

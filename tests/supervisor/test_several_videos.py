@@ -146,9 +146,7 @@ def test_a_failure_keeps_the_videos_before_it_and_says_what_makes_the_others(pre
         pretended.submit(asked("frame:exit@8")).results(30)
     error = caught.value
     assert error.details["videos_finished"] == [str(tmp_path / "fox-1.npy")] and error.details["next_seed"] == 8
-    assert (
-        error.fixes[0] == "keep the 1 of 3 videos that are finished, and make the others with --seed 8 --num-videos 2"
-    )
+    assert error.fixes[0] == "1 of 3 videos are finished: keep them, and make the others with --seed 8 --num-videos 2"
     assert names(tmp_path) == ["fox-1.npy", "fox-1.npy.json"]
     assert np.load(tmp_path / "fox-1.npy").shape == (9, 64, 96, 3)
 

@@ -33,6 +33,8 @@ from wan_compat.protocol.errors import (
     EncodingFailed,
     GpuUnusable,
     JobCancelled,
+    MemoryExceeded,
+    ModelCorrupt,
     ProtocolViolation,
     WanCompatError,
 )
@@ -101,7 +103,12 @@ class JobRun:
         """Run the job. Errors tell what was tried, and what a person can do."""
         model: list[ModelDecision] = []
         try:
-            return self._execute(model)
+            try:
+                return self._execute(model)
+            except ModelCorrupt as error:
+                if self._watch.failed_in() != "load" or not self._recovers:
+                    raise
+                return self._execute(model, error)
         except WanCompatError as error:
             from wan_compat.policies.recovery.advice import Subject
 
@@ -109,7 +116,12 @@ class JobRun:
             add_advice(error, Subject(self._request.model, repository, self._request.output is not None))
             raise
 
-    def _execute(self, decided: list[ModelDecision]) -> VideoGenerationResult:
+    @property
+    def _recovers(self) -> bool:
+        """Whether the model's files may be helped: not where each of them is to be verified."""
+        return self._request.recover and not self._context.policy.require_manifest
+
+    def _execute(self, decided: list[ModelDecision], failed: ModelCorrupt | None = None) -> VideoGenerationResult:
         request, context = self._request, self._context
         host = context.pool.share(read_host())
         requested = narrower(request.memory_limit_bytes, context.policy.memory_limit_bytes)
@@ -122,7 +134,8 @@ class JobRun:
             restricted=request.restricted,
             wish=wish_of(request),
             parts=parts_of(request),
-            recover=request.recover and not context.policy.require_manifest,
+            recover=self._recovers,
+            failed=failed,
         )
         decided.append(model)
         self._tell_mends(model)
@@ -289,14 +302,20 @@ class JobRun:
     def _tell_what_stands(self, error: WanCompatError, resolved: ResolvedRequest) -> None:
         """Say with an error which videos are finished all the same, and what makes the others."""
         finished, total = len(self._results), self._request.num_videos
+        if isinstance(error, MemoryExceeded) and min(total, self._request.videos_at_once) > 1:
+            # Asked for by name, so that recovery leaves it as it is.
+            error.fixes = ("leave --videos-at-once out: one after the other takes the memory of one", *error.fixes)
         if not finished:
             return
         paths = [result.output_path for result in self._results if result.output_path is not None]
-        seed = seed_after(resolved.params.seed, finished)
-        kept = f"keep the {finished} of {total} videos that are finished" if paths else "ask for files with output"
-        error.fixes = (f"{kept}, and make the others with {what_is_left(finished, total, seed)}", *error.fixes)
         error.details["videos_finished"] = paths
-        error.details["next_seed"] = seed
+        stand = f"{finished} of {total} videos are finished" + (": keep them" if paths else ", and lost: ask for files")
+        # Frames that were kept are a video once they are encoded, as another fix says.
+        made = finished + ("kept" in error.details)
+        if made < total:
+            seed = error.details["next_seed"] = seed_after(resolved.params.seed, made)
+            stand += f", and make the others with {what_is_left(made, total, seed)}"
+        error.fixes = (stand, *error.fixes)
 
     def _is_fit(self, worker: Worker, error: WanCompatError | OSError, limits: Deadlines) -> bool:
         """Whether the worker could do something else now."""
