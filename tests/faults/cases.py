@@ -98,7 +98,9 @@ def _arguments(process: psutil.Process) -> list[str]:
     return []
 
 
-def encoder_quits(after_frames: float, times: int | None, *, spill: bool = True, words: str = "x264 broke") -> Outside:
+def encoder_quits(
+    after_frames: float, times: int | None, *, spill: bool = True, words: str = "x264 broke", status: int = 7
+) -> Outside:
     @contextlib.contextmanager
     def outside() -> Iterator[Callable[[ev.Event], None]]:
         original, left = encoder.confined_argv, [times]
@@ -108,7 +110,7 @@ def encoder_quits(after_frames: float, times: int | None, *, spill: bool = True,
             if left[0] is not None and left[0] <= 0:
                 return original(*args, **options)
             left[0] = None if left[0] is None else left[0] - 1
-            return [sys.executable, program, str(int(after_frames * FRAME_BYTES)), words, "7"]
+            return [sys.executable, program, str(int(after_frames * FRAME_BYTES)), words, str(status)]
 
         with contextlib.ExitStack() as stack:
             stack.enter_context(mock.patch.object(encoder, "confined_argv", argv))
@@ -117,6 +119,22 @@ def encoder_quits(after_frames: float, times: int | None, *, spill: bool = True,
             yield lambda _event: None
 
     return outside
+
+
+@contextlib.contextmanager
+def encoder_hangs() -> Iterator[Callable[[ev.Event], None]]:
+    """The first encoder never ends, and a second of that is enough here."""
+    original, limits, spawned = encoder.confined_argv, job_run.deadlines, []
+
+    def deadlines(**options: Any) -> Deadlines:
+        return dataclasses.replace(limits(**options), encode_tail_s=1.0)
+
+    def argv(*args: Any, **options: Any) -> Any:
+        spawned.append(original(*args, **options))
+        return spawned[-1] if len(spawned) > 1 else [sys.executable, "-c", "import time; time.sleep(60)"]
+
+    with mock.patch.object(encoder, "confined_argv", argv), mock.patch.object(job_run, "deadlines", deadlines):
+        yield lambda _event: None
 
 
 @contextlib.contextmanager
@@ -136,6 +154,7 @@ CASES = (
     Case("decoder has no room for a frame", "memory", "memory_exceeded", exact=False, worker="oom_decode"),
     Case("no room beside the text encoder", "memory", "memory_exceeded", worker="oom_denoise"),
     Case("weights do not fit as a whole", "memory", "memory_exceeded", worker="oom_load"),
+    Case("text encoder does not fit as a whole", "memory", "memory_exceeded", worker="oom_text_encoder"),
     Case("worker killed at its memory cap", "memory", "memory_exceeded", worker="memory_cap", fields=CAP),
     Case("no room in any way", "memory", "memory_exceeded", recovers=False, says="fewer frames", worker="oom_always"),
     # corrupted frames
@@ -150,6 +169,7 @@ CASES = (
     Case("decoding fails once", "decoding", "generation_failed", worker="decode_once"),
     Case("streamed decoding fails", "decoding", "generation_failed", worker="decode_streaming"),
     Case("no kernel for attention", "computing", "generation_failed", worker="attention_kernel"),
+    Case("an error of the GPU's driver", "computing", "generation_failed", worker="driver_error"),
     # dead workers
     Case("worker killed while loading", "death", "worker_died", worker="slow", outside=killing("load")),
     Case("worker killed while denoising", "death", "worker_died", worker="slow#1", outside=killing("denoise")),
@@ -162,6 +182,10 @@ CASES = (
     # encoding
     Case("encoder dies once", "encoding", "encoding_failed", outside=encoder_quits(3.5, 1)),
     Case("encoder dies, no copy of frames", "encoding", "encoding_failed", outside=encoder_quits(3.5, 1, spill=False)),
+    Case("encoder hangs", "encoding", "encoding_failed", outside=encoder_hangs),
+    Case(
+        "encoder ends early without a word", "encoding", "encoding_failed", outside=encoder_quits(3.5, 1, words="", status=0)
+    ),
     Case(
         "encoder dies every time", "encoding", "encoding_failed", recovers=False, says="wan-compat encode",
         outside=encoder_quits(3.5, None),
@@ -202,6 +226,7 @@ CASES = (
     Case("weights in a variant only", "model", "model_corrupt", exact=False, break_model=models.variant_only),
     Case("truncated weights", "model", "model_corrupt", recovers=False, says="vae", break_model=models.truncated),
     Case("a shard lacks", "model", "model_corrupt", recovers=False, says="00001-of-00002", break_model=models.shard_gone),
+    Case("configuration of another size", "model", "model_corrupt", break_model=models.other_size),
     Case("weights of another shape", "model", "model_corrupt", recovers=False, says="vae", break_model=models.other_shape),
     Case(
         "missing component", "model", "model_corrupt", recovers=False, says="vae",

@@ -105,8 +105,17 @@ def pickled(model: Path) -> None:
     (model / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04]q\x00.")
 
 
-def other_shape(model: Path) -> None:
+def other_size(model: Path) -> None:
+    """The configuration of another model of the same class."""
     edit(model / "vae" / "config.json", base_dim=24)
+
+
+def other_shape(model: Path) -> None:
+    """One tensor that fits none of the others."""
+    tensors = load_file(weights(model, "vae"))
+    name = next(name for name in sorted(tensors) if name.startswith("decoder.mid_block") and tensors[name].ndim > 3)
+    tensors[name] = tensors[name][1:]
+    save_file(tensors, weights(model, "vae"), metadata={"format": "pt"})
 
 
 def without(part: str, model: Path) -> None:

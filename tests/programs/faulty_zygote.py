@@ -147,6 +147,19 @@ def oom_load() -> None:
     diffusers.WanTransformer3DModel.from_pretrained = classmethod(lambda *_, **__: fail(MemoryError, "12 GB"))
 
 
+def oom_text_encoder() -> None:
+    """No room for the largest part of a Wan model, read as a whole."""
+    import transformers
+
+    transformers.UMT5EncoderModel.from_pretrained = classmethod(lambda *_, **__: fail(MemoryError, "11 GB"))
+
+
+def driver_error() -> None:
+    """The first worker has a GPU whose driver gave up."""
+    text = "CUDA error: unspecified launch failure"
+    before_forward("WanTransformer3DModel", lambda *_: fail(RuntimeError, text))
+
+
 def memory_cap() -> None:
     """The first worker takes more than its cap while it denoises, and is killed for it."""
 
@@ -283,7 +296,7 @@ def slow() -> None:
     before_forward("WanDecoder3d", lambda _, value: time.sleep(0 if proving(value) else 0.8))
 
 
-FIRST_WORKER_ONLY = {"memory_cap", "crash_denoise", "exit_at_start", "hang"}
+FIRST_WORKER_ONLY = {"memory_cap", "driver_error", "crash_denoise", "exit_at_start", "hang"}
 
 
 def launch(self: zygote.Zygote, order: Any, descriptors: Any, original: Any = zygote.Zygote._launch) -> Any:

@@ -25,16 +25,18 @@ MENDABLE = (ModelInvalid, ModelNotCompatible)
 
 
 def decide_mended(
-    path: str, error: WanCompatError, *, threads: int, memory_limit_bytes: int, wish: Wish | None
+    path: str, error: WanCompatError, *, loaded: bool = False, threads: int, memory_limit_bytes: int, wish: Wish | None
 ) -> tuple[ModelFacts, ModelDecision]:
     """Return facts and decision of a model that failed with `error`, with what had to be mended in `mends`.
+
+    `loaded`: its files were sound by themselves, and a worker found that weights and configuration do not fit.
 
     Raises:
         WanCompatError: `error`, if mending does not help; what the mended model is refused for, if that is about the
             request or this machine.
     """
     facts = read_facts(path)
-    mended = None if _is_of_installed_diffusers(facts) else mend(facts)
+    mended = None if _is_of_installed_diffusers(facts) else mend(facts, contradicted=loaded)
     if mended is None:
         raise error
     try:

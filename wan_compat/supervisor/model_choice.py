@@ -11,7 +11,7 @@ from typing import TypedDict
 from wan_compat.policies.models import ModelDecision, decide_model
 from wan_compat.policies.tasks import Wish
 from wan_compat.policies.trusted_models import decide_trusted_model
-from wan_compat.protocol.errors import InvalidRequest, ModelInvalid, ModelNotCompatible
+from wan_compat.protocol.errors import InvalidRequest, ModelCorrupt, ModelInvalid, ModelNotCompatible
 from wan_compat.protocol.results import CodeReport
 from wan_compat.protocol.values import Mode
 from wan_compat.supervisor.inspection import read_model
@@ -35,11 +35,13 @@ def choose_model(
     wish: Wish | None = None,
     parts: Parts | None = None,
     recover: bool = True,
+    failed: ModelCorrupt | None = None,
 ) -> ModelDecision:
     """Return what is loaded for a job, to do what is wished.
 
     With `recover`, files that are broken are helped where others of the model leave no doubt how (mending.py), in safe
-    mode and without parts from elsewhere.
+    mode and without parts from elsewhere. With `failed`, the error of a worker that could not load it, in another way
+    than before.
     `parts` are single files, LoRAs and quantised components that a user named beside the model.
 
     In safe mode, `restricted` lets code through that keeps to the audited subset.
@@ -58,8 +60,12 @@ def choose_model(
             "single files are put together in safe mode, without code of a repository",
             hint="leave --restricted and --mode trust out, or give the repository alone",
         )
+    if failed is not None and (mode is not Mode.SAFE or restricted):
+        raise failed
     if mode is Mode.SAFE and not restricted:
         try:
+            if failed is not None:
+                raise failed
             facts, reasons = read_parts(model, parts)
             decision = decide_model(facts, **limits)
             decision = dataclasses.replace(decision, reasons=(*decision.reasons, *reasons))
@@ -68,7 +74,7 @@ def choose_model(
                 raise
             from wan_compat.supervisor.mending import decide_mended  # which most jobs do not need
 
-            facts, decision = decide_mended(model, error, **limits)
+            facts, decision = decide_mended(model, error, loaded=failed is not None, **limits)
     elif mode is Mode.SAFE:
         from wan_compat.supervisor.restricted_code import choose_restricted_model
 

@@ -15,6 +15,7 @@ import torch
 from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.protocol.media import MediaRole
 from wan_compat.protocol.values import GenerationParams, seed_after
+from wan_compat.workers.call_fitting import OTHER_NAMES
 from wan_compat.workers.families import family_of
 from wan_compat.workers.media import NO_MEDIA, Media
 from wan_compat.workers.own_pipeline import ANYTHING
@@ -65,7 +66,9 @@ def arguments(model: LoadedModel, params: GenerationParams, media: Media = NO_ME
     if params.guidance_scale_2 is not None and two_scales:
         given["guidance_scale_2"] = params.guidance_scale_2
     if model.spec.code is None and ANYTHING not in model.call_arguments:  # of own code, call_fitting.py finds out
-        given = {name: value for name, value in given.items() if name not in _OF_SOME or name in model.call_arguments}
+        taken = model.call_arguments
+        left_out = {name for name in _OF_SOME if taken.isdisjoint((name, *OTHER_NAMES[name]))}
+        given = {name: value for name, value in given.items() if name not in left_out}
     asked = _asked(params, media)
     family = family_of(model.spec.pipeline_class) if model.spec.code is None else None
     if family is not None:

@@ -28,7 +28,7 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     "num_videos_per_prompt": ("num_images_per_prompt", "num_samples"),
 }
 # What says nothing about the video, or has the same value in every pipeline that asks for it.
-_LEFT_OUT_IN_SILENCE = frozenset({"output_type", "max_sequence_length"})
+_LEFT_OUT_IN_SILENCE = frozenset({"output_type"})
 _EVIDENT: Mapping[str, Any] = {
     "batch_size": 1,
     "num_videos_per_prompt": 1,

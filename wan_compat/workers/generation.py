@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from wan_compat.protocol.errors import UnusableFrames
+from wan_compat.protocol.errors import ModelNotCompatible, UnusableFrames
 from wan_compat.protocol.messages import Generate, Generated, Picture, Progress
 from wan_compat.protocol.states import MAX_STEPS_OF_PHASE
 from wan_compat.protocol.values import FrameSpec
@@ -72,6 +72,8 @@ def generate(
     # Of the classes that were asked about before, another version of diffusers may take other arguments.
     taken, wanted = model.call_arguments, wanted_arguments(pipeline)
     given, fitted = fit_call(given, taken, wanted, params, model.spec.device)
+    if lost := {"height", "width"} - given.keys():
+        raise ModelNotCompatible(f"{model.spec.pipeline_class} takes no {' and no '.join(sorted(lost))}")
     steps = family.steps(params, pipeline) if family is not None else None
     run = Run(pipeline, order.job, cancellation, report, steps)
     publish = streamed(pipeline, order.job, params.frames, writer, cancellation, report)

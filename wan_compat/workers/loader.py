@@ -182,7 +182,9 @@ def load_model(
             from wan_compat.workers.helios_noise import mend_block_noise
 
             mend_block_noise(pipeline)
-        call_arguments = frozenset(inspect.signature(pipeline_class.__call__).parameters)
+        from wan_compat.workers.own_pipeline import call_arguments_of
+
+        call_arguments = call_arguments_of(pipeline_class)
         pipeline.set_progress_bar_config(disable=True)  # a bar redraws itself into the log a hundred times
     applied, embeddings = _apply(spec, pipeline, components, folder, cancellation)
     modules = {name: part for name, part in components.items() if isinstance(part, torch.nn.Module)}

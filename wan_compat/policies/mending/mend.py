@@ -12,6 +12,8 @@ brings Python files, its author meant something that its parts alone do not say,
 
 from __future__ import annotations
 
+import functools
+
 from wan_compat.policies.facts import ModelFacts
 from wan_compat.policies.mending.index import name_pipeline, rebuild_index
 from wan_compat.policies.mending.parts import rebuild_parts
@@ -20,12 +22,16 @@ from wan_compat.policies.mending.values import Mended as Mended
 from wan_compat.policies.mending.weights import take_sound_weights
 
 
-def mend(facts: ModelFacts) -> Mended | None:
-    """Return facts in which everything is helped that can be; None where there is nothing."""
+def mend(facts: ModelFacts, *, contradicted: bool = False) -> Mended | None:
+    """Return facts in which everything is helped that can be; None where there is nothing.
+
+    `contradicted`: loading failed, and where tensors and configuration of a part disagree, the tensors are believed.
+    """
     if facts.is_file or any(path.startswith("modular_") for path in facts.files if "/" not in path):
         return None
     mends: list[Mend] = []
-    for step in (take_sound_weights, rebuild_index, name_pipeline, rebuild_parts):
+    rebuild = functools.partial(rebuild_parts, contradicted=contradicted)
+    for step in (take_sound_weights, rebuild_index, name_pipeline, rebuild):
         done = step(facts)
         if done is not None:
             facts = done.facts

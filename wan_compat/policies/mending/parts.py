@@ -7,6 +7,7 @@ What shapes do not tell is the same in every published model of these sizes; of 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from wan_compat.policies.detection.rules import SIZES
@@ -20,15 +21,21 @@ from wan_compat.policies.sources.single import Single, read_single
 from wan_compat.protocol.errors import WanCompatError
 
 
-def rebuild_parts(facts: ModelFacts) -> Mended | None:
-    """Put parts that are read by their tensors in the place of those that their library could not read."""
+def rebuild_parts(facts: ModelFacts, *, contradicted: bool = False) -> Mended | None:
+    """Put parts that are read by their tensors in the place of those that their library could not read.
+
+    With `contradicted`, also those whose configuration says other shapes than their tensors have: detection believes
+    the tensors too.
+    """
     mends: list[Mend] = []
     for part in ROLES:
         entry: Any = facts.index.get(part)
         if not is_component_entry(entry) or part in facts.sources or entry[0] not in WEIGHT_STEMS:
             continue
         wrong = _what_is_wrong(facts, part, WEIGHT_STEMS[entry[0]])
-        mended = _rebuilt(facts, part, entry) if wrong is not None else None
+        if wrong is None and contradicted:
+            wrong = _contradiction(facts, part, WEIGHT_STEMS[entry[0]])
+        mended = _rebuilt(facts, part, entry, contradicted=contradicted) if wrong is not None else None
         if wrong is None or mended is None:
             continue
         facts = mended
@@ -52,6 +59,29 @@ def _what_is_wrong(facts: ModelFacts, part: str, stem: str) -> str | None:
     return None
 
 
+def _contradiction(facts: ModelFacts, part: str, stem: str) -> str | None:
+    single, said = _read(facts, part, stem), facts.configs.get(part)
+    if single is None or said is None or _fits(single, said):
+        return None
+    return f"model_corrupt: the tensors of {part} have other shapes than {part}/config.json says"
+
+
+def _fits(single: Single, said: Mapping[str, Any]) -> bool:
+    """Whether a part was read with the folder's configuration: `read_single` takes that where it fits every shape."""
+    return all(said.get(name) == value for name, value in single.config.items())
+
+
+def _read(facts: ModelFacts, part: str, stem: str) -> Single | None:
+    """Return the part as its tensors tell it; None where they are no whole part of Wan."""
+    headers = {path: facts.weights[path] for path in _weights(facts, part, stem)}
+    if not headers:
+        return None
+    try:
+        return read_single(f"{facts.root}/{part}", headers, facts.configs.get(part))
+    except WanCompatError:
+        return None
+
+
 def _weights(facts: ModelFacts, part: str, stem: str) -> dict[str, str]:
     """Return path -> name of the one file, or of the whole set of shards."""
     whole = f"{stem}.safetensors"
@@ -67,18 +97,13 @@ def _weights(facts: ModelFacts, part: str, stem: str) -> dict[str, str]:
     return paths if all(path in facts.weights and path not in broken for path in paths) else {}
 
 
-def _rebuilt(facts: ModelFacts, part: str, entry: list[str]) -> ModelFacts | None:
-    paths = _weights(facts, part, WEIGHT_STEMS[entry[0]])
-    if not paths:
+def _rebuilt(facts: ModelFacts, part: str, entry: list[str], *, contradicted: bool) -> ModelFacts | None:
+    stem = WEIGHT_STEMS[entry[0]]
+    paths, single, said = _weights(facts, part, stem), _read(facts, part, stem), facts.configs.get(part)
+    if single is None or [single.library, single.class_name] != list(entry[:2]):
         return None
-    folder = facts.configs.get(part)
-    try:
-        single = read_single(f"{facts.root}/{part}", {path: facts.weights[path] for path in paths}, folder)
-    except WanCompatError:
-        return None
-    if [single.library, single.class_name] != list(entry[:2]) or not _is_certain(
-        single, folder is not None, facts, part
-    ):
+    fits = said is not None and _fits(single, said)
+    if not fits and not ((said is None or contradicted) and _is_of_a_published_size(single)):
         return None
     alone = ModelFacts(
         root=f"{facts.root}/{part}",
@@ -92,11 +117,8 @@ def _rebuilt(facts: ModelFacts, part: str, entry: list[str]) -> ModelFacts | Non
         return None
 
 
-def _is_certain(single: Single, has_config: bool, facts: ModelFacts, part: str) -> bool:
-    if has_config:  # then only the list of shards lacks, and the configuration has the last word
-        said = facts.configs[part]
-        return all(said.get(name) == value for name, value in single.config.items())
+def _is_of_a_published_size(single: Single) -> bool:
+    """Whether what shapes do not tell is known: how many heads share the width of a transformer."""
     if single.role != "transformer":
         return True
-    width = single.config["num_attention_heads"] * single.config["attention_head_dim"]
-    return width in SIZES
+    return single.config["num_attention_heads"] * single.config["attention_head_dim"] in SIZES
