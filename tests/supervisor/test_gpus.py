@@ -18,8 +18,8 @@ from wan_compat.policies.policy import Policy
 from wan_compat.protocol import errors
 from wan_compat.protocol.values import ComponentSpec, GpuSpec, PipelineSpec
 from wan_compat.sandbox.spec import Bind, StaticFile
-from wan_compat.supervisor import events as ev
 from wan_compat.supervisor import doctor, gpu_grant, gpu_memory, gpus, nvml
+from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.dry_run import look_ahead
 
 UUIDS = [f"GPU-{index:08x}-1111-2222-3333-444444444444" for index in range(3)]

@@ -35,6 +35,7 @@ from wan_compat.sandbox.spec import (
     Bind,
     ConfinementSpec,
     FileIdentity,
+    GpuAccess,
     Identity,
     Layer,
     Limits,
@@ -137,6 +138,7 @@ class WorkerProcess:
         seed: bytes | None = None,
         memory_bytes: int = 8 << 30,
         extra_binds: tuple[Bind, ...] = (),
+        gpu: GpuAccess | None = None,
     ) -> None:
         self.zygote, self.name = zygote, name
         folder = zygote.folder / name
@@ -161,6 +163,7 @@ class WorkerProcess:
             memory_bytes=memory_bytes,
             extra_binds=extra_binds,
         )
+        spec = dataclasses.replace(spec, gpu=gpu)
         order = launch.SpawnWorker(
             worker=name,
             endpoint=endpoint or ("ipc:///ctl/s" if confined else host_endpoint),

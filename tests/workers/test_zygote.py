@@ -19,7 +19,7 @@ from tests.assets.tiny_wan import tiny_model
 from tests.workers.harness import ENVIRONMENT, SpawnRefused, WorkerProcess, ZygoteProcess, parameters
 from wan_compat.protocol import launch
 from wan_compat.protocol import messages as m
-from wan_compat.sandbox.spec import Bind
+from wan_compat.sandbox.spec import Bind, GpuAccess
 
 
 def threads(pid: int) -> int:
@@ -46,6 +46,19 @@ def test_with_more_than_one_thread_it_refuses_to_fork(tmp_path: Path) -> None:
             zygote.spawn(tiny_model("t2v"))
         assert refused.value.reply.code == "zygote_threads"
         assert refused.value.reply.fixes
+
+
+def test_a_zygote_that_touched_the_gpus_driver_forks_no_worker_for_a_gpu_and_others_all_the_same(
+    tmp_path: Path,
+) -> None:
+    program = Path(__file__).parents[1] / "programs" / "worker_zygote_with_a_device.py"
+    with ZygoteProcess(tmp_path, light=True, program=(str(program),)) as zygote:
+        with pytest.raises(SpawnRefused) as refused:
+            zygote.spawn(tiny_model("t2v"), gpu=GpuAccess(("/dev/zero",)))
+        assert refused.value.reply.code == "zygote_cuda" and "/dev/full" in refused.value.reply.message
+        zygote.spawn(tiny_model("t2v")).close()
+    with ZygoteProcess(tmp_path / "clean", light=True) as zygote:
+        zygote.spawn(tiny_model("t2v"), gpu=GpuAccess(("/dev/zero",))).close()
 
 
 def test_end_of_file_kills_and_reaps_all_workers(tmp_path: Path, confined: bool) -> None:
