@@ -84,6 +84,19 @@ def test_frames_cross_without_a_file_and_nobody_can_change_them(remote, request_
         frames.frames[0] = 1
 
 
+def test_of_several_videos_all_results_and_frames_cross(serving, remote, request_for):
+    asked = request_for(output=None, num_videos=2, videos_at_once=2)
+    job = remote.submit(asked)
+    first, second = job.results(30)
+    assert job.result() is first and first.others == [second]
+    assert [one.metadata.generation_params["seed"] for one in (first, second)] == [1, 2]
+    assert [int(frame[0, 0, 0]) for one in (first, second) for frame in one.frames.frames] == list(range(18))
+    assert first.to_json()["videos"] == json.loads(json.dumps(first.to_json()["videos"]))
+    assert job.status().num_videos == 2 and job.status().video == 1
+    again = remote.job(job.id).results(10)
+    assert len(again) == 2 and (again[1].frames.frames == second.frames.frames).all()
+
+
 def test_errors_are_of_the_same_class_with_code_and_fixes(remote, request_for, tmp_path):
     with pytest.raises(errors.ModelNotFound) as caught:
         remote.generate(request_for(model=str(tmp_path / "nothing")))

@@ -70,6 +70,8 @@ class JobStatus(Value):
     rate_s: Seconds | None = None
     eta_s: Seconds | None = None
     attempt: Count = 1
+    video: Count = 0
+    num_videos: Count = 1
     output: Text | None = None
     submitted_unix_s: Seconds = 0.0
     started_unix_s: Seconds | None = None

@@ -64,6 +64,7 @@ class _Progress:
     rate_s: float | None = None
     eta_s: float | None = None
     attempt: int = 1
+    video: int = 0
     started_unix_s: float | None = None
     ended_unix_s: float | None = None
 
@@ -168,6 +169,8 @@ class Job(Generic[R]):
             rate_s=now.rate_s,
             eta_s=now.eta_s,
             attempt=now.attempt,
+            video=now.video,
+            num_videos=request.num_videos if isinstance(request, GenerationRequest) else 1,
             output=None if request.output is None else clean_text(request.output, _SHOWN_CHARS),
             submitted_unix_s=self._submitted_unix_s,
             started_unix_s=now.started_unix_s,
@@ -209,6 +212,8 @@ class Job(Generic[R]):
     def _follow(self, event: ev.Event) -> None:
         now = self._progress
         if isinstance(event, ev.PhaseStarted):
+            if event.video != now.video:
+                now.video, now.attempt = event.video, 1
             now.phase, now.step, now.total, now.rate_s, now.eta_s = event.phase, 0, 0, None, None
         elif isinstance(event, ev.Progress):
             now.phase, now.step, now.total = event.phase, event.step, event.total

@@ -500,9 +500,9 @@ class JobRun:
                     # The first frame of the next video is the worker's word that this one is good.
                     assert first is not None
                     outputs.end(first, ready.limits.encode_tail_s, self._check_files)
+                    sink, first, frames = outputs.begin(), None, 0
                     worker.listen_again()
                     self._watch.enter("decode")
-                    sink, first, frames = outputs.begin(), None, 0
                 with ring.front() as frame, frame[offset:] as rest:
                     taken = sink.write_some(rest)
                 if taken == 0:

@@ -102,10 +102,10 @@ def test_states_are_told_in_words() -> None:
 
 
 def test_unusual_consumption_and_further_attempts_are_told() -> None:
-    status = a_status(workers=(a_worker(unusual=("spins without progress",)),), running=(a_job(attempt=3),))
+    status = a_status(workers=(a_worker(unusual=("spins without progress",)),), running=(a_job(attempt=3, video=1, num_videos=4),))
     shown = screen(watching([status]), 120)
     assert "! spins without progress" in shown
-    assert "attempt 3" in shown
+    assert "attempt 3" in shown and "video 2/4" in shown
 
 
 def test_who_does_not_answer_is_shown_as_such() -> None:

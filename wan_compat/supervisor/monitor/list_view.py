@@ -234,6 +234,8 @@ def _running(row: Row, columns: Columns, chars: Characters) -> Line:
         parts += [(full, "blue"), (empty, "dim"), (" " + _cell(chars, f"{job.step}/{job.total}", 8), "")]
         parts.append((_cell(chars, show_rate(job.rate_s), 10), ""))
         parts.append((_cell(chars, f"{show_length(job.eta_s)} left" if job.eta_s is not None else "", 11), ""))
+    if job.num_videos > 1:
+        parts.append((f"video {job.video + 1}/{job.num_videos}  ", ""))
     if job.attempt > 1:
         parts.append((f"attempt {job.attempt}  ", WARNING))
     if worker is not None and worker.unusual:

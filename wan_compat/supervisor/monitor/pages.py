@@ -140,6 +140,7 @@ def _of_job(job: JobStatus) -> list[tuple[str, str, str]]:
         ("job", job.id, "bold"),
         ("state", f"{job.state}{f', attempt {job.attempt}' if job.attempt > 1 else ''}", ""),
         ("phase", f"{job.phase}{f': {pace}' if pace else ''}" if job.phase else "", ""),
+        ("video", f"{job.video + 1} of {job.num_videos}" if job.num_videos > 1 else "", ""),
         ("error", f"{job.error_code or ''}{': ' if job.error_code and job.error else ''}{job.error or ''}", PROBLEM),
         ("label", job.label, ""),
         ("prompt", job.prompt, ""),
