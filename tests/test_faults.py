@@ -24,6 +24,9 @@ IN_THE_SUITE = (
     "worker killed while denoising",
     "encoder dies, no copy of frames",
     "damaged index",
+    "configuration of another size",
+    "pipeline takes fewer arguments",
+    "repository's pipeline speaks as Wan's program",
     "code of the repository",
 )
 

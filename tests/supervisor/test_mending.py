@@ -263,6 +263,33 @@ def test_heads_of_an_unpublished_size_are_not_guessed(model: Path) -> None:
         decided(model)
 
 
+@pytest.mark.parametrize("how", [*WAYS_TO_BREAK, *SOUND_BESIDE, *PARTS])
+def test_nothing_that_is_mended_lets_in_what_safe_mode_refuses(model: Path, how: str) -> None:
+    """Stock classes, safe formats, files of the model: and where code or pickles lie beside, the refusal stays."""
+    change = WAYS_TO_BREAK.get(how) or PARTS.get(how) or SOUND_BESIDE[how][0]
+    change(model)
+    mended = decided(model)
+    assert mended.pipeline.code is None and mended.pipeline.restricted is None and mended.pipeline.frames == "vae"
+    assert all(
+        part.code is None and part.library in ("diffusers", "transformers") for part in mended.pipeline.components
+    )
+    for fact in mended.admitted:
+        assert Path(fact.real_path).is_relative_to(model) and not Path(fact.real_path).is_symlink()
+        assert fact.real_path.endswith((".safetensors", ".json", ".model"))
+    edit(model / "transformer/config.json", auto_map={"AutoModel": "my_code.MyModel"})
+    with pytest.raises(WanCompatError):
+        decided(model)
+
+
+def test_a_link_out_of_the_model_is_no_sound_file_beside(model: Path, tmp_path: Path) -> None:
+    truncated_with_variant(model)
+    variant = model / "vae/diffusion_pytorch_model.fp16.safetensors"
+    variant.rename(tmp_path / "elsewhere.safetensors")
+    variant.symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(WanCompatError):
+        decided(model)
+
+
 def test_two_things_at_once_are_both_helped(model: Path) -> None:
     truncated_with_variant(model)
     (model / INDEX).unlink()
