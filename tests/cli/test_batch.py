@@ -206,6 +206,35 @@ def test_a_file_that_is_somebody_elses_is_not_touched(batch: Callable[..., Ended
     assert (out / "fox.mp4").read_text() == "precious" and not (out / ".batch").exists()
 
 
+def test_a_file_that_is_somebody_elses_is_replaced_when_that_is_asked_for(
+    batch: Callable[..., Ended], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "elsewhere.mp4").write_text("precious")
+    (out / "fox.mp4").write_text("old")
+    (out / "link.mp4").symlink_to(tmp_path / "elsewhere.mp4")
+    fox = {"prompt": FINE, "seed": 1, "output": "fox.mp4"}
+    ended = batch(write(tmp_path / "b.jsonl", fox, {"prompt": "x", "output": "link.mp4"}), out, "--overwrite")
+    assert ended.code == 2 and "'link.mp4' exists" in ended.err and "fox.mp4" not in ended.err
+    (out / "link.mp4").unlink()
+    file = write(tmp_path / "b.jsonl", fox)
+    assert batch(file, out, "--overwrite").code == 0
+    made = videos(out)
+    assert made["fox.mp4"] == json.loads((out / "fox.mp4.json").read_text())["video"]["sha256"]
+    assert [record.replaces for record in records(out, Started)] == [True]
+    assert batch(file, out, "--overwrite").code == 0 and videos(out) == made  # what is the batch's own stays
+    assert len(records(out, Started)) == 1
+    # As if it had been killed before the sidecar: that the name was free nobody can say, so it is nobody's.
+    journal = out / ".batch" / "journal-1-of-1.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(line for line in lines if b'"done"' not in line))
+    (out / "fox.mp4.json").unlink()
+    assert batch(file, out).code == 2
+    assert batch(file, out, "--overwrite").code == 0 and (out / "fox.mp4.json").exists()
+    assert (tmp_path / "elsewhere.mp4").read_text() == "precious"
+
+
 def test_a_link_in_place_of_the_batchs_own_folder_is_not_followed(batch: Callable[..., Ended], tmp_path: Path) -> None:
     file, elsewhere = write(tmp_path / "b.jsonl", {"prompt": FINE}), tmp_path / "elsewhere"
     elsewhere.mkdir()

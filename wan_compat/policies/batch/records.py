@@ -55,7 +55,11 @@ class RunEnded(Value):
 
 
 class Started(Value):
-    """An attempt begins. The output did not exist at this moment: what has its name later is this item's."""
+    """An attempt begins. The output did not exist at this moment: what has its name later is this item's.
+
+    `replaces`: something else had it, which was to be overwritten. What stands there later tells by its sidecar alone
+    whose it is.
+    """
 
     type: Literal["started"] = "started"
     key: Key
@@ -64,6 +68,7 @@ class Started(Value):
     at: Seconds
     output: ShortText
     attempt: Count = 1
+    replaces: bool = False
 
 
 class Done(Value):

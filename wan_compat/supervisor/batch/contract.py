@@ -22,6 +22,7 @@ class RunOptions:
         fields: What every request gets: mode, limits, isolation.
         max_retries: Attempts after the first at an item, in this run.
         fail_fast: Start nothing more after the first item that failed.
+        overwrite: Replace files that stand where videos shall be, once the video is whole.
         stale_s, beat_s: Of the leases.
     """
 
@@ -29,6 +30,7 @@ class RunOptions:
     shard: Shard = dataclasses.field(default_factory=Shard)
     max_retries: int = 0
     fail_fast: bool = False
+    overwrite: bool = False
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     stale_s: float = STALE_S
     beat_s: float = BEAT_S

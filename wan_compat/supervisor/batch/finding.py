@@ -4,7 +4,8 @@ An output gets its name when it is whole and on the disk, and its sidecar a mome
 
     with a sidecar that names its SHA-256 and what the item asks for     this item's, made by whichever run
     without a sidecar, and an attempt was begun when the name was free   this item's, if it can be read and is as long
-    anything else                                                        somebody's; it is not touched
+    anything else                                                        somebody's; it is not touched, unless
+                                                                         `--overwrite` says that it may be replaced
 """
 
 from __future__ import annotations
@@ -48,12 +49,20 @@ def find_output(folder: BatchFolder, item: Item, output: str, begun: Started | N
             if document is not None:
                 if _of(document, "video").get("sha256") == sha256 and agrees(document, item):
                     return {"sha256": sha256, "bytes": size} | _facts(document)
-            elif begun is not None and begun.output == output:
+            elif _was_free(begun, output):
                 return {"sha256": sha256, "bytes": size} | _read_back(path, item)
     raise OutputExists(
         f"{path!r} exists, and is not the video of line {item.line}",
-        hint="move it away, or choose another --name or --out",
+        hint="move it away, choose another --name or --out, or let --overwrite replace it",
     )
+
+
+def is_replaceable(folder: BatchFolder, output: str) -> bool:
+    """Whether `--overwrite` may replace what stands under a name: a file, and no link or folder of somebody's."""
+    try:
+        return stat.S_ISREG(os.lstat(folder.output(output)).st_mode)
+    except OSError:
+        return False
 
 
 def may_be_there(folder: BatchFolder, item: Item, output: str, begun: Started | None) -> bool:
@@ -62,7 +71,12 @@ def may_be_there(folder: BatchFolder, item: Item, output: str, begun: Started | 
     if not os.path.lexists(path):
         return True
     document = sidecar.find(path)
-    return agrees(document, item) if document is not None else begun is not None and begun.output == output
+    return agrees(document, item) if document is not None else _was_free(begun, output)
+
+
+def _was_free(begun: Started | None, output: str) -> bool:
+    """Whether an attempt was begun at this output when nothing had its name."""
+    return begun is not None and begun.output == output and not begun.replaces
 
 
 def agrees(document: Mapping[str, Any], item: Item) -> bool:

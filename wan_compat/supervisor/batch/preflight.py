@@ -19,7 +19,7 @@ from wan_compat.policies.batch.items import MAX_PROBLEMS, Item, Line, Problem
 from wan_compat.policies.batch.progress import Progress, Shard, left_to_do
 from wan_compat.policies.policy import Policy
 from wan_compat.protocol.errors import BatchInvalid, DiskExceeded
-from wan_compat.supervisor.batch.finding import may_be_there
+from wan_compat.supervisor.batch.finding import is_replaceable, may_be_there
 from wan_compat.supervisor.batch.folder import BatchFolder
 from wan_compat.supervisor.batch.journal import Follower
 from wan_compat.supervisor.batch.judging import Judge
@@ -61,6 +61,7 @@ def prepare(
     template: str = names.DEFAULT_TEMPLATE,
     shard: Shard | None = None,
     retry_failed: bool = False,
+    overwrite: bool = False,
     run_fields: Mapping[str, Any] | None = None,
     policy: Policy | None = None,
     workers: int = 1,
@@ -70,6 +71,7 @@ def prepare(
 
     Args:
         defaults: Of the command line, under the names of lines; paths in it count from the working folder.
+        overwrite: Files that stand where videos shall be may be replaced.
         run_fields: What every request gets in addition: mode, limits.
         policy: What jobs may do and use; None is the built-in one.
         workers: How many will share the machine.
@@ -95,7 +97,7 @@ def prepare(
     left = left_to_do(items, progress, retry_failed=retry_failed, shard=shard)
     left += _gone(items, progress, folder, shard or Shard())
     problems += _check_files(left)
-    problems += _check_outputs(left, folder, progress)
+    problems += _check_outputs(left, folder, progress, overwrite=overwrite)
     if fetch is not None:
         _refuse(problems, file)  # gigabytes are fetched for a batch that will run
         fetch(list(dict.fromkeys(item.request.model for item in left)))
@@ -213,11 +215,13 @@ def _objection(path: str, *, folder: bool) -> str | None:
     return None if os.access(path, os.R_OK) else "cannot be read by you"
 
 
-def _check_outputs(items: Sequence[Item], folder: BatchFolder, progress: Progress) -> list[Problem]:
+def _check_outputs(items: Sequence[Item], folder: BatchFolder, progress: Progress, *, overwrite: bool) -> list[Problem]:
+    what = "is not the video of this line" + (", nor a file that could be replaced" if overwrite else "")
     return [
-        Problem(item.line, "output", f"{item.output!r} exists and is not the video of this line")
+        Problem(item.line, "output", f"{item.output!r} exists and {what}")
         for item in items
         if not may_be_there(folder, item, item.output, progress.begun(item.key))
+        and not (overwrite and is_replaceable(folder, item.output))
     ]
 
 

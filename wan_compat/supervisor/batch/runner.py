@@ -29,7 +29,7 @@ from wan_compat.protocol.results import VideoGenerationResult
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.batch.books import Books
 from wan_compat.supervisor.batch.contract import BatchView, Outcome, RunOptions
-from wan_compat.supervisor.batch.finding import done_fields, find_output, remove_unfinished
+from wan_compat.supervisor.batch.finding import done_fields, find_output, is_replaceable, remove_unfinished
 from wan_compat.supervisor.batch.journal import Journal
 from wan_compat.supervisor.batch.leases import Leases, Owner
 from wan_compat.supervisor.batch.preflight import BatchPlan
@@ -221,21 +221,26 @@ class BatchRun:
         begun = self._books.progress.begun(key)
         if begun is not None:
             remove_unfinished(self._folder, output)
+        replaces = False
         try:
             found = find_output(self._folder, item, output, begun)
         except OutputExists as error:
-            self._fail(item, error, 0.0)
-            return
+            replaces = self._options.overwrite and is_replaceable(self._folder, output)
+            if not replaces:
+                self._fail(item, error, 0.0)
+                return
+            found = None
         if found is not None:
             record = self._books.of_item(Done, item, output=output, found=True, **found)
             self._outcome.found += 1
             self._settle(item, record)
             return
         attempt = self._attempts.get(key, 0) + 1
-        self._books.of_item(Started, item, output=output, attempt=attempt)
+        self._books.of_item(Started, item, output=output, attempt=attempt, replaces=replaces)
         self._attempts[key] = attempt
         fields = {} if key in self._unlearned else self._books.lessons.get(item.request.model, {})
-        asked = item.request.model_copy(update=dict(self._options.fields) | {"output": self._folder.output(output)})
+        place = {"output": self._folder.output(output), "overwrite": replaces}
+        asked = item.request.model_copy(update=dict(self._options.fields) | place)
         request = with_lesson(asked, fields)
         try:
             job = self._supervisor.submit(request, label=output[:200], group="batch")

@@ -102,6 +102,9 @@ def run(
     shard: Annotated[
         str | None, typer.Option("--shard", metavar="I/N", help="Make part I of N; others make the rest, anywhere.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files of other origin that have the names of videos to make.")
+    ] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Also what failed in earlier runs of this folder.")
     ] = False,
@@ -315,6 +318,7 @@ def run(
                 template=name if name is not None else DEFAULT_TEMPLATE,
                 shard=part,
                 retry_failed=retry_failed,
+                overwrite=overwrite,
                 run_fields=run_fields,
                 policy=load_settings().policy,
                 workers=workers,
@@ -329,7 +333,12 @@ def run(
             make_and_hold()
             session.note(describe_plan(plan))
             options = RunOptions(
-                workers=workers, shard=part, max_retries=max_retries, fail_fast=fail_fast, fields=run_fields
+                workers=workers,
+                shard=part,
+                max_retries=max_retries,
+                fail_fast=fail_fast,
+                overwrite=overwrite,
+                fields=run_fields,
             )
             with batch_view(session) as view:
                 outcome, summary = execute(plan, options, supervisor, view, mode=chosen.value)
