@@ -66,6 +66,8 @@ OTHERWISE_THE_SAME = {
     "tests/test_faults.py": "which failures are survived",
     "tests/supervisor/test_mending.py": "what is decided about files; who may read which is in supervisor/inspection",
     "tests/supervisor/monitor/test_screen.py": "a terminal over supervisors that do not exist",
+    "tests/supervisor/test_phase_timeouts.py": "when a phase is over; that nothing outlives its end is in test_kill_chain.py",
+    "tests/supervisor/test_gpu_glance.py": "how often a library is opened",
     "tests/supervisor/test_cancel.py": "when a cancel is heard; that nothing outlives one is in test_kill_chain.py",
     "tests/supervisor/test_fallback.py": "which parts of a model load",
     "tests/supervisor/test_formats.py": "what codecs keep; files and owners are in test_delivery.py and test_outputs.py",
@@ -108,6 +110,7 @@ OTHERWISE_THE_SAME = {
         f"tests/cli/test_batch.py::test_{name}": "the journal's rules; a batch that goes on where it stopped runs twice"
         for name in (
             "a_file_that_is_somebody_elses_is_not_touched",
+            "a_file_that_is_somebody_elses_is_replaced_when_that_is_asked_for",
             "a_journal_of_another_version_is_refused",
             "a_second_run_of_a_folder_is_refused_with_the_owners_pid",
             "a_status_of_nothing_is_refused",
