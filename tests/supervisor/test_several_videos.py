@@ -19,6 +19,7 @@ from wan_compat.policies.requests import resolve_request
 from wan_compat.protocol import errors
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.model_choice import choose_model
+from wan_compat.supervisor.plan_report import plan_model
 from wan_compat.supervisor.video_info import request_again
 
 
@@ -87,6 +88,13 @@ def test_videos_at_once_differ_by_the_order_of_sums_and_are_made_again_to_the_by
     assert fields["seed"] == 7 and "num_videos" not in fields and "at_once" not in document
     (again,) = supervisor.submit(GenerationRequest(**fields)).results(60)
     assert (again.frames.frames == np.load(tmp_path / "fox-3.npy")).all()
+
+
+def test_memory_of_videos_at_once_is_what_was_planned(supervisor):
+    request = real(num_videos=4, videos_at_once=4, guidance_scale=4.0, count_memory=True)
+    counted = supervisor.submit(request).result(60).peak
+    for phase, planned in plan_model(request).choice.chosen.phases.items():
+        assert 0.99 < planned.counted / counted[f"{phase}_bytes"] < 1.15, phase
 
 
 def test_a_pipeline_that_makes_one_at_once_is_refused_before_anything_starts():

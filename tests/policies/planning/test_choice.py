@@ -189,3 +189,13 @@ def test_lucys_vae_stays_in_float32(official):
     shape = dataclasses.replace(official(SMALL), pipeline_class="LucyEditPipeline")
     choice = choose(shape, P480, machine(0), Wishes(precision="bfloat16"))
     assert {item.candidate.setting.vae_dtype for item in choice.weighed} == {"float32"}
+
+
+def test_videos_that_are_denoised_together_are_planned_for_and_others_take_no_more(official):
+    together = dataclasses.replace(P480, at_once=4)
+    one, four = (choose(official(SMALL), job, machine()).chosen.phases for job in (P480, together))
+    assert four["denoise_high"].work > 3 * one["denoise_high"].work
+    assert four["decode"].work < 1.2 * one["decode"].work  # one by one
+    with pytest.raises(MemoryExceeded, match="16 videos at once of 81 frames of 832x480") as caught:
+        require_fit(choose(official(SMALL), dataclasses.replace(P480, at_once=16), machine(ram=10)), "m")
+    assert "leave --videos-at-once out" in caught.value.fixes[0]
