@@ -139,9 +139,21 @@ def test_parts_that_do_not_fit_end_as_generate_does(capsys, tmp_path):
     assert run(capsys, "plan", folder, "--lora", file)[0] == 4
 
 
-def test_modular_blocks_are_said_to_run_without_a_plan(capsys):
-    code, _, err = run(capsys, "plan", tiny_model("modular_t2v"))
-    assert code == 1 and "modular blocks" in err
+def test_modular_blocks_are_planned_with_what_they_can_do_and_not_offered_the_rest(capsys):
+    def plan(kind: str, vram: str) -> tuple[dict[str, Any], set[str]]:
+        size = ("--height", 480, "--width", 832, "--num-frames", 81)
+        document = json.loads(run(capsys, "plan", tiny_model(kind), *size, "--vram", vram, "--json")[1])
+        return document["phases"], {item["name"] for item in document["weighed"]}
+
+    (blocks, ways), (ordinary, _) = plan("modular_t2v", "0"), plan("t2v", "0")
+    assert blocks["denoise_high"] == ordinary["denoise_high"]
+    # A clip leaves the blocks as a whole: there is nothing to stream, in tiles or without.
+    assert blocks["decode"]["ram_bytes"] > ordinary["decode"]["ram_bytes"]
+    assert {"cpu", "cpu-text-leaves", "disk", "cpu-tiled-whole"} <= ways and "cpu-tiled" not in ways
+    on_gpu = plan("modular_t2v", "24GB")[1]
+    assert {"none", "group", "leaf"} <= on_gpu and not on_gpu & {"model", "sequential"}
+    for flags in (("--offload", "model", "--vram", "24GB"), ("--cache", "taylorseer")):
+        assert run(capsys, "plan", tiny_model("modular_t2v"), *flags)[0] == 2
 
 
 @pytest.mark.parametrize("flags", [("--offload", "model"), ("--offload", "sequential"), ("--precision", "float16")])

@@ -14,7 +14,8 @@ from tests.assets.tiny_wan import tiny_model
 from tests.workers.harness import ZygoteProcess, parameters, pipeline_spec
 from tests.workers.inside import in_torch_process
 from wan_compat.policies.models import decide_model
-from wan_compat.policies.planning.estimate import Job, Setting, estimate
+from wan_compat.policies.planning.courses import Job
+from wan_compat.policies.planning.estimate import Setting, estimate
 from wan_compat.policies.planning.job import shape_of
 from wan_compat.policies.planning.shapes import ModelShape
 from wan_compat.policies.planning.weights import Dtype

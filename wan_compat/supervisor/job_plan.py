@@ -45,10 +45,9 @@ def plan_job(
     shape = shape_of(model)
     if shape is None:
         if wishes != Wishes():
-            whose = "of the repository" if model.pipeline.code is not None else "of modular blocks"
             raise InvalidRequest(
-                "precision, offload, tiling, attention and caches are for ordinary pipelines; this one is "
-                f"{whose}, and is run without a plan",
+                "precision, offload, tiling, attention and caches are for diffusers' pipelines; this one is of the "
+                "repository, and is run without a plan",
                 hint="leave those options out",
             )
         return PlannedJob(model, None)

@@ -116,7 +116,7 @@ def plan_model(
         ram_bytes: Main memory that a worker may take; None is what is free here.
 
     Raises:
-        ModelNotCompatible: It has classes of its own, or runs through modular blocks, whose memory nobody knows.
+        ModelNotCompatible: It has classes of its own, whose memory nobody knows.
         EnvironmentLacks: A part is wanted in a form that needs a package which is not installed.
         InvalidRequest, ModelNotFound, ...: As `choose_model` and `resolve_request`.
     """
@@ -133,9 +133,8 @@ def plan_model(
     )
     shape = shape_of(model)
     if shape is None:
-        own = "has classes of its own" if model.pipeline.code is not None else "runs through diffusers' modular blocks"
         raise ModelNotCompatible(
-            f"{request.model} {own}: what they take cannot be said from their files",
+            f"{request.model} has classes of its own: what they take cannot be said from their files",
             hint="try it with --memory-limit, and fewer frames",
         )
     resolved = resolve_request(request, model, seed=0)

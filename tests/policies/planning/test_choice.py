@@ -10,7 +10,7 @@ import pytest
 from wan_compat.policies.planning.candidates import Wishes
 from wan_compat.policies.planning.choice import choose, require_fit
 from wan_compat.policies.planning.contract import plan_of
-from wan_compat.policies.planning.estimate import Job
+from wan_compat.policies.planning.courses import Job
 from wan_compat.policies.planning.machine import GpuFacts, MachineFacts
 from wan_compat.protocol.errors import InvalidRequest, MemoryExceeded
 
@@ -72,7 +72,7 @@ def test_on_a_cpu_precision_goes_before_disk_and_the_text_encoder_before_precisi
 
 @pytest.mark.parametrize("name", [SMALL, LARGE, TWO, FIVE, PICTURE, CONTROL])
 def test_more_memory_never_gives_a_slower_plan(name, official):
-    job = dataclasses.replace(P480, pictures=81 if name in (PICTURE, CONTROL) else 0)
+    job = P480
     for amounts in ([machine(vram) for vram in CARDS], [machine(ram=ram) for ram in (8, 16, 24, 48, 96, 192, 384)]):
         costs = [
             choice.chosen.candidate.cost.factor
@@ -84,8 +84,7 @@ def test_more_memory_never_gives_a_slower_plan(name, official):
 
 @pytest.mark.parametrize("name", [SMALL, TWO, FIVE, PICTURE, CONTROL])
 def test_more_frames_and_larger_ones_never_take_less(name, official):
-    pictures = name in (PICTURE, CONTROL)
-    sizes = [Job(height, width, frames, pictures=frames if pictures else 0) for height, width, frames in
+    sizes = [Job(height, width, frames) for height, width, frames in
              ((256, 256, 5), (256, 256, 81), (480, 832, 81), (480, 832, 121), (704, 1280, 121))]  # fmt: skip
     for before, after in itertools.pairwise(sizes):
         first = {item.candidate.name: item for item in choose(official(name), before, machine(24)).weighed}

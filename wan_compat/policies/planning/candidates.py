@@ -13,7 +13,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
-from wan_compat.policies.planning.estimate import Job, Setting
+from wan_compat.policies.planning.courses import Job
+from wan_compat.policies.planning.estimate import Setting
 from wan_compat.policies.planning.machine import MachineFacts
 from wan_compat.policies.planning.shapes import ModelShape
 from wan_compat.policies.planning.weights import Dtype
@@ -56,8 +57,12 @@ _BY_BLOCKS: tuple[Cache, ...] = ("first_block", "mag")
 _WITH_BLOCKS = ("WanPipeline", "WanImageToVideoPipeline", "WanVACEPipeline", "LucyEditPipeline")
 _WITHOUT_CACHES = ("WanVideoToVideoPipeline", "AnyFlow")
 _WITHOUT_PYRAMID = ("SkyReelsV2DiffusionForcing", "HeliosPyramid")
-# Builds a mask that only this backend takes.
-_FLEX_ALONE = "AnyFlowFARPipeline"
+# Of modular blocks, Helios' alone tell a cache whose pass it is, and none says at which timestep it is.
+_BLOCKS_WITH_CACHE = "Helios"
+# Build a mask that only this backend takes.
+_FLEX_ALONE = ("AnyFlowFARPipeline", "WanAnimate2")
+# Need what only ordinary pipelines have: the order in which their models work.
+_OF_ORDINARY: tuple[Offload, ...] = ("model", "sequential")
 # Encodes the video in float32, whatever its VAE has (pipeline_lucy_edit.py; its example loads the VAE so).
 _VAE_IN_FLOAT32 = ("LucyEditPipeline",)
 
@@ -106,16 +111,21 @@ def _check(shape: ModelShape, machine: MachineFacts, wishes: Wishes) -> None:
             hint="use --cache first_block or taylorseer, which need no numbers of a checkpoint",
         )
     pipeline = shape.pipeline_class
-    if wishes.cache is not None and not _takes_cache(pipeline, wishes.cache):
-        others = [name for name in ("first_block", "pyramid_attention", "taylorseer") if _takes_cache(pipeline, name)]
+    if wishes.cache is not None and not _takes_cache(shape, wishes.cache):
+        others = [name for name in ("first_block", "pyramid_attention", "taylorseer") if _takes_cache(shape, name)]
         raise InvalidRequest(
             f"the cache {wishes.cache} does not work with {pipeline} (diffusers' own limit)",
             hint=f"use --cache {' or '.join(others)}, or leave it out" if others else "leave --cache out",
         )
-    if wishes.attention_backend not in (None, "flex") and pipeline == _FLEX_ALONE:
+    if wishes.attention_backend not in (None, "flex") and pipeline.startswith(_FLEX_ALONE):
         raise InvalidRequest(
             f"{pipeline} computes with the attention backend flex alone, not with {wishes.attention_backend}",
             hint="leave --attention-backend out",
+        )
+    if shape.is_modular and wishes.offload in _OF_ORDINARY:
+        raise InvalidRequest(
+            f"offload {wishes.offload!r} is for ordinary pipelines; {pipeline} is made of modular blocks",
+            hint="use --offload group, or leave --offload out",
         )
     if machine.gpu is not None:
         return
@@ -133,7 +143,10 @@ def _check(shape: ModelShape, machine: MachineFacts, wishes: Wishes) -> None:
         )
 
 
-def _takes_cache(pipeline: str, cache: Cache) -> bool:
+def _takes_cache(shape: ModelShape, cache: Cache) -> bool:
+    pipeline = shape.pipeline_class
+    if shape.is_modular:
+        return cache == "taylorseer" and pipeline.startswith(_BLOCKS_WITH_CACHE)
     if pipeline.startswith(_WITHOUT_CACHES):
         return False
     if cache in _BY_BLOCKS:
@@ -161,6 +174,8 @@ def _on_gpu(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishes) 
     )
     for name, offload, group, cost, words in ways:
         if wishes.offload not in (None, offload) or (name == "disk" and not shape.copied):
+            continue
+        if shape.is_modular and offload in _OF_ORDINARY:
             continue
         plan = _plan(wishes, offload=offload, group=group)
         setting = Setting("cuda", dtype, "float32", plan, threads=machine.cpu_count)
@@ -206,23 +221,27 @@ def _on_cpu(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishes) 
 
 
 def _decodings(shape: ModelShape, job: Job, way: Candidate, wishes: Wishes) -> Iterator[Candidate]:
-    """Yield the way with each way of decoding: streamed, tiled and streamed, tiled as a whole."""
+    """Yield the way with each way of decoding: streamed, tiled and streamed, tiled as a whole; pipelines from which
+    frames come as a whole have the last, and one without tiles."""
     tiles = Tiling()
     has_tiles = max(job.height, job.width) > tiles.size
+    streams = shape.streams
     if wishes.vae_tiling is not True or not has_tiles:
-        streamed = dataclasses.replace(way, reasons=(*way.reasons, "each latent frame leaves the VAE at once"))
+        words = "each latent frame leaves the VAE at once" if streams else "the pipeline returns the clip as a whole"
         plan = way.setting.plan.model_copy(update={"tiling": tiles}) if wishes.vae_tiling else way.setting.plan
-        yield dataclasses.replace(streamed, setting=dataclasses.replace(way.setting, plan=plan))
+        setting = dataclasses.replace(way.setting, plan=plan, streaming=streams)
+        yield dataclasses.replace(way, setting=setting, reasons=(*way.reasons, words))
     if wishes.vae_tiling is False or not has_tiles:
         return
     plan = way.setting.plan.model_copy(update={"tiling": tiles})
     tiled = dataclasses.replace(way.setting, plan=plan)
-    yield Candidate(
-        f"{way.name}-tiled",
-        tiled,
-        way.cost * _TILED,
-        (*way.reasons, f"the VAE decodes tiles of {tiles.size} pixels, each latent frame leaves at once"),
-    )
+    if streams:
+        yield Candidate(
+            f"{way.name}-tiled",
+            tiled,
+            way.cost * _TILED,
+            (*way.reasons, f"the VAE decodes tiles of {tiles.size} pixels, each latent frame leaves at once"),
+        )
     yield Candidate(
         f"{way.name}-tiled-whole",
         dataclasses.replace(tiled, streaming=False),

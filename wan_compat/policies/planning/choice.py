@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 from wan_compat.policies.planning.candidates import Candidate, Wishes, candidates
-from wan_compat.policies.planning.estimate import Job, Phase, PhaseMemory, Setting, estimate, peak
+from wan_compat.policies.planning.courses import Job
+from wan_compat.policies.planning.estimate import Phase, PhaseMemory, Setting, estimate, peak
 from wan_compat.policies.planning.machine import MachineFacts
 from wan_compat.policies.planning.shapes import ModelShape
 from wan_compat.policies.planning.weights import Dtype
@@ -174,7 +175,7 @@ def _nearest(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishes)
 
     step = shape.vae.scale_factor_temporal
     for sized in _smaller(shape, job):
-        if not fits(dataclasses.replace(sized, num_frames=1, pictures=min(1, sized.pictures))):
+        if not fits(dataclasses.replace(sized, num_frames=1)):
             continue
         low, high = 0, (sized.num_frames - 1) // step  # in latent frames after the first; `low` fits
         while low < high:
@@ -188,7 +189,7 @@ def _nearest(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishes)
 
 
 def _with_frames(job: Job, num_frames: int) -> Job:
-    return dataclasses.replace(job, num_frames=num_frames, pictures=min(job.pictures, num_frames))
+    return dataclasses.replace(job, num_frames=num_frames)
 
 
 def _smaller(shape: ModelShape, job: Job) -> Iterator[Job]:

@@ -43,8 +43,17 @@ KEPT_FLOAT32 = {
 
 @dataclasses.dataclass(frozen=True)
 class DenoiserShape:
-    """Sizes of a Wan transformer. `vace_blocks` counts the blocks that make hints, `image_tokens` what is attended to
-    besides the text; `timestep_per_token` is the pipeline's `expand_timesteps`."""
+    """Sizes of a Wan transformer.
+
+    Args:
+        vace_blocks: Blocks that make hints.
+        image_tokens: What is attended to besides the text.
+        timestep_per_token: The pipeline's `expand_timesteps`.
+        face_size: Side of the square in which Animate sees a face.
+        chunks: AnyFlow FAR's latent frames of each chunk; the last `full_chunks` of them are seen as they are, those
+            before in patches of `shrunk_patch`.
+        kept_units: Hidden states that are live between blocks besides those that a block is given.
+    """
 
     dim: int = 5120
     heads: int = 40
@@ -57,6 +66,11 @@ class DenoiserShape:
     vace_blocks: int = 0
     image_tokens: int = 0
     timestep_per_token: bool = False
+    face_size: int = 0
+    chunks: tuple[int, ...] = ()
+    full_chunks: int = 3
+    shrunk_patch: tuple[int, int, int] = (1, 4, 4)
+    kept_units: int = 0
 
     @property
     def rope_bytes(self) -> int:
@@ -68,12 +82,32 @@ class DenoiserShape:
         return math.prod(side // patch for side, patch in zip(latent, self.patch_size, strict=True))
 
 
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """One forward pass of one sequence.
+
+    Args:
+        latent: Frames, height and width of what goes in and comes out.
+        tokens: All that the blocks compute, what goes before included.
+        modulated: Frames have timesteps of their own, which are repeated for each token.
+        queries, keys: Of self-attention that holds every score, 0 where a kernel holds none.
+        cached: Tokens of keys and values that stay from pass to pass, of all layers.
+    """
+
+    latent: tuple[int, int, int]
+    tokens: int
+    modulated: bool = False
+    queries: int = 0
+    keys: int = 0
+    cached: int = 0
+
+
 @functools.lru_cache(maxsize=512)  # many ways to run share a size
 def denoise_work(
-    shape: DenoiserShape, latent: tuple[int, int, int], itemsize: int, *, text_tokens: int, threads: int, gpu: bool
+    shape: DenoiserShape, forward: Forward, itemsize: int, *, text_tokens: int, threads: int, gpu: bool
 ) -> Peak:
     """Return what one forward pass takes at most, its input and output included."""
-    tokens = shape.tokens(latent)
+    latent, tokens = forward.latent, forward.tokens
     unit = tokens * shape.dim * itemsize
     walk = Arena()
     walk.take(math.prod(latent) * (shape.in_channels + shape.out_channels) * itemsize)
@@ -87,10 +121,12 @@ def denoise_work(
         wide, frequencies = tokens * shape.dim * _FLOAT32, tokens * _FREQUENCIES * _FLOAT32
         with walk.holding(frequencies, frequencies, frequencies, wide, wide):
             pass
+    if shape.timestep_per_token or forward.modulated:
         walk.take(unit)
         walk.take(6 * unit)
     walk.take(unit)  # what the model holds while a block works
-    block = _Block(shape, tokens, text_tokens, itemsize, threads, gpu=gpu)
+    walk.take(shape.kept_units * unit)
+    block = _Block(shape, forward, text_tokens, itemsize, threads, gpu=gpu)
     if shape.vace_blocks:
         # Control states, and the hint of each block that made one, until the main blocks take them up.
         walk.take((1 + shape.vace_blocks) * unit)
@@ -102,24 +138,28 @@ class _Block:
     """WanTransformerBlock."""
 
     def __init__(
-        self, shape: DenoiserShape, tokens: int, text_tokens: int, itemsize: int, threads: int, *, gpu: bool
+        self, shape: DenoiserShape, forward: Forward, text_tokens: int, itemsize: int, threads: int, *, gpu: bool
     ) -> None:
-        self._shape, self._tokens, self._text_tokens = shape, tokens, text_tokens
+        self._shape, self._tokens, self._text_tokens = shape, forward.tokens, text_tokens
+        self._forward, self._modulated = forward, shape.timestep_per_token or forward.modulated
         self._itemsize, self._threads, self._gpu = itemsize, threads, gpu
-        self._unit = tokens * shape.dim * itemsize
-        self._wide = tokens * shape.dim * _FLOAT32
+        self._unit = forward.tokens * shape.dim * itemsize
+        self._wide = forward.tokens * shape.dim * _FLOAT32
 
     def walk(self, walk: Arena) -> None:
         """Take and give as a block does; nothing stays. What the caller gave it is live already."""
         unit, wide = self._unit, self._wide
         modulation = 0
-        if self._shape.timestep_per_token:
+        if self._modulated:
             cast = 0 if self._itemsize == _FLOAT32 else 6 * wide
             with walk.holding(cast):
                 modulation = walk.take(6 * wide)
         self._modulated_norm(walk)
         norm = walk.take(unit)
-        self._attend(walk, keys=self._tokens, rotated=True)
+        if self._forward.queries:
+            self._attend_scores(walk)
+        else:
+            self._attend(walk, keys=self._tokens, rotated=True)
         attended = walk.take(unit)
         self._gated_sum(walk)
         hidden = walk.take(unit)
@@ -150,7 +190,7 @@ class _Block:
         return () if self._itemsize == _FLOAT32 else (self._wide,)
 
     def _modulated_norm(self, walk: Arena) -> None:
-        scaled = (self._wide,) if self._shape.timestep_per_token else ()
+        scaled = (self._wide,) if self._modulated else ()
         with walk.holding(*self._cast(), self._wide, self._wide, *scaled):
             pass
 
@@ -175,4 +215,18 @@ class _Block:
             work = 0 if self._gpu else attention_workspace(self._tokens, keys, head, self._threads)
             walk.give(walk.kernel(unit, work))
             with walk.holding(unit, unit):
+                pass
+
+    def _attend_scores(self, walk: Arena) -> None:
+        """PyTorch's eager flexible attention (torch/_higher_order_ops/flex_attention.py, math_attention): scores in
+        float32, masked, and as shares of one, beside keys and values of all heads."""
+        each, heads = self._shape.dim * self._itemsize, self._shape.heads
+        queries, keys = self._forward.queries, self._forward.keys
+        scores = heads * queries * keys * _FLOAT32
+        with (
+            walk.holding(3 * self._unit),  # projected, and rotated
+            walk.holding(queries * each, 2 * keys * each),  # put together and filled up
+            walk.holding(2 * keys * each),  # for all heads
+        ):
+            with walk.holding(scores, scores, scores):
                 pass

@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from wan_compat.policies.planning.arena import Peak, higher
-from wan_compat.policies.planning.denoiser import TEXT_TOKENS, denoise_work
+from wan_compat.policies.planning.courses import COLOURS, FLOAT32, Course, Job, course_of, forwards_of
+from wan_compat.policies.planning.denoiser import denoise_work
 from wan_compat.policies.planning.encoders import text_work
 from wan_compat.policies.planning.shapes import ModelShape
 from wan_compat.policies.planning.vae import decode_work, encode_work, tiles_of
@@ -38,8 +39,6 @@ CUDA_CONTEXT_BYTES = 600_000_000
 CUDA_ALLOCATOR_SHARE = 1.10
 CUDA_HOST_BYTES = 1_500_000_000
 
-_FLOAT32 = 4
-_COLOURS = 3
 # Of latents in float32 while denoising: the latents, the model's answers, what the solver remembers of past steps, and
 # what a worker keeps to decode again; at the end, their denormalised copies too.
 _LATENT_COPIES = 7
@@ -48,29 +47,6 @@ _LATENT_COPIES_AT_END = 9
 _CONDITION_COPIES = 4
 _CONTROL_COPIES = 2
 _MASK_PIXELS = 64  # WanVACEPipeline makes a channel of each pixel of a latent's square
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What is to be made, as far as memory depends on it.
-
-    pictures: Frames that are encoded as latents before denoising; 0 for text alone.
-    controls: How many videos of that length there are while they are encoded (VACE divides its own by a mask).
-    held: Frames of pixels that the pipeline keeps until its end.
-    steps: Denoising steps; they cost time only.
-    at_once: Videos that are denoised together; prompts and pictures are encoded once, and videos decoded one by one.
-    """
-
-    height: int
-    width: int
-    num_frames: int
-    guidance: bool = True
-    text_tokens: int = TEXT_TOKENS
-    pictures: int = 0
-    controls: int = 1
-    held: int = 0
-    steps: int = 50
-    at_once: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,31 +107,41 @@ def peak(phases: Mapping[Phase, PhaseMemory]) -> tuple[int, int]:
 
 def _work(shape: ModelShape, job: Job, setting: Setting) -> dict[Phase, Peak]:
     itemsize, gpu = ITEMSIZE[setting.dtype], setting.device == "cuda"
-    latent = shape.vae.latent(job.num_frames, job.height, job.width)
-    copy = job.at_once * math.prod(latent) * shape.vae.z_dim * _FLOAT32
+    course = course_of(shape, job, ITEMSIZE[setting.vae_dtype])
+    forwards = forwards_of(shape, job, course)
+    frames, height, width = shape.vae.latent(course.window, job.height, job.width)
+    per_frame = height * width * shape.vae.z_dim * FLOAT32
+    copy = job.at_once * (frames + course.extra) * per_frame
     prompts = 2 if job.guidance else 1
     # Twice: a worker keeps what it computed for the next job with the same prompt, repeated for each video.
     embedded = 2 * job.at_once * prompts * job.text_tokens * shape.denoiser.text_dim * itemsize
     embedded += len(shape.experts) * shape.denoiser.rope_bytes
-    held = job.held * job.height * job.width * _COLOURS * _FLOAT32 if job.pictures else 0
-    conditions = held + job.at_once * _conditions(shape, job, math.prod(latent))
+    conditions = job.at_once * _conditions(shape, job, course)
     encoder = text_work(shape.text, job.text_tokens, itemsize) if shape.text is not None else 0
     text = Peak(encoder, encoder) + (embedded + _unfolding(shape, shape.encoders, setting))
-    if job.pictures:
-        text = higher(text, _picture_work(shape, job, setting) + (embedded + conditions - held))
-    forward = denoise_work(
-        shape.denoiser, latent, itemsize, text_tokens=job.text_tokens, threads=setting.threads, gpu=gpu
+    if course.encoded:
+        text = higher(text, _picture_work(shape, job, course, setting) + (embedded + conditions + course.held))
+    sequences = job.at_once * course.sequences
+    forward = higher(
+        *(
+            denoise_work(shape.denoiser, one, itemsize, text_tokens=job.text_tokens, threads=setting.threads, gpu=gpu)
+            for one in forwards
+        )
     )
+    # From pass to pass: pictures and what they became, latents of what was made before, keys and values of it.
+    cached = max(one.cached for one in forwards) * shape.denoiser.dim * itemsize * sequences
+    stays = embedded + conditions + course.held + cached
+    stays += job.at_once * course.remembered * per_frame
     # The model's own type besides float32, for what it is given.
-    denoise = forward * job.at_once + (
-        embedded + conditions + _LATENT_COPIES * copy + _unfolding(shape, shape.experts, setting)
-    )
+    denoise = forward * sequences + (stays + _LATENT_COPIES * copy + _unfolding(shape, shape.experts, setting))
+    if course.by_turns:
+        denoise += course.before
     found: dict[Phase, Peak] = {"text_encode": text, "denoise_high": denoise}
     if len(shape.experts) > 1:
         found["denoise_low"] = denoise
     # Of several, one more: counted on tiny models.
     at_end = _LATENT_COPIES_AT_END + (job.at_once > 1)
-    found["decode"] = _decode(shape, job, setting) + (embedded + conditions + at_end * copy)
+    found["decode"] = _decode(shape, job, course, setting) + (stays + at_end * copy)
     return found
 
 
@@ -163,49 +149,56 @@ def _unfolding(shape: ModelShape, names: tuple[str, ...], setting: Setting) -> i
     return max((shape.weights[name].unfolding(setting.dtype) for name in names), default=0)
 
 
-def _conditions(shape: ModelShape, job: Job, latent: int) -> int:
+def _conditions(shape: ModelShape, job: Job, course: Course) -> int:
     """What pictures become and stay as: latents beside the noise."""
-    if not job.pictures:
+    if not course.encoded:
         return 0
+    frames, height, width = shape.vae.latent(max(course.window, course.encoded), job.height, job.width)
+    latent = (frames + course.extra) * height * width
     if shape.denoiser.vace_blocks:
-        return _CONTROL_COPIES * latent * (2 * shape.vae.z_dim + _MASK_PIXELS) * _FLOAT32
+        return _CONTROL_COPIES * latent * (2 * shape.vae.z_dim + _MASK_PIXELS) * FLOAT32
     added = shape.denoiser.in_channels - shape.vae.z_dim
-    return _CONDITION_COPIES * latent * (added if added > 0 else shape.vae.z_dim) * _FLOAT32
+    return _CONDITION_COPIES * latent * (added if added > 0 else shape.vae.z_dim) * FLOAT32
 
 
-def _picture_work(shape: ModelShape, job: Job, setting: Setting) -> Peak:
-    """Pictures as float32 pixels, twice while they are put together, then encoded."""
-    pixels = job.pictures * job.height * job.width * _COLOURS * _FLOAT32
+def _picture_work(shape: ModelShape, job: Job, course: Course, setting: Setting) -> Peak:
+    """Pictures as float32 pixels, put together, then encoded."""
+    pixels = course.encoded * job.frame_bytes
     itemsize = ITEMSIZE[setting.vae_dtype]
-    encoded = encode_work(shape.vae, job.pictures, job.height, job.width, itemsize, setting.threads)
+    encoded = encode_work(shape.vae, course.encoded, job.height, job.width, itemsize, setting.threads)
     tiling = setting.plan.tiling
     if tiling is not None and max(job.height, job.width) > tiling.size:
         tall, wide = tiles_of(job.height, job.width, tiling.size, tiling.stride).largest
-        encoded = encode_work(shape.vae, job.pictures, tall, wide, itemsize, setting.threads)
-    return higher(Peak(pixels, pixels), encoded.peak) + pixels * job.controls
+        encoded = encode_work(shape.vae, course.encoded, tall, wide, itemsize, setting.threads)
+    # The larger VAE takes pixels in another order, all at once.
+    patched = pixels * itemsize // FLOAT32 if shape.vae.patch_size > 1 else 0
+    return higher(Peak(pixels, pixels), encoded.peak + patched) + course.beside
 
 
-def _decode(shape: ModelShape, job: Job, setting: Setting) -> Peak:
+def _decode(shape: ModelShape, job: Job, course: Course, setting: Setting) -> Peak:
     itemsize = ITEMSIZE[setting.vae_dtype]
-    video = job.num_frames * job.height * job.width * _COLOURS * itemsize
+    frame = job.height * job.width * COLOURS * itemsize
+    video, latents = course.piece * frame, shape.vae.latent(course.piece, job.height, job.width)[0]
+    together = Peak(course.joined, course.joined)
     tiling = setting.plan.tiling
     if tiling is None or max(job.height, job.width) <= tiling.size:
-        work = decode_work(shape.vae, job.height, job.width, itemsize, setting.threads)
+        work = decode_work(shape.vae, job.height, job.width, itemsize, setting.threads, latents)
         if setting.streaming:
             return work.peak
         # Whole: every piece is joined to what was there, and the whole is clamped at the end.
-        joined = work.carried + 3 * video
-        return higher(work.peak + video, Peak(joined, joined))
+        last = min(course.piece, shape.vae.scale_factor_temporal) * frame if latents > 1 else video
+        clamped = work.carried + 2 * video
+        return higher(higher(work.peak + (video - last), Peak(clamped, clamped)) + course.before, together)
     tiles = tiles_of(job.height, job.width, tiling.size, tiling.stride)
     tall, wide = tiles.largest
-    work = decode_work(shape.vae, tall, wide, itemsize, setting.threads)
+    work = decode_work(shape.vae, tall, wide, itemsize, setting.threads, latents)
     if setting.streaming:
         # The features of every tile are carried along at once; their pieces are blended for each latent frame.
         carried = work.carried * tiles.pixels // (tall * wide)
-        piece = tiles.pixels * shape.vae.scale_factor_temporal * _COLOURS * itemsize
+        piece = tiles.pixels * shape.vae.scale_factor_temporal * COLOURS * itemsize
         return work.peak + (carried - work.carried + 2 * piece)
     overlapping = video * tiles.pixels // (job.height * job.width)
-    return higher(work.peak, Peak(3 * video, 3 * video)) + overlapping
+    return higher(higher(work.peak, Peak(3 * video, 3 * video)) + (overlapping + course.before), together)
 
 
 # ---- which weights are resident ------------------------------------------------------------------------------------

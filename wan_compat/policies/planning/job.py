@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.planning.candidates import Wishes
 from wan_compat.policies.planning.choice import Choice
-from wan_compat.policies.planning.estimate import Job
+from wan_compat.policies.planning.courses import Job
 from wan_compat.policies.planning.machine import GpuFacts
 from wan_compat.policies.planning.shapes import ModelShape, model_shape
 from wan_compat.protocol.values import GenerationParams, GenerationRequest, GpuSpec
-
-# Pictures of a job, for each way of being led by them: frames encoded (None: all), videos held meanwhile, and frames of
-# pixels held to the end. Counted on tiny models of each; segments of Animate are 77 frames.
-_ONE_PICTURE = (None, 1, 1)
-_BY_PIPELINE: Mapping[str, tuple[int | None, int, int | None]] = {
-    "WanImageToVideoPipeline": _ONE_PICTURE,
-    "SkyReelsV2ImageToVideoPipeline": _ONE_PICTURE,
-    "SkyReelsV2DiffusionForcingImageToVideoPipeline": (1, 1, 1),
-    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": (None, 1, None),
-    "ChronoEditPipeline": _ONE_PICTURE,
-    "LucyEditPipeline": (None, 1, None),
-    "WanVideoToVideoPipeline": (None, 1, None),
-    "WanVACEPipeline": (None, 5, None),
-    "WanAnimatePipeline": (77, 4, None),
-}
-
-_CONTROLS_WITH_MASK = 3
 
 
 def shape_of(model: ModelDecision) -> ModelShape | None:
@@ -47,32 +29,24 @@ def shape_of(model: ModelDecision) -> ModelShape | None:
         expand_timesteps=pipeline.expand_timesteps,
         quantized=folded,
         laid_over=model.lora_numbers,
+        streams=pipeline.frames == "vae",
         copied=not folded and not pipeline.loras and all(part.source is None for part in pipeline.components),
     )
 
 
 def job_of(model: ModelDecision, params: GenerationParams, at_once: int = 1) -> Job:
     """Return what is to be made, as far as memory depends on it; `at_once`: videos that are denoised together."""
-    frames = params.frames
-    pictures, controls, held = 0, 1, 0
-    name = model.pipeline.pipeline_class
-    if name in _BY_PIPELINE:
-        encoded, controls, kept = _BY_PIPELINE[name]
-        if model.pipeline.expand_timesteps:
-            encoded = 1  # the picture takes the place of the first latent frame
-        pictures = min(frames.num_frames, encoded or frames.num_frames)
-        held = frames.num_frames if kept is None else kept
-        if name == "WanVACEPipeline" and any(item.role == "mask" for item in params.media):
-            controls = _CONTROLS_WITH_MASK  # else the pipeline makes one as large as the video
+    frames, way = params.frames, model.way
+    roles = [item.role for item in params.media]
     return Job(
         height=frames.height,
         width=frames.width,
         num_frames=frames.num_frames,
         guidance=params.guidance_scale > 1,
         text_tokens=params.max_sequence_length,
-        pictures=pictures,
-        controls=controls,
-        held=held,
+        media=frozenset(roles) | frozenset(way.inputs.needs if way is not None else ()),
+        context=way.inputs.context.at_most if way is not None and way.inputs.context is not None else 0,
+        references=roles.count("reference"),
         steps=params.num_inference_steps,
         at_once=at_once,
     )
@@ -111,7 +85,7 @@ def with_plan(model: ModelDecision, choice: Choice) -> ModelDecision:
         else part.model_copy(update={"dtype": setting.vae_dtype if part.name == "vae" else setting.dtype})
         for part in pipeline.components
     )
-    streaming = pipeline.streaming if setting.streaming else "never"
+    streaming = pipeline.streaming if setting.streaming or pipeline.frames == "pipeline" else "never"
     shape = shape_of(model)
     weight_bytes = model.weight_bytes
     if shape is not None:

@@ -14,6 +14,18 @@ from wan_compat.policies.planning.weights import ComponentWeights
 from wan_compat.protocol.sources import Quantization
 
 _MAX = 1 << 20
+_CHUNKS = (1, 3, 3, 3, 3, 3, 3, 2)
+# Of WanAnimate2Transformer3DModel, for what the others have.
+_OTHER_WORDS = {
+    "num_heads": "num_attention_heads",
+    "ffn_dim": "ffn_dim",
+    "num_layers": "num_layers",
+    "in_dim": "in_channels",
+    "out_dim": "out_channels",
+    "patch_size": "patch_size",
+    "text_dim": "text_dim",
+    "head_dim": "attention_head_dim",
+}
 EXPERTS = ("transformer", "transformer_2")
 
 
@@ -28,6 +40,12 @@ class ModelShape:
     vae: VaeShape
     text: TextEncoderShape | None
     copied: bool = True  # tensors become weights by copying, so that they could stay in their files
+    streams: bool = True  # frames leave the VAE, and not the pipeline
+
+    @property
+    def is_modular(self) -> bool:
+        """Whether its pipeline is made of modular blocks."""
+        return self.pipeline_class.endswith("ModularPipeline")
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -50,6 +68,7 @@ def model_shape(
     quantized: Mapping[str, Quantization] | None = None,
     laid_over: Mapping[str, int] | None = None,
     copied: bool = True,
+    streams: bool = True,
 ) -> ModelShape:
     """Return the shape of a model.
 
@@ -61,6 +80,7 @@ def model_shape(
         quantized: Component -> what folds its weights while they are loaded.
         laid_over: Component -> numbers of the LoRAs over it.
         copied: Tensors become weights by copying.
+        streams: Frames leave the VAE, and not the pipeline.
     """
     quantized, laid_over = quantized or {}, laid_over or {}
     weights = {
@@ -70,19 +90,28 @@ def model_shape(
     return ModelShape(
         pipeline_class=pipeline_class,
         weights=weights,
-        denoiser=denoiser_shape(transformer, expand_timesteps=expand_timesteps),
+        denoiser=denoiser_shape(transformer, classes.get("transformer", ""), expand_timesteps=expand_timesteps),
         vae=vae_shape(vae),
         text=text_shape(tensors.get("text_encoder", {})),
         copied=copied,
+        streams=streams,
     )
 
 
-def denoiser_shape(config: Mapping[str, Any], *, expand_timesteps: bool) -> DenoiserShape:
+def denoiser_shape(config: Mapping[str, Any], class_name: str, *, expand_timesteps: bool) -> DenoiserShape:
+    """Return the sizes of a transformer of that class by its configuration."""
+    if class_name == "WanAnimate2Transformer3DModel":
+        head_dim = _size(config, "dim", 5120) // _size(config, "num_heads", 40)
+        config = {**config, "head_dim": head_dim}
+        config = {name: config[key] for key, name in _OTHER_WORDS.items() if key in config} | {
+            # CLIP's pictures are attended to besides the text.
+            "image_dim": True if config.get("use_img_emb", True) else None
+        }
     heads = _size(config, "num_attention_heads", 40)
     channels_in = _size(config, "in_channels", 16)
     patch = _sizes(config, "patch_size", (1, 2, 2))
     vace = config.get("vace_layers")
-    vace_class = config.get("_class_name") == "WanVACETransformer3DModel"
+    shrunk = _sizes(config, "compressed_patch_size", (1, 4, 4))
     pictures = config.get("image_dim") is not None
     return DenoiserShape(
         dim=heads * _size(config, "attention_head_dim", 128),
@@ -93,9 +122,15 @@ def denoiser_shape(config: Mapping[str, Any], *, expand_timesteps: bool) -> Deno
         out_channels=_size(config, "out_channels", channels_in),
         patch_size=(patch[0], patch[1], patch[2]) if len(patch) == 3 else (1, 2, 2),
         text_dim=_size(config, "text_dim", 4096),
-        vace_blocks=len(vace) if isinstance(vace, list) else (8 if vace_class else 0),
+        vace_blocks=len(vace) if isinstance(vace, list) else (8 if class_name == "WanVACETransformer3DModel" else 0),
         image_tokens=IMAGE_TOKENS * (2 if config.get("pos_embed_seq_len") is not None else 1) if pictures else 0,
         timestep_per_token=expand_timesteps,
+        face_size=_size(config, "motion_encoder_size", 512) if class_name == "WanAnimateTransformer3DModel" else 0,
+        chunks=_sizes(config, "chunk_partition", _CHUNKS, 64) if class_name == "AnyFlowFARTransformer3DModel" else (),
+        full_chunks=_size(config, "full_chunk_limit", 3),
+        shrunk_patch=(shrunk[0], shrunk[1], shrunk[2]) if len(shrunk) == 3 else (1, 4, 4),
+        # Animate's own: tokens of poses, and what its faces add.
+        kept_units=2 if class_name == "WanAnimateTransformer3DModel" else 0,
     )
 
 
@@ -148,9 +183,9 @@ def _size(config: Mapping[str, Any], key: str, default: int) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX else default
 
 
-def _sizes(config: Mapping[str, Any], key: str, default: tuple[int, ...]) -> tuple[int, ...]:
+def _sizes(config: Mapping[str, Any], key: str, default: tuple[int, ...], at_most: int = 8) -> tuple[int, ...]:
     value = config.get(key)
-    if isinstance(value, list | tuple) and 1 <= len(value) <= 8:
+    if isinstance(value, list | tuple) and 1 <= len(value) <= at_most:
         sizes = tuple(item for item in value if isinstance(item, int) and not isinstance(item, bool) and item >= 1)
         if len(sizes) == len(value):
             return sizes

@@ -223,14 +223,16 @@ class _Walk:
 
 
 @functools.lru_cache(maxsize=512)  # many ways to run share a size
-def decode_work(vae: VaeShape, height: int, width: int, itemsize: int, threads: int = 1) -> Work:
+def decode_work(
+    vae: VaeShape, height: int, width: int, itemsize: int, threads: int = 1, latent_frames: int = _STATES
+) -> Work:
     """Return what decoding frames of (height, width) takes, latent frame by latent frame.
 
     Neither the latents nor the frames that were made before count, nor the weights.
     """
     walk = _Walk(itemsize, threads)
     latent_height, latent_width = height // vae.scale_factor_spatial, width // vae.scale_factor_spatial
-    for state in range(_STATES):
+    for state in range(min(_STATES, latent_frames)):
         walk.begin(first=state == 0)
         _decode_piece(walk, vae, _Piece(vae.z_dim, 1, latent_height, latent_width))
     return Work(walk.arena.peak, walk.carried)
