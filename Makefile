@@ -63,7 +63,7 @@ accuracy: $(VENV)/.dev
 	$(BIN)/python -m tests.accuracy --mutants 3000 --every-class
 
 gpu-check: $(VENV)/.dev
-	$(BIN)/python -m pytest -m gpu -rA -p no:xdist -q tests/gpu
+	$(BIN)/python -m pytest -m gpu -rN -p no:xdist -q tests/gpu
 
 # Stamps: an installation is repeated when what it was made from has changed, and not otherwise.
 $(VENV)/.base:

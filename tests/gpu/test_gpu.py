@@ -1,115 +1,187 @@
-"""What only an NVIDIA GPU can show: `make gpu-check`. Each test prints a line of the report.
+"""What only an NVIDIA GPU can show. See conftest.py for how it is reported, and checks.py for what runs apart.
 
-Without a GPU all of it is skipped, by its marker and by name. Models are the tiny ones: what is checked is that plans
-attach, run and free what they should; times and real sizes are a matter for a benchmark on the card itself.
+Models are the tiny ones: what is checked is that a worker gets to its GPU and nothing else, that plans attach, run and
+free what they should. Times and real sizes are a matter for a benchmark on the card itself.
 """
 
 from __future__ import annotations
 
-import glob
+import os
 import subprocess
+import sys
+import time
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.workers.inside import in_torch_process
-from tests.workers.test_pipeline_loader import SMALL, load
+from tests.assets.tiny_wan import tiny_model
+from tests.gpu.conftest import REPOSITORY
+from tests.sandbox.harness import full_layers, names, run_program
+from wan_compat import GenerationRequest, Supervisor
+from wan_compat.protocol import errors
+from wan_compat.sandbox import gpu_devices
+from wan_compat.sandbox.spec import Layer
+from wan_compat.supervisor import gpus, nvml
+from wan_compat.supervisor.ffmpeg import find_ffmpeg
+from wan_compat.supervisor.gpu_memory import GpuWatch
+from wan_compat.supervisor.hardware_encoders import try_encoder
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not glob.glob("/dev/nvidia[0-9]*"), reason="no NVIDIA GPU"),
-]
-
-
-def frames_on(device: str, **options: Any) -> Any:
-    wrapper = load("a14b", device=device, precision="float32", **options)
-    result = wrapper.generate("a red ball", **SMALL)
-    return wrapper, result
-
-
-@in_torch_process
-def test_cuda_starts_after_the_fork_and_every_plan_makes_nearly_the_same_frames() -> None:
-    import numpy as np
-
-    from wan_compat.protocol.plan import GroupOffload, PlanSpec
-
-    _, expected = frames_on("cpu", plan=PlanSpec())
-    for plan in (
-        PlanSpec(),
-        PlanSpec(text_encoder="leave"),
-        PlanSpec(offload="model"),
-        PlanSpec(offload="model", text_encoder="leave"),
-        PlanSpec(offload="sequential"),
-        PlanSpec(offload="group", group=GroupOffload()),
-        PlanSpec(offload="group", group=GroupOffload(level="block_level", use_stream=True)),
-        PlanSpec(offload="group", group=GroupOffload(disk=True)),
-    ):
-        wrapper, result = frames_on("cuda", plan=plan)
-        difference = np.abs(result.frames.frames.astype(int) - expected.frames.frames)
-        print(f"{wrapper.optimizations['applied']}: mean difference to the CPU {difference.mean():.3f}, {result.peak}")
-        assert difference.mean() < 4
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 
 
-@in_torch_process
-def test_estimates_of_vram_are_within_15_percent_of_the_allocators_peak() -> None:
-    wrapper = load("t2v_mid", device="cuda")
-    size = {**SMALL, "height": 256, "width": 448, "num_frames": 33}
-    estimate = wrapper.estimate_memory_usage(**size)
-    result = wrapper.generate("a red ball", **size)
-    for phase, counted in result.peak.items():
-        print(f"{phase}: estimated {estimate.vram_mb[phase]} MB, allocated {counted / 1e6:.0f} MB")
-        assert abs(estimate.vram_mb[phase] * 1e6 - counted) <= 0.15 * counted + 2e6
+def request_for(**fields: Any) -> GenerationRequest:
+    defaults = {
+        "model": str(tiny_model("t2v")), "prompt": "a red ball", "height": 64, "width": 96, "num_frames": 9,
+        "num_inference_steps": 2, "seed": 1, "recover": False,
+    }  # fmt: skip
+    return GenerationRequest(**{**defaults, **fields})
 
 
-@in_torch_process
-def test_torchs_own_limit_turns_too_much_into_an_error_of_ours() -> None:
-    from wan_compat.protocol.errors import MemoryExceeded
-    from wan_compat.workers import gpu
+# ---- the driver -----------------------------------------------------------------------------------------------------
 
-    wrapper = load("t2v_mid", device="cuda")
-    gpu.limit_memory(150_000_000)
+
+def test_driver_tells(gpu) -> None:
+    """The driver tells its GPUs by UUID, node, address, memory and mode"""
+    found, cuda = gpus.read_nvidia()
+    for one in found:
+        print(f"{one.index}: {one.name}, {one.memory_free_bytes / 1e9:.1f} GB free, {one.uuid}, node {one.minor}, "
+              f"{one.address}, {one.compute_mode}, MIG {one.mig}, libraries in {one.library_folder or 'a system folder'}")  # fmt: skip
+    print(f"driver {gpus.driver_version()}, CUDA {cuda}, torch's CUDA {gpus.torch_cuda()}; chosen: {gpu.index}")
+    assert all(one.memory_total_bytes > 1 << 30 and one.uuid and one.address for one in found)
+
+
+# ---- the sandbox ----------------------------------------------------------------------------------------------------
+
+
+def test_nodes_and_files(gpu) -> None:
+    """The device nodes are there and open to workers, and the driver's files are found"""
+    assert gpu_devices.missing_nodes(gpu.minor) == gpu_devices.closed_nodes(gpu.minor) == ()
+    files = [file.target for file in gpu_devices.driver_files(gpu.address)]
+    print(*gpu_devices.device_nodes(gpu.minor), *files, sep="\n")
+    assert any(path.startswith("/proc/driver/nvidia/params") for path in files)
+
+
+@pytest.mark.parametrize("left_out", ["nothing", "landlock", "seccomp", "rlimits"])
+def test_cuda_starts_in_the_sandbox(gpu, left_out: str) -> None:
+    """CUDA starts inside the sandbox, with what is left out of it"""
+    layers = full_layers() - {Layer(left_out)} if left_out != "nothing" else full_layers()
+    order = {"scenario": "start_cuda", "layers": names(layers), "minor": gpu.minor, "address": gpu.address,
+             "library": os.path.join(gpu.library_folder or "", "libcuda.so.1")}  # fmt: skip
+    answer = run_program("sandbox_launch", order)
+    print(answer.get("answer") or answer)
+    assert answer["answer"]["cuInit"] == 0 and answer["answer"]["devices"] == 1
+
+
+# ---- jobs -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_on_the_gpu(gpu, supervisor: Supervisor) -> None:
+    """A job runs on the GPU: CUDA after the fork, the sandbox's self-test holds, frames resemble the processor's"""
+    on_cpu = supervisor.generate(request_for(device="cpu", precision="float32", output=None))
+    on_gpu = supervisor.generate(request_for(device="cuda", precision="float32", output=None))
+    difference = np.abs(on_gpu.frames.frames.astype(int) - on_cpu.frames.frames).mean()
+    print(f"mean difference {difference:.3f}; peak {on_gpu.peak}; tier {on_gpu.sandbox.tier}; {on_gpu.timings}")
+    assert on_gpu.sandbox.tier in "AB" and all(on_gpu.sandbox.self_test.values()) and on_gpu.recovery == []
+    assert (on_gpu.peak["vram_bytes"] or 0) > 0 and difference < 4
+
+
+def test_the_zygote_stays_clean(gpu, supervisor: Supervisor) -> None:
+    """The zygote holds no device of the driver, after a GPU worker was forked"""
+    supervisor.generate(request_for(device="cuda", output=None))
+    children = subprocess.run(["pgrep", "-f", "wan_compat.workers.zygote"], capture_output=True, text=True)
+    held = {}
+    for pid in children.stdout.split():
+        try:
+            links = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+        except OSError:
+            continue
+        with open(f"/proc/{pid}/stat") as file:
+            parent = file.read().rpartition(")")[2].split()[1]
+        if parent == str(os.getpid()):  # a zygote of this process; its workers are children of it
+            held[pid] = [link for link in links if link.startswith("/dev/nvidia")]
+    print(held)
+    assert held and not any(held.values())
+
+
+def test_a_warm_worker_makes_the_same_frames(gpu, supervisor: Supervisor) -> None:
+    """A warm worker on the GPU is used again, and makes the same frames for the same seed"""
+    first, second = (supervisor.generate(request_for(device="cuda", output=None)) for _ in range(2))
+    print(f"first {first.timings.total_s:.2f} s, warm {second.timings.total_s:.2f} s")
+    assert (first.frames.frames == second.frames.frames).all() and second.timings.load_s < 0.05
+
+
+# ---- precision, offload, memory -------------------------------------------------------------------------------------
+
+
+def test_plans(inside) -> None:
+    """Every plan of offloading makes nearly the same frames"""
+    inside("plans")
+
+
+def test_precisions(inside) -> None:
+    """Half precisions make finite frames that resemble float32's"""
+    inside("precisions")
+
+
+def test_estimates(inside) -> None:
+    """Predicted memory is within 15% of the allocator's peak, phase by phase"""
+    inside("estimates")
+
+
+def test_fraction(gpu, inside) -> None:
+    """torch's own limit turns too much into memory_exceeded"""
+    inside("fraction")
+
+
+def test_the_watch_sees_and_kills(gpu) -> None:
+    """The supervisor's watch sees what a process takes of the GPU, and its cap is noticed"""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.gpu.checks", "hold_memory", "cuda"],
+        cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
     try:
-        wrapper.generate("a red ball", **{**SMALL, "height": 512, "width": 832, "num_frames": 81})
-    except MemoryExceeded as error:
-        print(error.message)
-    else:
-        raise AssertionError("nothing limited it")
+        assert process.stdout is not None and "holding" in process.stdout.readline()
+        with nvml.Nvml() as driver:
+            print(f"1.07 GB held, the driver says {(driver.used_by(process.pid) or 0) / 1e9:.2f} GB")
+        watch = GpuWatch(process.pid, 512 << 20, may_use_gpu=True)
+        watch.must_show = True
+        error = watch.exceeded()
+        watch.close()
+        assert isinstance(error, errors.MemoryExceeded), error
+    finally:
+        process.kill()
+        process.communicate()
 
 
-@in_torch_process
-def test_frames_cross_the_bus_as_bytes() -> None:
-    import time
-
-    import torch
-
-    from wan_compat.protocol.values import FrameSpec
-    from wan_compat.workers.pipeline_loader import _InMemory
-
-    spec = FrameSpec(height=720, width=1280, num_frames=9)
-    writer = _InMemory(spec)
-    pixels = torch.rand(3, 9, 720, 1280, device="cuda") * 2 - 1
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    writer.publish(pixels)
-    print(f"nine frames of 1280x720 from device to memory in {time.perf_counter() - began:.4f} s")
-    expected = ((pixels + 1) * 127.5).to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
-    assert (writer.frames == expected).all()
+def test_a_job_over_its_cap(gpu, supervisor: Supervisor) -> None:
+    """A job that cannot keep below gpu_memory_limit ends with memory_exceeded, and the next job works"""
+    began = time.monotonic()
+    with pytest.raises(errors.MemoryExceeded) as caught:
+        supervisor.generate(request_for(device="cuda", output=None, gpu_memory_limit_bytes=256 << 20))
+    print(f"{caught.value.message[:150]} ({time.monotonic() - began:.1f} s)")
+    assert supervisor.generate(request_for(device="cuda", output=None)).success
 
 
-def test_the_driver_tells_its_gpus() -> None:
-    from wan_compat.supervisor.nvml import Nvml
-
-    with Nvml() as nvml:
-        found = nvml.gpus()
-    print(found)
-    assert found and all(gpu.memory_total_bytes > 1 << 30 for gpu in found)
+# ---- frames and encoders --------------------------------------------------------------------------------------------
 
 
-def test_nvenc_encodes_a_frame() -> None:
-    """Compiled in says nothing: a frame must come out."""
-    from wan_compat.supervisor.ffmpeg import find_ffmpeg
+def test_ring(inside) -> None:
+    """Frames cross the bus as bytes through page-locked buffers into the ring"""
+    inside("ring")
 
+
+@pytest.mark.parametrize("encoder", ["h264_nvenc", "hevc_nvenc", "av1_nvenc"])
+def test_nvenc(gpu, encoder: str) -> None:
+    """nvenc encodes a frame outside the sandbox of ffmpeg, and is refused inside, where no device is"""
+    ffmpeg = find_ffmpeg()
+    if encoder not in ffmpeg.encoders:
+        pytest.skip(f"this ffmpeg has no {encoder}")
     source = ["-f", "lavfi", "-i", "color=red:size=256x256:duration=0.2"]
-    command = [find_ffmpeg().path, "-v", "error", *source, "-c:v", "h264_nvenc", "-f", "null", "-"]
+    command = [ffmpeg.path, "-v", "error", *source, "-c:v", encoder, "-f", "null", "-"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    print("nvenc:", "works" if done.returncode == 0 else done.stderr.strip()[-300:])
+    confined = try_encoder(ffmpeg, encoder)
+    print(
+        f"outside: {'works' if done.returncode == 0 else done.stderr.strip()[-200:]}; confined: {confined or 'works'}"
+    )
+    assert confined  # videos are written without devices

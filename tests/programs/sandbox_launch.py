@@ -6,6 +6,7 @@ sandbox_launch.py '{"scenario": "count_leaks", "layers": [...], ...}'
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -288,6 +289,29 @@ def use_devices() -> dict[str, Any]:
         }
 
     return run(make_spec(files=(StaticFile("/proc/devices", b"Character devices:\n"),)), inside)
+
+
+def start_cuda() -> dict[str, Any]:
+    """Ask the driver's library for its GPUs, as a worker would for the first time."""
+    import ctypes
+
+    from wan_compat.sandbox.gpu_devices import device_nodes, driver_files
+
+    library = order["library"]
+    folder = os.path.dirname(library)
+    extra = (Bind(source=folder, target=folder, executable=True),) if folder else ()
+    spec = dataclasses.replace(
+        make_spec(binds=(*runtime_view.runtime_binds(), *extra), files=driver_files(order["address"])),
+        gpu=GpuAccess(order.get("devices") or device_nodes(order["minor"])),
+    )
+
+    def inside(report: EntryReport) -> Any:
+        cuda = ctypes.CDLL(library)
+        count = ctypes.c_int()
+        answer = {"cuInit": cuda.cuInit(0)}
+        return {**answer, "cuDeviceGetCount": cuda.cuDeviceGetCount(ctypes.byref(count)), "devices": count.value}
+
+    return run(spec, inside)
 
 
 def refuse_bind() -> dict[str, Any]:
