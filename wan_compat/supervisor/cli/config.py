@@ -70,4 +70,6 @@ def _plain(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        value = ", ".join(f"{name}={seconds:g}s" for name, seconds in value.items()) or None
     return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
