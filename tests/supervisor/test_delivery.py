@@ -13,6 +13,7 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from wan_compat.protocol.errors import (
     WanCompatError,
 )
 from wan_compat.protocol.video import VideoOptions
-from wan_compat.supervisor import FormatConverter, delivery, encoder, read_back, sidecar
+from wan_compat.supervisor import FormatConverter, delivery, encoder, read_back, rescue, sidecar
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.delivery import encode_file, prepare_delivery
 from wan_compat.supervisor.ffmpeg import Ffmpeg, find_ffmpeg
@@ -71,6 +72,15 @@ class Faults:
     def quits(self, after_frames: float, words: str, status: int, times: int | None = None) -> None:
         self.argv(program("encoder_quits.py", int(after_frames * FRAME_BYTES), words, status), times)
 
+    def codec_quits(self, encoder_name: str) -> None:
+        """Only one of ffmpeg's encoders is broken."""
+        original, broken = encoder.confined_argv, program("encoder_quits.py", FRAME_BYTES, "broken", 1)
+        self.patch.setattr(
+            encoder,
+            "confined_argv",
+            lambda argv, **options: broken() if encoder_name in argv else original(argv, **options),
+        )
+
     def hangs(self) -> None:
         self.patch.setattr(delivery, "STALL_S", 0.2)
         self.patch.setattr(delivery, "RETRY_TIMEOUT_S", 0.3)
@@ -88,7 +98,7 @@ class Faults:
         self.patch.setattr(module, "find_ffmpeg", find)
 
     def lacks_codec(self) -> None:
-        self.patch.setattr(delivery, "require_encoder", lambda *_: None)
+        self.patch.setattr(delivery, "with_encoder", lambda config, _plan: config)
         self.patch.setattr(encoder, "find_ffmpeg", lambda: Ffmpeg(find_ffmpeg().path, "1", frozenset({"mpeg4"})))
 
     def unreadable(self, times: int | None = None) -> None:
@@ -233,6 +243,86 @@ def test_a_survived_failure_is_told(tmp_path):
     assert [(step["action"], step["outcome"]) for step in output.recovery] == [
         ("encoded again from the kept frames", "succeeded")
     ]
+
+
+def test_a_codec_that_nobody_asked_for_by_name_gives_way_to_the_next_one(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        Faults(patch).codec_quits("libx264")
+        with prepare_delivery(tmp_path / "fox.mp4", spec_of(FRAMES), 16) as output:
+            delivery.deliver(output, views(), timeout_s=60)
+            report = output.commit()
+        assert (report.codec, report.num_frames) == ("hevc", len(FRAMES))
+        assert [step["outcome"][:6] for step in output.recovery] == ["failed", "succee"]
+        assert any("H.265" in warning and "H.264 failed" in warning for warning in output.warnings)
+        named = VideoOptions(codec="h264")
+        with prepare_delivery(tmp_path / "named.mp4", spec_of(FRAMES), 16, named) as output:
+            with pytest.raises(EncodingFailed):
+                delivery.deliver(output, views(), timeout_s=60)
+
+
+def test_an_ffmpeg_without_the_usual_encoder_uses_another_and_says_so(tmp_path, monkeypatch):
+    ready = find_ffmpeg()
+    lacking = Ffmpeg(ready.path, ready.version, ready.encoders - {"libx264", "libx265"})
+    monkeypatch.setattr(rescue, "find_ffmpeg", lambda: lacking)
+    with prepare_delivery(tmp_path / "fox.mp4", spec_of(FRAMES), 16) as output:
+        assert output.config.codec == "av1" and any("libx264" in warning for warning in output.warnings)
+    with pytest.raises(EnvironmentLacks):
+        prepare_delivery(tmp_path / "fox.mp4", spec_of(FRAMES), 16, VideoOptions(codec="h264"))
+    monkeypatch.setattr(rescue, "find_ffmpeg", lambda: Ffmpeg(ready.path, ready.version, frozenset()))
+    with pytest.raises(EnvironmentLacks):
+        prepare_delivery(tmp_path / "fox.mp4", spec_of(FRAMES), 16)
+
+
+def elsewhere(folder: Path) -> Callable[[str], Any]:
+    """Another disk, as far as anybody can see."""
+
+    @contextlib.contextmanager
+    def room(_beside: str) -> Iterator[str]:
+        place = folder / "video.part"
+        place.touch()
+        yield str(place)
+        place.unlink(missing_ok=True)
+
+    return room
+
+
+def test_a_full_disk_gets_its_video_from_another_one(tmp_path, tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(delivery, "room_elsewhere", elsewhere(tmp_path_factory.mktemp("other")))
+    with pytest.MonkeyPatch.context() as patch:
+        Faults(patch).quits(2, "No space left on device", 228, times=1)
+        with prepare_delivery(tmp_path / "fox.mkv", spec_of(FRAMES), 16) as output:
+            delivery.deliver(output, views(), timeout_s=60)
+            output.commit()
+    assert (decode(tmp_path / "fox.mkv", FRAMES.shape) == FRAMES).all()
+    assert [step["outcome"] for step in output.recovery] == ["succeeded"]
+    assert os.listdir(tmp_path) == ["fox.mkv"]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_copy_of_frames_that_fills_the_disk_goes_for_the_video_that_is_made_of_it(
+    tmp_path, tmp_path_factory, monkeypatch, times
+):
+    """And should even that not be enough, the video stays where it is whole."""
+    moved, original = [], rescue._move
+
+    def move(path: str, place: str) -> None:
+        moved.append(sorted(name.rpartition(".")[2] for name in os.listdir(tmp_path)))
+        if len(moved) <= times:
+            raise DiskExceeded("no room")
+        original(path, place)
+
+    other = tmp_path_factory.mktemp("other")
+    monkeypatch.setattr(delivery, "room_elsewhere", elsewhere(other))
+    monkeypatch.setattr(rescue, "_move", move)
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        Faults(patch).quits(2, "No space left on device", 228, times=1)
+        caught = stack.enter_context(pytest.raises(DiskExceeded)) if times == 2 else None
+        with prepare_delivery(tmp_path / "fox.mkv", spec_of(FRAMES), 16) as output:
+            delivery.deliver(output, views(), timeout_s=60)
+            output.commit()
+    assert moved == [["npy", "part"], ["part"]]  # the copy, the reserved file
+    whole = tmp_path / "fox.mkv" if caught is None else Path(caught.value.details["kept"])
+    assert (decode(whole, FRAMES.shape) == FRAMES).all()
 
 
 def test_without_room_for_a_copy_the_risk_is_told_and_the_encoders_error_is_the_jobs(tmp_path, monkeypatch):

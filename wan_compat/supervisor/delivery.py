@@ -13,6 +13,7 @@ the output, or stay in the spill where even that has no room. The error says whe
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import shlex
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
-from wan_compat.policies.encoding import EncodingConfig, VideoFacts, Writer, plan_encoding, suffix_of
+from wan_compat.policies.encoding import CODECS, EncodingConfig, VideoFacts, Writer, plan_encoding, suffix_of
 from wan_compat.protocol.errors import (
     DeadlineExceeded,
     DiskExceeded,
@@ -37,13 +38,13 @@ from wan_compat.protocol.results import OutputReport
 from wan_compat.protocol.values import FrameSpec
 from wan_compat.protocol.video import VideoOptions
 from wan_compat.supervisor import sidecar
-from wan_compat.supervisor.encoder import EncoderProcess, require_encoder, spawn_encoder
-from wan_compat.supervisor.ffmpeg import find_ffmpeg
+from wan_compat.supervisor.encoder import EncoderProcess, spawn_encoder
 from wan_compat.supervisor.frame_files import NpyWriter, PngWriter, disk_error, picture_name
 from wan_compat.supervisor.frame_tap import FrameTap
 from wan_compat.supervisor.output_folder import FolderTarget, prepare_folder
 from wan_compat.supervisor.outputs import OutputTarget, prepare_output
 from wan_compat.supervisor.read_back import output_report, verify_video
+from wan_compat.supervisor.rescue import PlanCodec, make_room, other_codec, room_elsewhere, with_encoder
 from wan_compat.supervisor.sound import check_sound
 from wan_compat.supervisor.spill import Spill, reserve_spill
 
@@ -85,6 +86,13 @@ def prepare_delivery(
         if not path or "\0" in path:
             raise InvalidRequest(f"{path!r} is not the name of a file") from None
         raise
+    plan: PlanCodec | None = None
+    if options.codec is None:
+
+        def plan(codec: str) -> EncodingConfig:
+            asked = options.model_copy(update={"codec": codec})
+            return plan_encoding(frames.width, frames.height, fps, suffix, asked, num_frames=frames.num_frames)
+
     if options.audio is not None:
         config.additional_params["audio"] = check_sound(options.audio)
     target: OutputTarget | FolderTarget
@@ -92,11 +100,13 @@ def prepare_delivery(
     with contextlib.ExitStack() as stack:
         stack.push(target)
         if config.format.writer is Writer.FFMPEG:
-            require_encoder(config, find_ffmpeg())
+            config = with_encoder(config, plan)
         sidecar.check_free(sidecar.path_of(target.path), overwrite)
         tap = FrameTap(options, frames, target.path)
         stack.pop_all()
-    return Delivery(config, frames, target, tap, overwrite)
+    delivery = Delivery(config, frames, target, tap, overwrite)
+    delivery.plan_codec = plan
+    return delivery
 
 
 class Delivery:
@@ -121,6 +131,7 @@ class Delivery:
         self.frames = frames
         self.warnings = list(config.reasons)
         self.recovery: list[dict[str, str]] = []
+        self.plan_codec: PlanCodec | None = None  # None where a codec was asked for by name
         self.note_spill: Callable[[str], None] = lambda _path: None  # told of a file that must not outlive the job
         self._target = target
         self.check_stop: Callable[[], None] = lambda: None  # raises what ends the job, while the encoder is waited for
@@ -340,14 +351,16 @@ class Delivery:
         spill = self._spill
         if spill is None or not spill.complete:
             raise failure
-        if not isinstance(failure, _HOPELESS):
+        for action, encode in self._other_ways(failure):
             try:
-                self._facts = self._encode_again(spill)
-                self._recovered(failure, "encoded again from the kept frames", "succeeded")
+                self._facts = encode(spill)
+                self._recovered(failure, action, "succeeded")
                 self._failure = None
                 return
             except _FAILURES as again:
-                self._recovered(failure, "encoded again from the kept frames", f"failed: {again.message}")
+                self._recovered(failure, action, f"failed: {again.message}")
+                if "kept" in again.details:
+                    raise
                 failure = again
         kept = self._keep_frames(spill)
         self._recovered(failure, "kept the frames", kept)
@@ -359,11 +372,54 @@ class Delivery:
         )
         raise error from failure
 
+    def _other_ways(self, failure: WanCompatError) -> Iterator[tuple[str, Callable[[Spill], VideoFacts]]]:
+        """Yield what can be tried with the copy of the frames: in words, and the act."""
+        if isinstance(failure, DiskExceeded) and not self.config.is_sequence:
+            yield (
+                "encoded on another disk from the kept frames, and moved when their room was free",
+                self._encode_elsewhere,
+            )
+        if isinstance(failure, _HOPELESS):
+            return
+        yield "encoded again from the kept frames", self._encode_again
+        other = other_codec(self.config, self.plan_codec) if self.plan_codec is not None else None
+        if other is not None:
+            named = CODECS[other.codec].label
+            yield f"encoded as {named}, which not every player has", functools.partial(self._encode_as, other)
+
+    def _encode_as(self, config: EncodingConfig, spill: Spill) -> VideoFacts:
+        before, self.config = self.config, config
+        try:
+            facts = self._encode_again(spill)
+        except BaseException:
+            self.config = before
+            raise
+        failed, made = CODECS[before.codec].label, CODECS[config.codec].label
+        self.warnings.append(f"the video is {made}, because the encoder of {failed} failed")
+        return facts
+
+    def _encode_elsewhere(self, spill: Spill) -> VideoFacts:
+        """Encode where there is room. The copy of the frames may be what fills the output's disk: it goes when there is
+        a video that was read back."""
+        with room_elsewhere(self.path) as place:
+            if place is None:
+                raise DiskExceeded("no other disk has room", hint="free some space")
+            encoder = spawn_encoder(self.config, self.frames.num_frames, place)
+            encoder.check_stop = self.check_stop
+            self._give_copy(encoder, spill)
+            facts = verify_video(place, self.config, self.frames.num_frames)
+            make_room(place, self._stream_path, spill)
+        return facts
+
     def _encode_again(self, spill: Spill) -> VideoFacts:
-        with self._spawn() as encoder:
-            feed(encoder, self._stoppable(spill.frames()), RETRY_TIMEOUT_S)
-            encoder.finish(RETRY_TIMEOUT_S)
+        self._give_copy(self._spawn(), spill)
         return self._read_back()
+
+    def _give_copy(self, encoder: EncoderProcess, spill: Spill) -> None:
+        # Closed here: an error's traceback would keep the file open for as long as somebody keeps the error.
+        with encoder, contextlib.closing(spill.frames()) as frames:
+            feed(encoder, self._stoppable(frames), RETRY_TIMEOUT_S)
+            encoder.finish(RETRY_TIMEOUT_S)
 
     def _stoppable(self, frames: Iterable[memoryview]) -> Iterator[memoryview]:
         for frame in frames:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import platformdirs
 
@@ -41,7 +41,7 @@ class Spill:
         frames = self._writer.frames
         return self._writer.bytes_written == frames.frame_bytes * frames.num_frames
 
-    def frames(self) -> Iterator[memoryview]:
+    def frames(self) -> Generator[memoryview, None, None]:
         """Yield all frames again, one at a time."""
         descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:

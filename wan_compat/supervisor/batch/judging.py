@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wan_compat.policies.batch.fields import KNOWN
 from wan_compat.policies.batch.items import Item, Problem
@@ -28,6 +28,10 @@ from wan_compat.supervisor.job_context import narrower
 from wan_compat.supervisor.machine import worker_machine
 from wan_compat.supervisor.model_choice import choose_model
 from wan_compat.supervisor.model_parts import parts_of
+
+if TYPE_CHECKING:  # they come with the first item
+    from wan_compat.policies.encoding import EncodingConfig
+    from wan_compat.supervisor.rescue import PlanCodec
 
 _WISHES = ("device", "gpu_memory_limit_bytes", "precision", "offload", "vae_tiling", "cache", "attention_backend")
 
@@ -85,8 +89,15 @@ class Judge:
             )
         except WanCompatError as error:
             return error
-        if config.format.writer is Writer.FFMPEG and (lack := self._encoder(config)) is not None:
-            return lack
+
+        def plan(codec: str) -> EncodingConfig:
+            asked = request.model_copy(update={"codec": codec})
+            return plan_encoding(frames.width, frames.height, resolved.fps, suffix, asked, num_frames=frames.num_frames)
+
+        if config.format.writer is Writer.FFMPEG:
+            lack = self._encoder(config, None if request.codec is not None else plan)
+            if lack is not None:
+                return lack
         if request.audio is not None and (lack := self._sound(request.audio)) is not None:
             return lack
         return self._plan(request, model, resolved)
@@ -144,11 +155,11 @@ class Judge:
                 self._plans[same] = error
         return self._plans[same]
 
-    def _encoder(self, config: Any) -> WanCompatError | None:
-        from wan_compat.supervisor.encoder import require_encoder
-        from wan_compat.supervisor.ffmpeg import find_ffmpeg
+    def _encoder(self, config: EncodingConfig, plan: PlanCodec | None) -> WanCompatError | None:
+        from wan_compat.supervisor.rescue import with_encoder
 
-        return _asked(self._encoders, config.codec, lambda: require_encoder(config, find_ffmpeg()))
+        what = f"{config.codec} of {config.format.name}{'' if plan is None else ', or another'}"
+        return _asked(self._encoders, what, lambda: with_encoder(config, plan))
 
     def _sound(self, path: str) -> WanCompatError | None:
         from wan_compat.supervisor.sound import check_sound
