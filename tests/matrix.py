@@ -49,8 +49,7 @@ Fields = dict[str, Any]
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """A column: what a user asks for (`wish`), or a plan that is carried out whatever the planner would have chosen for a
-    tiny model (`spec`), where `wish` is how to ask for the like of a pipeline that is run without a plan. `worst` is the
-    least equal that a cell may be."""
+    tiny model (`spec`). `worst` is the least equal that a cell may be."""
 
     wish: Fields
     spec: PlanSpec | None = None
@@ -60,9 +59,9 @@ class Plan:
 PLANS: Mapping[str, Plan] = {
     "text encoder leaves": Plan({}, PlanSpec(text_encoder="leave")),
     "weights in files": Plan({"offload": "group"}),
-    "groups of layers": Plan({"offload": "group"}, PlanSpec(offload="group", group=GroupOffload())),
+    "groups of layers": Plan({}, PlanSpec(offload="group", group=GroupOffload())),
     "native attention": Plan({"attention_backend": "native"}),
-    "tiles": Plan({"vae_tiling": True}, PlanSpec(tiling=Tiling(size=64, stride=48)), CLOSE),
+    "tiles": Plan({}, PlanSpec(tiling=Tiling(size=64, stride=48)), CLOSE),
     "bfloat16": Plan({"precision": "bfloat16"}, worst=CLOSE),
     "first-block cache": Plan({"cache": "first_block"}, worst=CLOSE),
     "TaylorSeer": Plan({"cache": "taylorseer"}, worst=CLOSE),
@@ -73,7 +72,9 @@ _NO_FIRST_BLOCK = ("v2v", "animate", "replace", "skyreels", "chronoedit", "anyfl
 
 def refusal_of(row: str, column: str) -> str | None:
     """Return the error that a plan is meant to end with for a task, None where it is meant to run."""
-    if ROWS[row].is_modular:
+    if ROWS[row].test == "test_modular.py" and (
+        column == "first-block cache" or (column == "TaylorSeer" and not row.startswith("helios"))
+    ):
         return "invalid_request"
     if column == "first-block cache":
         return "invalid_request" if row.startswith(_NO_FIRST_BLOCK) else None
@@ -89,7 +90,6 @@ class Row:
     kind: str
     request: Callable[[Mapping[str, Any]], GenerationRequest]
     test: str  # file of the test that compares it with a plain script
-    is_modular: bool = False
 
 
 def _task_row(case: str) -> Row:
@@ -102,7 +102,7 @@ def _case_row(case: Case, test: str) -> Row:
         files = {role: media[file] for role, file in case.media.items()}
         return GenerationRequest(model=str(tiny_model(case.kind)), seed=SEED, **case.request, **files)
 
-    return Row(case.kind, request, test, is_modular=test == "test_modular.py")
+    return Row(case.kind, request, test)
 
 
 def _rows() -> Iterator[tuple[str, Row]]:
@@ -236,13 +236,10 @@ def plan_cell(
     expected: np.ndarray,
     fields: Fields = _NOTHING,
 ) -> str:
-    """Run a row with a plan. Modular blocks are run without one: there, what a user could ask for is asked for."""
+    """Run a row with a plan."""
     plan = PLANS[name]
-    if row.is_modular and not plan.wish:
-        return "-"
-    asked = plan.wish if plan.spec is None or row.is_modular else _NOTHING
     try:
-        return compare(frames(supervisor, row.request(media), {**fields, **asked}, plan.spec), expected)
+        return compare(frames(supervisor, row.request(media), {**fields, **plan.wish}, plan.spec), expected)
     except WanCompatError as error:
         return f"{REFUSED}`{error.code}`"
 
@@ -280,8 +277,6 @@ def expected_of(table: str, row: str, column: str) -> str | None:
 def is_right(table: str, row: str, column: str, cell: str) -> bool:
     """Whether a cell is what is claimed: as equal as its column promises, or refused where that is meant."""
     refusal = expected_of(table, row, column)
-    if cell == "-":
-        return True
     if cell.startswith(REFUSED) or refusal is not None:
         return cell == f"{REFUSED}`{refusal}`"
     if table == "layouts":

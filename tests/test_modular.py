@@ -1,4 +1,4 @@
-"""diffusers' modular blocks through real workers: the bytes of a plain script, and what an index may not do."""
+"""diffusers' modular blocks through real workers: a plain script's bytes, plans, and what an index may not do."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tests.assets.tiny_wan import tiny_model, tiny_models
 from wan_compat import GenerationRequest, Supervisor
 from wan_compat.protocol.errors import (
     InvalidRequest,
+    MemoryExceeded,
     ModelCorrupt,
     ModelNotCompatible,
     RemoteCodeRefused,
@@ -167,6 +168,24 @@ def test_blocks_for_first_and_last_frame_need_no_torchvision_and_cut_the_last_as
 def test_noise_of_modular_helios_pyramid_is_drawn_on_a_cpu_where_diffusers_fails(supervisor) -> None:
     result = generate(supervisor, tiny_model("modular_helios_pyramid"), **PYRAMID)
     assert result.frames is not None and result.frames.frames.std() > 5
+
+
+LARGE = {"height": 512, "width": 768, "num_frames": 9, "num_inference_steps": 1, "max_sequence_length": 512}
+
+
+def test_job_of_blocks_that_does_not_fit_is_refused_before_loading_with_the_nearest_that_does(supervisor) -> None:
+    with pytest.raises(MemoryExceeded, match="do not fit") as caught:
+        generate(supervisor, tiny_model("modular_t2v"), **LARGE, memory_limit_bytes=450 * 10**6)
+    assert caught.value.exit_code == 6 and caught.value.fixes[0].startswith("ask for --")
+
+
+@pytest.mark.long
+def test_job_of_blocks_under_a_limit_is_done_in_tiles_within_it(supervisor) -> None:
+    limit = 700 * 10**6  # between what tiles take and what the whole takes
+    result = generate(supervisor, tiny_model("modular_t2v"), **LARGE, memory_limit_bytes=limit)
+    assert result.metadata.plan["name"].endswith("tiled-whole")
+    assert any(item.startswith("vae_tiling") for item in result.optimizations_applied)
+    assert result.peak["worker_rss_bytes"] <= limit
 
 
 @pytest.fixture

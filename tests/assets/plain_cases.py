@@ -44,13 +44,13 @@ class Case:
         return {**SIZE, "num_frames": 9, **TEXT, **self.fields}
 
 
-def write_media(folder: Path) -> dict[str, str]:
+def write_media(folder: Path, count: int = 85) -> dict[str, str]:
     """Write files without loss, in the size that is asked for: pixels reach diffusers as they are."""
-    video = _frames(85, 64, 96)
+    video = _frames(count, 64, 96)
     masks = [frame.convert("L").point(lambda value: 255 if value > 127 else 0).convert("RGB") for frame in video]
     found = {"image": str(folder / "image.png")}
     video[3].save(found["image"])
-    for name, frames in {"video": video, "face": _frames(85, 16, 16), "mask": masks, "short": video[:5]}.items():
+    for name, frames in {"video": video, "face": _frames(count, 16, 16), "mask": masks, "short": video[:5]}.items():
         found[name] = str(folder / f"{name}.webp")
         options = {"lossless": True, "quality": 0, "method": 0, "duration": 40}
         frames[0].save(found[name], save_all=True, append_images=frames[1:], **options)

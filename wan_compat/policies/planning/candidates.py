@@ -59,8 +59,8 @@ _WITHOUT_CACHES = ("WanVideoToVideoPipeline", "AnyFlow")
 _WITHOUT_PYRAMID = ("SkyReelsV2DiffusionForcing", "HeliosPyramid")
 # Of modular blocks, Helios' alone tell a cache whose pass it is, and none says at which timestep it is.
 _BLOCKS_WITH_CACHE = "Helios"
-# Build a mask that only this backend takes.
-_FLEX_ALONE = ("AnyFlowFARPipeline", "WanAnimate2")
+# Builds a mask that only this backend takes.
+_FLEX_ALONE = "AnyFlowFARPipeline"
 # Need what only ordinary pipelines have: the order in which their models work.
 _OF_ORDINARY: tuple[Offload, ...] = ("model", "sequential")
 # Encodes the video in float32, whatever its VAE has (pipeline_lucy_edit.py; its example loads the VAE so).
@@ -117,7 +117,7 @@ def _check(shape: ModelShape, machine: MachineFacts, wishes: Wishes) -> None:
             f"the cache {wishes.cache} does not work with {pipeline} (diffusers' own limit)",
             hint=f"use --cache {' or '.join(others)}, or leave it out" if others else "leave --cache out",
         )
-    if wishes.attention_backend not in (None, "flex") and pipeline.startswith(_FLEX_ALONE):
+    if wishes.attention_backend not in (None, "flex") and pipeline == _FLEX_ALONE:
         raise InvalidRequest(
             f"{pipeline} computes with the attention backend flex alone, not with {wishes.attention_backend}",
             hint="leave --attention-backend out",

@@ -193,10 +193,12 @@ def _decode(shape: ModelShape, job: Job, course: Course, setting: Setting) -> Pe
     tall, wide = tiles.largest
     work = decode_work(shape.vae, tall, wide, itemsize, setting.threads, latents)
     if setting.streaming:
-        # The features of every tile are carried along at once; their pieces are blended for each latent frame.
+        # The features of every tile are carried along at once; of each latent frame, the tiles of this row and the one
+        # above are blended, and what was made of the rows before them waits.
         carried = work.carried * tiles.pixels // (tall * wide)
-        piece = tiles.pixels * shape.vae.scale_factor_temporal * COLOURS * itemsize
-        return work.peak + (carried - work.carried + 2 * piece)
+        waiting = tiles.two_rows + (job.height * job.width if len(tiles.heights) > 1 else 0)
+        piece = waiting * shape.vae.scale_factor_temporal * COLOURS * itemsize
+        return work.peak + (carried - work.carried + piece)
     overlapping = video * tiles.pixels // (job.height * job.width)
     return higher(higher(work.peak, Peak(3 * video, 3 * video)) + (overlapping + course.before), together)
 

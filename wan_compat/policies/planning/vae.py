@@ -326,6 +326,11 @@ class Tiles:
         return sum(self.heights) * sum(self.widths)
 
     @property
+    def two_rows(self) -> int:
+        """Pixels of the two largest rows of tiles, or of the one that there is."""
+        return sum(sorted(self.heights)[-2:]) * sum(self.widths)
+
+    @property
     def largest(self) -> tuple[int, int]:
         return max(self.heights), max(self.widths)
 
