@@ -159,6 +159,23 @@ def test_a_class_that_somebody_has_is_no_other_class(model: Path, named: str) ->
         decided(model)
 
 
+def test_the_one_model_in_a_folder_is_meant_and_none_of_two(model: Path) -> None:
+    sound = decided(model)
+    for path in (model.parent, model / INDEX):
+        with pytest.raises(WanCompatError):
+            decided(path, recover=False)
+        found = decided(path)
+        assert found.pipeline == sound.pipeline and [fact.real_path for fact in found.admitted] == [
+            fact.real_path for fact in sound.admitted
+        ]
+        assert str(model) in found.mends[0].action
+    shutil.copytree(model, model.parent / "another")
+    with pytest.raises(ModelIndexMissing):
+        decided(model.parent)
+    with pytest.raises(WanCompatError):
+        decided(model / "transformer")  # what lies above or beside was not named
+
+
 # ---- weights and parts -------------------------------------------------------------------------------------------------
 
 

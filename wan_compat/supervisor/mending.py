@@ -9,19 +9,23 @@ Nothing in the model's folder is written, and no worker sees what was broken.
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 
 from wan_compat.policies.detection.classes import WAN_PIPELINES
 from wan_compat.policies.facts import HostFacts, ModelFacts
 from wan_compat.policies.limits import memory_limit
-from wan_compat.policies.mending import Mend, mend
+from wan_compat.policies.mending import Mend, Mended, mend
 from wan_compat.policies.models import ModelDecision, decide_model
+from wan_compat.policies.repair import INDEX
 from wan_compat.policies.tasks import Wish
-from wan_compat.protocol.errors import ModelInvalid, ModelNotCompatible, RefusedByPolicy, WanCompatError
+from wan_compat.protocol.errors import ModelInvalid, ModelNotCompatible, RefusedByPolicy, WanCompatError, clean_text
 from wan_compat.supervisor.inspection import read_facts, require_sound
 from wan_compat.supervisor.installed import find_package
 
 # Errors that may be about broken files. What policy refused is not among them, and is never tried in another way.
 MENDABLE = (ModelInvalid, ModelNotCompatible)
+_INNER = re.compile(r"[^/]+/model_index\.json")
 
 
 def decide_mended(
@@ -35,10 +39,13 @@ def decide_mended(
         WanCompatError: `error`, if mending does not help; what the mended model is refused for, if that is about the
             request or this machine.
     """
-    facts = read_facts(path)
+    facts, moved = _meant(read_facts(path))
     mended = None if _is_of_installed_diffusers(facts) else mend(facts, contradicted=loaded)
     if mended is None:
-        raise error
+        if not moved:
+            raise error
+        mended = Mended(facts)
+    mended = dataclasses.replace(mended, mends=(*moved, *mended.mends))
     try:
         require_sound(mended.facts, path)
         decision = decide_model(mended.facts, threads=threads, memory_limit_bytes=memory_limit_bytes, wish=wish)
@@ -46,6 +53,21 @@ def decide_mended(
         raise error from None
     reasons = (*decision.reasons, *(item.action for item in mended.mends))
     return mended.facts, dataclasses.replace(decision, mends=mended.mends, reasons=reasons)
+
+
+def _meant(facts: ModelFacts) -> tuple[ModelFacts, tuple[Mend, ...]]:
+    """Return the facts of the one model that a path can mean which is none itself: that in its only folder with an
+    index, or that of an index file. Never one beside or above what was named."""
+    missing = f"model_index_missing: {facts.root!r} is no model"
+    if facts.is_file and os.path.basename(facts.root) == INDEX:
+        found = [os.path.dirname(facts.root)]
+    elif not facts.is_file and INDEX not in facts.files:
+        found = [os.path.join(facts.root, path.partition("/")[0]) for path in facts.files if _INNER.fullmatch(path)]
+    else:
+        found = []
+    if len(found) != 1:
+        return facts, ()
+    return read_facts(found[0]), (Mend(clean_text(missing, 500), clean_text(f"use the model in {found[0]!r}", 500)),)
 
 
 def what_generate_would_mend(facts: ModelFacts, host: HostFacts) -> tuple[Mend, ...]:
