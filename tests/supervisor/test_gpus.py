@@ -14,13 +14,16 @@ from pathlib import Path
 import pytest
 
 from wan_compat import Supervisor
+from wan_compat.policies.limits import Deadlines
 from wan_compat.policies.policy import Policy
 from wan_compat.protocol import errors
-from wan_compat.protocol.values import ComponentSpec, GpuSpec, PipelineSpec
+from wan_compat.protocol.values import ComponentSpec, GpuSpec, Mode, PipelineSpec
 from wan_compat.sandbox.spec import Bind, StaticFile
-from wan_compat.supervisor import doctor, gpu_grant, gpu_memory, gpus, nvml
+from wan_compat.supervisor import doctor, gpu_grant, gpu_memory, gpus, nvml, worker_pool
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.dry_run import look_ahead
+from wan_compat.supervisor.worker import WorkerOrder
+from wan_compat.supervisor.worker_pool import WorkerPool
 
 UUIDS = [f"GPU-{index:08x}-1111-2222-3333-444444444444" for index in range(3)]
 
@@ -196,3 +199,35 @@ def test_doctor_says_which_gpus_workers_get_and_why_not(driver) -> None:
     assert "NVIDIA Imaginary" in said and "driver 575.57.08, CUDA 12.9; torch has 12.8" in said
     assert "one process at a time may compute on it" in said
     assert "not used: it is divided into parts (MIG)" in said
+
+
+class Idle:
+    """A warm worker as the pool sees it: what it was started for, and what it holds of a GPU."""
+
+    def __init__(self, name: str, uuid: str | None, vram_bytes: int) -> None:
+        part = ComponentSpec(name="vae", library="diffusers", class_name="A", subfolder="vae")
+        gpu = GpuSpec(uuid=uuid, minor=0, address="0000:3b:00.0") if uuid is not None else None
+        pipeline = PipelineSpec(pipeline_class="P", components=(part,), gpu=gpu, threads=1)
+        self.name, self.vram_bytes = name, vram_bytes
+        self.order = WorkerOrder((), pipeline, None, 1, Policy(), Mode.SAFE)
+        self.closed = False
+
+    def close(self, grace_s: float = 0.0) -> None:
+        self.closed = True
+
+
+def test_idle_workers_go_when_another_model_needs_their_gpus_memory_and_others_stay(monkeypatch) -> None:
+    told: list[str] = []
+    pool = WorkerPool(spawn_only=True, workers=2, max_warm=4, tell=lambda name, why: told.append(f"{name} {why}"))
+    there = [Idle("cpu", None, 0), Idle("old", UUIDS[0], 30), Idle("new", UUIDS[0], 20), Idle("far", UUIDS[1], 40)]
+    pool._warm[:] = there  # type: ignore[assignment]
+    pool._living.update({worker.name: worker for worker in there})  # type: ignore[dict-item]
+    use = pool.gpu_use()
+    assert use.idle_bytes == {UUIDS[0]: 50, UUIDS[1]: 40} and not any(use.busy.values()) and use.workers == 2
+    monkeypatch.setattr(worker_pool, "free_bytes", lambda uuid: 10 + sum(30 for one in there[:3] if one.closed))
+    pool._make_gpu_room(there[2].order, Deadlines(), 40)
+    assert [one.name for one in there if one.closed] == ["old"]
+    assert told == ["old ended while idle: another model needs its GPU's memory"]
+    pool._make_gpu_room(there[0].order, Deadlines(), 1 << 40)  # without a GPU nobody has to go
+    pool._make_gpu_room(there[2].order, Deadlines(), 1 << 40)
+    assert [one.name for one in there if one.closed] == ["old", "new"]
