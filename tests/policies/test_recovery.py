@@ -56,6 +56,14 @@ def failure(code: str, phase: str = "denoise", message: str = "", **more: object
 
 MEMORY, FRAMES, OTHER = "memory_exceeded", "unusable_frames", "generation_failed"
 LADDERS = {
+    "a GPU that nobody asked for by name": (
+        failure("gpu_unusable", "load"), Situation(GPU, LARGE, on_cpu=pipeline()), ["cpu"],
+    ),
+    "a GPU that was asked for": (failure("gpu_unusable", "load"), Situation(GPU, LARGE), []),
+    "an error of the driver's, twice": (
+        failure(OTHER, message="CUDA error: misaligned address"), Situation(GPU, LARGE, on_cpu=pipeline()),
+        ["restart", "cpu"],
+    ),
     "memory while denoising on a CPU": (
         failure(MEMORY), Situation(pipeline(), LARGE), ["text_encoder_leaves", "weights_in_files", "bfloat16"],
     ),
