@@ -21,11 +21,13 @@ FLAGS: Mapping[str, str] = {role: f"--{role.replace('_', '-')}" for role in ROLE
 
 @dataclasses.dataclass(frozen=True)
 class Wish:
-    """What a request says about the task: its name, if any, the roles of what was given, the options that were set."""
+    """What a request says about the task: its name, if any, the roles of what was given, the options that were set.
+    Where media come later, as for a plan, the name is enough."""
 
     task: TaskName | None = None
     roles: tuple[MediaRole, ...] = ()
     options: tuple[Option, ...] = ()
+    media_later: bool = False
 
 
 def media_of(request: GenerationRequest) -> tuple[tuple[MediaRole, str], ...]:
@@ -67,7 +69,7 @@ def choose_way(ways: tuple[Way, ...], wish: Wish | None, what: str) -> Way:
         raise InvalidRequest(
             f"{what} does {_listed(way.task for way in ways)}, not {wish.task}", hint=_use_instead(wish.task)
         )
-    fitting = [way for way in candidates if _objection(way.inputs, wish) is None]
+    fitting = [way for way in candidates if wish.media_later or _objection(way.inputs, wish) is None]
     if not fitting:
         # What takes all that was given is what was meant, and lacks something.
         meant = [way for way in candidates if wish.roles and set(wish.roles) <= way.inputs.known]

@@ -121,13 +121,14 @@ def plan_model(
         InvalidRequest, ModelNotFound, ...: As `choose_model` and `resolve_request`.
     """
     machine, why_not = _machine(vram_bytes, ram_bytes, request.device, request.gpu_memory_limit_bytes)
-    wish = None if request.task is None else Wish(task=request.task.value)
+    # A task is planned without its pictures; they are asked for when it runs.
+    wish = None if request.task is None else Wish(task=request.task.value, media_later=True)
     model = choose_model(
         request.model,
         request.mode,
         threads=machine.cpu_count,
         memory_limit_bytes=_UNBOUNDED,
-        wish=_with_media(wish),
+        wish=wish,
         parts=parts_of(request),
         recover=request.recover,
     )
@@ -156,21 +157,6 @@ def default_choice(facts: ModelFacts, host: HostFacts) -> Choice | None:
         return None  # what is wrong with it is told by other findings
     machine = worker_machine(limit, host=host, gpu=gpu_for("auto", Policy()).gpu)
     return choose(shape, job_of(model, resolved.params), machine)
-
-
-def _with_media(wish: Wish | None) -> Wish | None:
-    """A task is planned without its pictures; they are asked for when it runs."""
-    if wish is None:
-        return None
-    needed = {
-        "i2v": ("image",),
-        "flf2v": ("image", "last_image"),
-        "v2v": ("video",),
-        "vace": ("video",),
-        "ti2v": ("image",),
-        "animate": ("image", "pose_video", "face_video"),
-    }
-    return dataclasses.replace(wish, roles=needed.get(str(wish.task), ()))  # type: ignore[arg-type]
 
 
 def _machine(
