@@ -111,7 +111,7 @@ class FakeWorker:
                     return
                 if item and isinstance(item[1], m.Ping):
                     self.send(m.Pong(nonce=item[1].nonce))
-        consumed, total = 0, frames.num_frames * order.params.videos
+        consumed, total = 0, frames.num_frames * order.params.videos_at_once
         for index in range(total):
             while index - consumed >= layout.slots:
                 _, consumed = unpack_doorbell(self.doorbell.recv(64))

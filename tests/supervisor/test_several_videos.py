@@ -18,6 +18,8 @@ from wan_compat import GenerationRequest, Supervisor
 from wan_compat.policies.requests import resolve_request
 from wan_compat.protocol import errors
 from wan_compat.supervisor import events as ev
+from wan_compat.supervisor.cli.again import Again
+from wan_compat.supervisor.cli.options import Mode
 from wan_compat.supervisor.model_choice import choose_model
 from wan_compat.supervisor.plan_report import plan_model
 from wan_compat.supervisor.video_info import request_again
@@ -81,6 +83,8 @@ def test_videos_at_once_differ_by_the_order_of_sums_and_are_made_again_to_the_by
     fields, document = request_again(str(tmp_path / "fox-2.npy.json"))
     assert (fields["seed"], fields["num_videos"], fields["videos_at_once"]) == (5, 2, 2)
     assert document["at_once"] == {"video": 2, "of": 2}
+    told = Again(str(tmp_path / "fox-2.npy.json"), Mode.SAFE, restricted=False)
+    assert told.note == "that video is number 2 of 2 that were denoised at once: all of them are made again"
     assert document["result"]["metadata"]["generation_params"]["seed"] == 6
     again = supervisor.submit(GenerationRequest(**fields)).results(60)[1]
     assert (again.frames.frames == np.load(tmp_path / "fox-2.npy")).all()
@@ -179,7 +183,7 @@ def test_what_stands_of_videos_at_once_is_not_made_again_either(pretended, asked
     first, second = job.results(30)
     assert first.recovery == [] and len(second.recovery) == 1
     params = [result.metadata.generation_params for result in (first, second)]
-    assert [(one["seed"], one["videos"]) for one in params] == [(7, 2), (8, 1)]
+    assert [(one["seed"], one["videos_at_once"]) for one in params] == [(7, 2), (8, 1)]
     assert [event.video for event in job.events() if isinstance(event, ev.Encoded)] == [0, 1]
     fields, _ = request_again(str(tmp_path / "fox-2.npy.json"))
     assert fields["seed"] == 8 and "num_videos" not in fields

@@ -21,7 +21,7 @@ PLAIN_SCRIPT = Path(__file__).parents[1] / "programs" / "worker_plain_script.py"
 
 
 def plain_frames(model: Path, params: GenerationParams, folder: Path, *options: str) -> np.ndarray:
-    request = params.model_dump(exclude={"frames", "task", "media", "videos"}, exclude_none=True)
+    request = params.model_dump(exclude={"frames", "task", "media", "videos_at_once"}, exclude_none=True)
     request |= params.frames.model_dump() | {"threads": 1}
     output = folder / "plain.npy"
     command = [sys.executable, str(PLAIN_SCRIPT), str(model), json.dumps(request), str(output), *options]

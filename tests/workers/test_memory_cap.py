@@ -43,7 +43,7 @@ def two_experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plain_script(model: Path, output: Path, limit_bytes: int | None) -> subprocess.CompletedProcess[str]:
     params = parameters()
-    request = params.model_dump(exclude={"frames", "task", "media", "videos"}, exclude_none=True)
+    request = params.model_dump(exclude={"frames", "task", "media", "videos_at_once"}, exclude_none=True)
     request |= params.frames.model_dump() | {"threads": 1}
 
     def limit() -> None:

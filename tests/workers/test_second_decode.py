@@ -35,12 +35,12 @@ def test_kept_latents_give_the_same_frames_again_in_every_lossless_way(t2v_worke
 
 def test_of_kept_latents_of_several_videos_those_that_are_wanted_are_decoded(t2v_worker: WorkerProcess) -> None:
     frames = parameters().frames
-    both = t2v_worker.generate(parameters(videos=2), 1)
+    both = t2v_worker.generate(parameters(videos_at_once=2), 1)
     assert both.pixels.shape[0] == 2 * frames.num_frames
     assert [step.step for step in both.progress if step.phase == "decode"] == [1, 2, 3, 4, 5, 6]
     alone = t2v_worker.generate(parameters(seed=8), 2)
     assert np.abs(both.pixels[9:].astype(int) - alone.pixels).max() <= 1  # of the next seed, sums in another order
-    t2v_worker.generate(parameters(videos=2), 3)
+    t2v_worker.generate(parameters(videos_at_once=2), 3)
     for job, first in ((4, 0), (5, 1)):
         order = m.DecodeAgain(job=job, frames=frames, first=first, decoding=DecodeSpec(streaming="never"))
         result = t2v_worker.generate(parameters(), job, order=order)

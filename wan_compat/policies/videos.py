@@ -6,6 +6,9 @@ import dataclasses
 import os
 from collections.abc import Iterator
 
+from wan_compat.policies.requests import ResolvedRequest
+from wan_compat.protocol.values import GenerationParams, GenerationRequest, seed_after
+
 
 @dataclasses.dataclass(frozen=True)
 class Round:
@@ -45,3 +48,28 @@ def what_is_left(finished: int, num_videos: int, next_seed: int) -> str:
     """Return the options that make the videos which a failed job did not."""
     left = num_videos - finished
     return f"--seed {next_seed}" + (f" --num-videos {left}" if left > 1 else "")
+
+
+def params_of(params: GenerationParams, wanted: Round) -> GenerationParams:
+    """Return what a worker is told to make in one round."""
+    seed = seed_after(params.seed, wanted.first)
+    return params.model_copy(update={"seed": seed, "videos_at_once": wanted.size})
+
+
+def resolved_of(resolved: ResolvedRequest, number: int, together: Round) -> ResolvedRequest:
+    """Return with what one video of several was made; its seed is its own."""
+    seed = seed_after(resolved.params.seed, number)
+    params = resolved.params.model_copy(update={"seed": seed, "videos_at_once": together.size})
+    return dataclasses.replace(resolved, params=params)
+
+
+def remade_by(request: GenerationRequest, resolved: ResolvedRequest, together: Round, number: int) -> GenerationRequest:
+    """Return what makes one video of several again, to the byte: itself alone, or all that were denoised with it."""
+    first = number if together.size == 1 else together.first
+    return request.model_copy(
+        update={
+            "seed": seed_after(resolved.params.seed, first),
+            "num_videos": together.size,
+            "videos_at_once": together.size,
+        }
+    )

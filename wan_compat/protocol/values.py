@@ -324,13 +324,13 @@ class PipelineSpec(Value):
 class GenerationParams(Value):
     """One generation, resolved: every value is final, nothing is left for the worker to choose.
 
-    `videos` are made at once, in one call of the pipeline; `seed` is that of the first (`seed_after`).
+    `videos_at_once` are made in one call of the pipeline; `seed` is that of the first (`seed_after`).
     """
 
     prompt: Prompt
     negative_prompt: Prompt | None = None
     seed: Seed
-    videos: int = Field(default=1, ge=1, le=MAX_AT_ONCE)
+    videos_at_once: int = Field(default=1, ge=1, le=MAX_AT_ONCE)
     num_inference_steps: int = Field(ge=1, le=MAX_STEPS)
     guidance_scale: float = Field(ge=0, le=100)
     guidance_scale_2: float | None = Field(default=None, ge=0, le=100)

@@ -33,7 +33,7 @@ from wan_compat.supervisor.model_parts import parts_of
 
 @dataclasses.dataclass(frozen=True)
 class Outlook:
-    """What would be made, and how. `outputs`: the final paths, none for frames; `choice`: None where no plan is made."""
+    """What would be made, and how. `outputs`: final paths, none for frames; `choice`: None where no plan is made."""
 
     request: GenerationRequest
     model: ModelDecision

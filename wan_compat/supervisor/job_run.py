@@ -25,7 +25,7 @@ from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.phases import phase_timeouts
 from wan_compat.policies.requests import ResolvedRequest, resolve_request
 from wan_compat.policies.tasks import media_of, wish_of
-from wan_compat.policies.videos import Round, rounds, what_is_left
+from wan_compat.policies.videos import Round, params_of, resolved_of, rounds
 from wan_compat.protocol import messages as m
 from wan_compat.protocol.errors import (
     CorruptFrame,
@@ -33,7 +33,6 @@ from wan_compat.protocol.errors import (
     EncodingFailed,
     GpuUnusable,
     JobCancelled,
-    MemoryExceeded,
     ModelCorrupt,
     ProtocolViolation,
     WanCompatError,
@@ -41,17 +40,18 @@ from wan_compat.protocol.errors import (
 from wan_compat.protocol.plan import DecodeSpec
 from wan_compat.protocol.results import Timings, VideoGenerationResult
 from wan_compat.protocol.states import WorkerState
-from wan_compat.protocol.values import GenerationParams, GenerationRequest, Isolation, PipelineSpec, seed_after
+from wan_compat.protocol.values import GenerationRequest, Isolation, PipelineSpec
 from wan_compat.sandbox.spec import Tier
 from wan_compat.supervisor import audit_log, first_use, provenance
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.admitted_files import check_unchanged
 from wan_compat.supervisor.attempts import Attempts, add_advice, wait
+from wan_compat.supervisor.finished_videos import FinishedVideos
 from wan_compat.supervisor.gpus import gpu_for
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.integrity import require_verified
 from wan_compat.supervisor.job_context import JobContext, narrower
-from wan_compat.supervisor.job_result import Made, compose_result
+from wan_compat.supervisor.job_result import Made
 from wan_compat.supervisor.job_watch import JobWatch
 from wan_compat.supervisor.machine import worker_machine
 from wan_compat.supervisor.media import copied_media
@@ -96,8 +96,7 @@ class JobRun:
         self._on_cpu: PipelineSpec | None = None  # how it would be run should the GPU turn out to be unusable
         self._choice: Choice | None = None  # how the model is made to fit; None where no plan is made
         self._denoised = Round(0, 1)  # the videos whose latents the worker has
-        self._results: list[VideoGenerationResult] = []  # of the videos that stand
-        self._told_s = self._watch.started  # when the last of them did
+        self._finished = FinishedVideos(request, self._watch.started)
 
     def execute(self) -> VideoGenerationResult:
         """Run the job. Errors tell what was tried, and what a person can do."""
@@ -106,7 +105,7 @@ class JobRun:
             try:
                 return self._execute(model)
             except ModelCorrupt as error:
-                if self._watch.failed_in() != "load" or not self._recovers:
+                if self._watch.failed_in() != "load" or not self._recovers or self._finished.results:
                     raise
                 return self._execute(model, error)
         except WanCompatError as error:
@@ -187,12 +186,11 @@ class JobRun:
                 for wanted in rounds(1 if request.load_only else request.num_videos, request.videos_at_once):
                     model = self._round(wanted, model, ready)
             except WanCompatError as error:
-                self._tell_what_stands(error, resolved)
+                self._finished.tell(error, resolved)
                 raise
             finally:
                 self._release()
-            first, *others = self._results
-            return dataclasses.replace(first, others=others)
+            return self._finished.result()
 
     def _round(self, wanted: Round, model: ModelDecision, ready: _Ready) -> ModelDecision:
         """Make the videos of one round, in as many attempts as it takes; return the model as it was loaded at last."""
@@ -221,7 +219,7 @@ class JobRun:
                     model.pipeline,
                     latents=self._fit and self._has_latents(model),
                 )
-            wanted = wanted.after(len(self._results) - wanted.first)
+            wanted = wanted.after(len(self._finished.results) - wanted.first)
             if step.kind != "decode":
                 self._fit = False
                 self._release()
@@ -238,13 +236,13 @@ class JobRun:
         attempts: Attempts,
     ) -> None:
         """One attempt, with outputs of its own. The worker stays in `self._worker`, however this ends; results of the
-        videos that stand go into `self._results`, even if others fail."""
+        videos that stand are kept, even if others fail."""
         self._fit = False
         request, resolved = self._request, ready.resolved
         self._watch.video = wanted.first
 
         def label(number: int) -> str:
-            return provenance.label(request, model, _resolved_of(resolved, number, wanted.size))
+            return provenance.label(request, model, resolved_of(resolved, number, self._denoised))
 
         with RoundOutput(request, resolved, wanted, self._watch, self._context, label) as outputs:
             worker = self._worker = self._worker or self._acquire_with_log(ready.order(model), ready.limits)
@@ -259,63 +257,32 @@ class JobRun:
             finally:
                 # Also what stood before something else of the same round failed.
                 taken = [TakenVideo(0, None, None, None, [])] if request.load_only and self._fit else outputs.taken
-                self._compose(taken, model, ready, worker)
+                self._keep(taken, model, ready, worker)
 
-    def _compose(self, taken: Sequence[TakenVideo], model: ModelDecision, ready: _Ready, worker: Worker) -> None:
-        """Put the results of videos that stand together, and write their sidecars."""
-        now = time.monotonic()
-        generated = self._watch.generated[0] if self._watch.generated else None
-        for video in taken:
-            together = self._denoised
-            resolved = _resolved_of(ready.resolved, video.number, together.size)
-            result = compose_result(
-                Made(
-                    request=self._request,
-                    model=model,
-                    resolved=resolved,
-                    environment=ready.environment,
-                    choice=self._choice,
-                    generated=generated,
-                    frames=video.frames,
-                    output=video.output,
-                    timings=dataclasses.replace(self._timings, encode_s=video.encode_s, total_s=now - self._told_s),
-                    warnings=self._watch.warnings,
-                    recovery=[*self._recovery, *video.recovery],
-                ),
-                worker,
-            )
-            self._results.append(result)
-            if video.delivery is not None and video.output is not None:
-                made = _remade_by(self._request, ready.resolved, together, video.number)
-                number = video.number - together.first if together.size > 1 else None
-                document = provenance.document(made, model, resolved, result, number)
-                video.delivery.write_sidecar(document, video.output)
+    def _keep(self, taken: Sequence[TakenVideo], model: ModelDecision, ready: _Ready, worker: Worker) -> None:
+        """Keep the results of videos that stand."""
+        made = Made(
+            request=self._request,
+            model=model,
+            resolved=ready.resolved,
+            environment=ready.environment,
+            choice=self._choice,
+            generated=self._watch.generated[0] if self._watch.generated else None,
+            frames=None,
+            output=None,
+            timings=self._timings,
+            warnings=self._watch.warnings,
+            recovery=self._recovery,
+        )
+        self._finished.keep(taken, self._denoised, made, worker)
         if taken:
-            self._timings, self._told_s = Timings(), now
+            self._timings = Timings()
 
     def _emit_of_video(self, event: ev.Event) -> None:
         """Tell of recovery which video it is for."""
         if isinstance(event, ev.Recovering | ev.Recovered):
             event = dataclasses.replace(event, video=self._watch.video)
         self._context.emit(event)
-
-    def _tell_what_stands(self, error: WanCompatError, resolved: ResolvedRequest) -> None:
-        """Say with an error which videos are finished all the same, and what makes the others."""
-        finished, total = len(self._results), self._request.num_videos
-        if isinstance(error, MemoryExceeded) and min(total, self._request.videos_at_once) > 1:
-            # Asked for by name, so that recovery leaves it as it is.
-            error.fixes = ("leave --videos-at-once out: one after the other takes the memory of one", *error.fixes)
-        if not finished:
-            return
-        paths = [result.output_path for result in self._results if result.output_path is not None]
-        error.details["videos_finished"] = paths
-        stand = f"{finished} of {total} videos are finished" + (": keep them" if paths else ", and lost: ask for files")
-        # Frames that were kept are a video once they are encoded, as another fix says.
-        made = finished + ("kept" in error.details)
-        if made < total:
-            seed = error.details["next_seed"] = seed_after(resolved.params.seed, made)
-            stand += f", and make the others with {what_is_left(made, total, seed)}"
-        error.fixes = (stand, *error.fixes)
 
     def _is_fit(self, worker: Worker, error: WanCompatError | OSError, limits: Deadlines) -> bool:
         """Whether the worker could do something else now."""
@@ -462,6 +429,8 @@ class JobRun:
         """
         params, wanted = ready.resolved.params, outputs.videos
         spec = params.frames
+        if decoding is None:
+            self._denoised = wanted
         sink = outputs.begin()
         worker.jobs_started += 1
         job = worker.jobs_started
@@ -478,12 +447,11 @@ class JobRun:
             worker.send(
                 m.Generate(
                     job=job,
-                    params=_params_of(params, wanted),
+                    params=params_of(params, wanted),
                     count_memory=self._request.count_memory,
                     preview_latents=self._request.preview_latents,
                 )
             )
-            self._denoised = wanted
         else:
             self._watch.enter("decode")
             at = wanted.first - self._denoised.first
@@ -550,28 +518,3 @@ class JobRun:
             worker.ring.end()
             return worker.state is WorkerState.LOADED
         return False
-
-
-def _params_of(params: GenerationParams, wanted: Round) -> GenerationParams:
-    """Return what a worker is told to make in one round."""
-    return params.model_copy(update={"seed": seed_after(params.seed, wanted.first), "videos": wanted.size})
-
-
-def _resolved_of(resolved: ResolvedRequest, number: int, at_once: int) -> ResolvedRequest:
-    """Return with what one video of several was made; its seed is its own."""
-    params = resolved.params.model_copy(update={"seed": seed_after(resolved.params.seed, number), "videos": at_once})
-    return dataclasses.replace(resolved, params=params)
-
-
-def _remade_by(
-    request: GenerationRequest, resolved: ResolvedRequest, together: Round, number: int
-) -> GenerationRequest:
-    """Return what makes one video of several again, to the byte: itself alone, or all that were denoised with it."""
-    alone = together.size == 1
-    return request.model_copy(
-        update={
-            "seed": seed_after(resolved.params.seed, number if alone else together.first),
-            "num_videos": together.size,
-            "videos_at_once": together.size,
-        }
-    )

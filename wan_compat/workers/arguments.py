@@ -56,10 +56,10 @@ def arguments(model: LoadedModel, params: GenerationParams, media: Media = NO_ME
         "generator": _generator(params.seed),
         "output_type": "pt",  # the tensor is one pixel: the frames leave through FrameExit
     }
-    if params.videos > 1 and not {"num_videos_per_prompt", ANYTHING}.isdisjoint(model.call_arguments):
+    if params.videos_at_once > 1 and not {"num_videos_per_prompt", ANYTHING}.isdisjoint(model.call_arguments):
         # A pipeline that takes no number makes as many as it always does: returned_frames.py counts them.
-        given["num_videos_per_prompt"] = params.videos
-        given["generator"] = [_generator(seed_after(params.seed, number)) for number in range(params.videos)]
+        given["num_videos_per_prompt"] = params.videos_at_once
+        given["generator"] = [_generator(seed_after(params.seed, number)) for number in range(params.videos_at_once)]
     # Diffusers refuses it for a pipeline without a boundary between two experts.
     config = getattr(model.pipeline, "config", None)
     two_scales = "guidance_scale_2" in model.call_arguments and getattr(config, "boundary_ratio", None) is not None

@@ -185,8 +185,8 @@ class WanPipelineWrapper:
         model = self._loaded()
         media = Media({role: _pictures(kwargs.pop(name)) for name, role in _ROLES.items() if kwargs.get(name)}, ())
         params = _params(prompt, kwargs)
-        if params.videos > 1:
-            raise InvalidRequest("this makes one video at a time", hint="leave videos out, and call it again")
+        if params.videos_at_once > 1:
+            raise InvalidRequest("this makes one video at a time", hint="leave videos_at_once out, and call it again")
         writer = _InMemory(params.frames)
         fps = float(kwargs.get("fps", 16.0))
         started = time.perf_counter()

@@ -228,7 +228,7 @@ def _generate(
 
     try:
         media = _receive_media(model, order, ring, cancellation)
-        writer = ring.writer(order.job, order.params.frames, order.params.videos)
+        writer = ring.writer(order.job, order.params.frames, order.params.videos_at_once)
         ended = generate(model, order, writer, cancellation, control.post, media)
         return ended.model_copy(update={"notes": media.notes})
     except JobCancelled:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wan_compat.protocol.errors import InvalidRequest, JobCancelled, WanCompatError
-from wan_compat.policies.videos import outputs_of
 from wan_compat.supervisor.cli.operations import watched
 from wan_compat.supervisor.cli.progress import progress_view
 from wan_compat.supervisor.cli.quantities import show_bytes
@@ -148,6 +147,7 @@ def _helped(step: Mapping[str, str]) -> bool:
 def free_name(stem: str, suffix: str = ".mp4", *, num_videos: int = 1) -> str:
     """Return `stem.mp4` in the working folder, or `stem-2.mp4` and so on: nothing is overwritten unasked. Of several
     videos, each name that follows from it is free."""
+    from wan_compat.policies.videos import outputs_of
     from wan_compat.protocol.values import MAX_VIDEOS
 
     name, number = stem + suffix, 2

@@ -57,7 +57,7 @@ def generate_restricted(
     assert model.restricted is not None
     if media.pictures:
         raise InvalidRequest("restricted code is given no pictures", hint="leave them out")
-    if order.params.videos > 1:
+    if order.params.videos_at_once > 1:
         raise InvalidRequest("restricted code makes one video at once", hint="leave --videos-at-once out")
     check_sizes(model.pipeline, order.params)
     steps = _Steps(report)
