@@ -24,7 +24,8 @@ import psutil
 from tests.assets.breakage import cut_text
 from tests.faults import models
 from wan_compat.policies.limits import Deadlines
-from wan_compat.supervisor import delivery, encoder, job_run
+from wan_compat.protocol.errors import DiskExceeded
+from wan_compat.supervisor import delivery, encoder, job_run, rescue, spill
 from wan_compat.supervisor import events as ev
 
 PROGRAMS = Path(__file__).parents[1] / "programs"
@@ -32,6 +33,7 @@ FRAME_BYTES = 64 * 96 * 3
 
 CAP = {"memory_limit_bytes": 1 << 30}
 TRUST = {"mode": "trust"}
+NO_SPACE = "av_interleaved_write_frame(): No space left on device"
 
 Outside = Callable[[], contextlib.AbstractContextManager[Callable[[ev.Event], None]]]
 
@@ -99,22 +101,30 @@ def _arguments(process: psutil.Process) -> list[str]:
 
 
 def encoder_quits(
-    after_frames: float, times: int | None, *, spill: bool = True, words: str = "x264 broke", status: int = 7
+    after_frames: float,
+    times: int | None,
+    *,
+    with_copy: bool = True,
+    words: str = "x264 broke",
+    status: int = 7,
+    only: str = "",
 ) -> Outside:
+    """An encoder that ends so, that often (None: always); `only` those with a word in their command line."""
+
     @contextlib.contextmanager
     def outside() -> Iterator[Callable[[ev.Event], None]]:
         original, left = encoder.confined_argv, [times]
         program = str(PROGRAMS / "encoder_quits.py")
 
         def argv(*args: Any, **options: Any) -> Any:
-            if left[0] is not None and left[0] <= 0:
+            if (left[0] is not None and left[0] <= 0) or (only and only not in args[0]):
                 return original(*args, **options)
             left[0] = None if left[0] is None else left[0] - 1
             return [sys.executable, program, str(int(after_frames * FRAME_BYTES)), words, str(status)]
 
         with contextlib.ExitStack() as stack:
             stack.enter_context(mock.patch.object(encoder, "confined_argv", argv))
-            if not spill:
+            if not with_copy:
                 stack.enter_context(mock.patch.object(delivery, "reserve_spill", lambda *_: None))
             yield lambda _event: None
 
@@ -138,6 +148,29 @@ def encoder_hangs() -> Iterator[Callable[[ev.Event], None]]:
 
 
 @contextlib.contextmanager
+def encoder_lacks() -> Iterator[Callable[[ev.Event], None]]:
+    """An ffmpeg as some distributions build it, without H.264."""
+    ready = rescue.find_ffmpeg()
+    lacking = dataclasses.replace(ready, encoders=ready.encoders - {"libx264", "libx264rgb"})
+    with mock.patch.object(rescue, "find_ffmpeg", lambda: lacking):
+        yield lambda _event: None
+
+
+@contextlib.contextmanager
+def copy_gives_out() -> Iterator[Callable[[ev.Event], None]]:
+    original, written = spill.Spill.write_all, []
+
+    def write_all(self: spill.Spill, view: memoryview) -> None:
+        written.append(len(view))
+        if sum(written) > 3 * FRAME_BYTES:
+            raise DiskExceeded("no space left on device")
+        original(self, view)
+
+    with mock.patch.object(spill.Spill, "write_all", write_all):
+        yield lambda _event: None
+
+
+@contextlib.contextmanager
 def impatient() -> Iterator[Callable[[ev.Event], None]]:
     """Silence of two seconds is enough here."""
     original = job_run.deadlines
@@ -155,6 +188,11 @@ CASES = (
     Case("no room beside the text encoder", "memory", "memory_exceeded", worker="oom_denoise"),
     Case("weights do not fit as a whole", "memory", "memory_exceeded", worker="oom_load"),
     Case("text encoder does not fit as a whole", "memory", "memory_exceeded", worker="oom_text_encoder"),
+    Case("worker killed at its memory cap while loading", "memory", "memory_exceeded", worker="memory_cap_load", fields=CAP),
+    Case(
+        "worker killed at its memory cap while decoding", "memory", "memory_exceeded", worker="memory_cap_decode",
+        fields=CAP, exact=False,
+    ),
     Case("worker killed at its memory cap", "memory", "memory_exceeded", worker="memory_cap", fields=CAP),
     Case("no room in any way", "memory", "memory_exceeded", recovers=False, says="fewer frames", worker="oom_always"),
     # corrupted frames
@@ -181,18 +219,26 @@ CASES = (
     Case("worker hangs", "death", "worker_silent", worker="hang", outside=impatient),
     # encoding
     Case("encoder dies once", "encoding", "encoding_failed", outside=encoder_quits(3.5, 1)),
-    Case("encoder dies, no copy of frames", "encoding", "encoding_failed", outside=encoder_quits(3.5, 1, spill=False)),
+    Case("encoder dies, no copy of frames", "encoding", "encoding_failed", outside=encoder_quits(3.5, 1, with_copy=False)),
     Case("encoder hangs", "encoding", "encoding_failed", outside=encoder_hangs),
     Case(
         "encoder ends early without a word", "encoding", "encoding_failed", outside=encoder_quits(3.5, 1, words="", status=0)
     ),
     Case(
+        "one encoder dies every time", "encoding", "encoding_failed", outside=encoder_quits(3.5, None, only="libx264")
+    ),
+    Case("ffmpeg lacks the usual encoder", "encoding", "", warns="libx264", outside=encoder_lacks),
+    Case(
+        "the output's disk is full", "encoding", "disk_exceeded", outside=encoder_quits(3.5, 1, words=NO_SPACE),
+    ),
+    Case("the copy of the frames has no more room", "encoding", "", warns="was given up", outside=copy_gives_out),
+    Case(
         "encoder dies every time", "encoding", "encoding_failed", recovers=False, says="wan-compat encode",
         outside=encoder_quits(3.5, None),
     ),
     Case(
-        "the output's disk is full", "encoding", "disk_exceeded", recovers=False, says="wan-compat encode",
-        outside=encoder_quits(3.5, None, words="av_interleaved_write_frame(): No space left on device"),
+        "no disk has room", "encoding", "disk_exceeded", recovers=False, says="wan-compat encode",
+        outside=encoder_quits(3.5, None, words=NO_SPACE),
     ),
     # another way of being called
     Case("pipeline takes fewer arguments", "arguments", "incompatible arguments", worker="fewer_arguments"),
@@ -210,6 +256,7 @@ CASES = (
     Case("files of a later diffusers", "model", "", warns="0.99.0", break_model=models.of_a_later_diffusers),
     Case("damaged index", "model", "model_corrupt", break_model=lambda model: cut_text(model / models.INDEX)),
     Case("missing index", "model", "model_index_missing", break_model=lambda model: (model / models.INDEX).unlink()),
+    Case("the folder above the model", "model", "model_index_missing", break_model=models.one_folder_deeper),
     Case("index without a class", "model", "model_corrupt", break_model=lambda model: models.index(model, _class_name=None)),
     Case(
         "pipeline class that is nowhere", "model", "model_not_compatible",

@@ -58,6 +58,13 @@ def index(model: Path, **changes: Any) -> None:
     edit(model / INDEX, **changes)
 
 
+def one_folder_deeper(model: Path) -> None:
+    parts = list(model.iterdir())
+    (model / "snapshot").mkdir()
+    for part in parts:
+        part.rename(model / "snapshot" / part.name)
+
+
 def truncated(model: Path) -> None:
     cut(weights(model, "vae"))
 

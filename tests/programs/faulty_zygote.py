@@ -162,13 +162,24 @@ def driver_error() -> None:
 
 def memory_cap() -> None:
     """The first worker takes more than its cap while it denoises, and is killed for it."""
+    before_forward("WanTransformer3DModel", hoard)
 
-    def act(_module: Any, _value: Any) -> None:
-        hoard = []
-        while True:
-            hoard.append(bytearray(os.urandom(1 << 16) * 256))
 
-    before_forward("WanTransformer3DModel", act)
+def memory_cap_load() -> None:
+    """The same while it reads the largest part."""
+    import transformers
+
+    transformers.UMT5EncoderModel.from_pretrained = classmethod(hoard)
+
+
+def memory_cap_decode() -> None:
+    before_forward("WanDecoder3d", lambda _, value: None if proving(value) else hoard())
+
+
+def hoard(*_: Any, **__: Any) -> None:
+    hoard = []
+    while True:
+        hoard.append(bytearray(os.urandom(1 << 16) * 256))
 
 
 def nan_attention() -> None:
@@ -296,7 +307,15 @@ def slow() -> None:
     before_forward("WanDecoder3d", lambda _, value: time.sleep(0 if proving(value) else 0.8))
 
 
-FIRST_WORKER_ONLY = {"memory_cap", "driver_error", "crash_denoise", "exit_at_start", "hang"}
+FIRST_WORKER_ONLY = {
+    "memory_cap",
+    "memory_cap_load",
+    "memory_cap_decode",
+    "driver_error",
+    "crash_denoise",
+    "exit_at_start",
+    "hang",
+}
 
 
 def launch(self: zygote.Zygote, order: Any, descriptors: Any, original: Any = zygote.Zygote._launch) -> Any:

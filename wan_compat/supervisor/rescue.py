@@ -24,7 +24,7 @@ from wan_compat.supervisor.frame_files import disk_error
 from wan_compat.supervisor.spill import Spill
 
 # What a disk must have to be tried; a video of Wan's sizes takes tens of megabytes.
-MIN_FREE_BYTES = 64 << 20
+MIN_FREE_BYTES = 32 << 20
 _COPY_BYTES = 16 << 20
 PlanCodec = Callable[[str], EncodingConfig]  # codec -> how the same frames would be encoded with it
 
