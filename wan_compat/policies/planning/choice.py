@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 
 from wan_compat.policies.planning.candidates import Candidate, Wishes, candidates
 from wan_compat.policies.planning.courses import Job
@@ -14,6 +15,7 @@ from wan_compat.policies.planning.weights import Dtype
 from wan_compat.protocol.errors import MemoryExceeded
 from wan_compat.protocol.plan import PlanSpec
 
+_LEAST_LATENTS = 2  # after the first, of a clip that is worth more than a smaller size
 _FRACTIONS = (0.85, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the sides, tried in this order
 
 
@@ -173,19 +175,26 @@ def _nearest(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishes)
     def fits(other: Job) -> bool:
         return any(item.fits for item in _weigh(shape, other, machine, wishes))
 
-    step = shape.vae.scale_factor_temporal
-    for sized in _smaller(shape, job):
-        if not fits(dataclasses.replace(sized, num_frames=1)):
+    lengths = _lengths(shape, job)
+    sizes = list(_smaller(shape, job))
+    for sized in sizes:
+        if not fits(_with_frames(sized, lengths[0])):
             continue
-        low, high = 0, (sized.num_frames - 1) // step  # in latent frames after the first; `low` fits
+        low, high = 0, len(lengths) - 1  # of them; `low` fits
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(_with_frames(sized, middle * step + 1)) else (low, middle - 1)
+            low, high = (middle, high) if fits(_with_frames(sized, lengths[middle])) else (low, middle - 1)
         # One frame is no video; but where that is all, it is better than nothing.
-        found = _with_frames(sized, low * step + 1)
-        if found.num_frames >= min(job.num_frames, 2 * step + 1) or sized is list(_smaller(shape, job))[-1]:
-            return found
+        if low >= min(len(lengths) - 1, _LEAST_LATENTS) or sized is sizes[-1]:
+            return _with_frames(sized, lengths[low])
     return None
+
+
+def _lengths(shape: ModelShape, job: Job) -> list[int]:
+    """Return the numbers of frames up to the job's that the model makes."""
+    step = shape.vae.scale_factor_temporal
+    latents = accumulate(shape.denoiser.chunks) if shape.denoiser.chunks else range(1, job.num_frames // step + 2)
+    return [frames for count in latents if (frames := (count - 1) * step + 1) <= job.num_frames]
 
 
 def _with_frames(job: Job, num_frames: int) -> Job:
@@ -194,12 +203,11 @@ def _with_frames(job: Job, num_frames: int) -> Job:
 
 def _smaller(shape: ModelShape, job: Job) -> Iterator[Job]:
     """Yield the job at its size, then at smaller ones of about its shape."""
-    tall = shape.vae.scale_factor_spatial * shape.denoiser.patch_size[1]
-    wide = shape.vae.scale_factor_spatial * shape.denoiser.patch_size[2]
+    multiple = shape.size_multiple
     yield job
     for fraction in _FRACTIONS:
-        height, width = int(job.height * fraction) // tall * tall, int(job.width * fraction) // wide * wide
-        if height >= tall and width >= wide:
+        height, width = (int(side * fraction) // multiple * multiple for side in (job.height, job.width))
+        if min(height, width) >= multiple:
             yield dataclasses.replace(job, height=height, width=width)
 
 

@@ -30,6 +30,7 @@ def shape_of(model: ModelDecision) -> ModelShape | None:
         quantized=folded,
         laid_over=model.lora_numbers,
         streams=pipeline.frames == "vae",
+        size_multiple=model.size_multiple,
         copied=not folded and not pipeline.loras and all(part.source is None for part in pipeline.components),
     )
 

@@ -41,6 +41,7 @@ class ModelShape:
     text: TextEncoderShape | None
     copied: bool = True  # tensors become weights by copying, so that they could stay in their files
     streams: bool = True  # frames leave the VAE, and not the pipeline
+    size_multiple: int = 16  # of heights and widths that it makes
 
     @property
     def is_modular(self) -> bool:
@@ -69,6 +70,7 @@ def model_shape(
     laid_over: Mapping[str, int] | None = None,
     copied: bool = True,
     streams: bool = True,
+    size_multiple: int = 16,
 ) -> ModelShape:
     """Return the shape of a model.
 
@@ -81,6 +83,7 @@ def model_shape(
         laid_over: Component -> numbers of the LoRAs over it.
         copied: Tensors become weights by copying.
         streams: Frames leave the VAE, and not the pipeline.
+        size_multiple: Of heights and widths that it makes.
     """
     quantized, laid_over = quantized or {}, laid_over or {}
     weights = {
@@ -95,6 +98,7 @@ def model_shape(
         text=text_shape(tensors.get("text_encoder", {})),
         copied=copied,
         streams=streams,
+        size_multiple=size_multiple,
     )
 
 
