@@ -86,7 +86,8 @@ class JobRun:
         self._request = request
         self._context = context
         self._watch = JobWatch(request, context)
-        self._recovery: list[dict[str, str]] = []
+        self._mended: list[dict[str, str]] = []  # of files and calls, once for all videos
+        self._recovery: list[dict[str, str]] = []  # of the video that is being made
         self._timings = Timings()
         self._admitted: tuple[FileFact, ...] = ()
         self._media: tuple[int, ...] = ()  # descriptors of the pictures and videos, open for the time of the job
@@ -202,7 +203,7 @@ class JobRun:
         while True:
             try:
                 self._attempt(wanted, model, ready, step, attempts)
-                self._recovery = []
+                self._recovery = [*self._mended]
                 return model
             except (WanCompatError, OSError) as error:
                 self._watch.rest()
@@ -329,9 +330,10 @@ class JobRun:
 
     def _tell_mend(self, error: str, action: str) -> None:
         entry = {"error": error, "action": action, "outcome": "succeeded"}
-        if entry in self._recovery:
-            return  # told of the videos before
+        if entry in self._mended:
+            return
         self._context.emit(ev.Recovering(error, action))
+        self._mended.append(entry)
         self._recovery.append(entry)
         self._context.emit(ev.Recovered(entry["error"], entry["action"], entry["outcome"]))
         self._watch.warn(f"{error}; {action}")
