@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ import pytest
 from tests.assets.tiny_wan import tiny_model
 from wan_compat import GenerationRequest, Supervisor
 from wan_compat.policies import limits
+from wan_compat.policies.phases import PACE_FACTOR
 from wan_compat.policies.policy import Policy
+from wan_compat.protocol import messages as m
 from wan_compat.protocol.errors import PhaseTimeout
-from wan_compat.supervisor import encoder
+from wan_compat.supervisor import encoder, job_watch
 from wan_compat.supervisor import events as ev
 
 PROGRAM = Path(__file__).resolve().parents[1] / "programs" / "misbehaving_zygote.py"
@@ -111,10 +114,33 @@ def test_a_decode_that_takes_longer_than_it_would_be_given_is_tried_in_another_w
         return made[-1]
 
     monkeypatch.setattr("wan_compat.supervisor.job_run.deadlines", hasty)
-    job = supervisor.submit(request_of(tmp_path, "a red ball", output=None))
+    # A busy machine may need its time until the worker rests, and only then the latents can be used again.
+    job = supervisor.submit(request_of(tmp_path, "a red ball", output=None, phase_timeouts={"close": 60.0}))
     events = list(job.events())
     with pytest.raises(PhaseTimeout, match="decode took longer") as caught:
         job.result()
     tried = [event.action for event in events if isinstance(event, ev.Recovering)]
     assert tried and all("kept latents" in action for action in tried)
     assert caught.value.details["set_by"] == "default" and caught.value.details["recovery"]
+
+
+def test_the_pace_of_its_first_steps_bounds_a_phase_that_nobody_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(job_watch.time, "monotonic", lambda: now)
+    context: Any = types.SimpleNamespace(emit=lambda _event: None, policy=Policy(), cancelled=lambda: False)
+    watch = job_watch.JobWatch(GenerationRequest(model="m", prompt="p"), context)
+    watch.keep_to(limits.deadlines(weight_bytes=0, timeout_s=None))
+    watch.enter("text_encode")
+    watch.hear(m.Progress(job=1, phase="text_encode", step=1, total=1))
+    for step in range(1, 5):
+        now += 100.0
+        watch.hear(m.Progress(job=1, phase="denoise", step=step, total=50))
+    bound_s = 400.0 + PACE_FACTOR * 50 * 100.0  # what was taken, and that many times what all steps should take
+    now = bound_s - 1
+    assert not watch.interrupted()
+    now = bound_s + 1
+    with pytest.raises(PhaseTimeout, match="denoise took longer than 100400 s, after step 4 of 50") as caught:
+        watch.interrupted()
+    assert caught.value.details["set_by"] == "default"
+    watch.rest()
+    assert not watch.interrupted()
