@@ -13,7 +13,7 @@ from tests.assets.breakage import as_variant, cut, cut_text, in_shards, weights
 from tests.assets.corpus.repositories import BUILDERS
 from tests.assets.tiny_wan import tiny_model
 from tests.supervisor.test_check import BIG, edit, snapshot
-from wan_compat import GenerationRequest
+from wan_compat import GenerationRequest, Supervisor
 from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.policy import Policy
 from wan_compat.protocol.errors import (
@@ -26,6 +26,7 @@ from wan_compat.protocol.errors import (
     WanCompatError,
 )
 from wan_compat.protocol.values import Mode, PipelineSpec
+from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.check import check_model
 from wan_compat.supervisor.dry_run import look_ahead
 from wan_compat.supervisor.model_choice import choose_model
@@ -342,3 +343,18 @@ def test_what_the_mended_model_cannot_do_is_told_instead(model: Path) -> None:
     (model / INDEX).write_text("{")
     with pytest.raises(InvalidRequest):
         choose_model(str(model), Mode.SAFE, threads=1, memory_limit_bytes=1 << 50, wish=Wish(task="i2v"))
+
+
+def test_a_job_tells_what_was_mended_and_each_of_its_videos_has_it(model: Path, supervisor: Supervisor) -> None:
+    cut_text(model / INDEX)
+    request = GenerationRequest(
+        model=str(model), prompt="x", height=64, width=96, num_frames=5, num_inference_steps=1, seed=1, num_videos=2
+    )
+    job = supervisor.submit(request)
+    told = [event for event in job.events() if isinstance(event, ev.Recovering | ev.Recovered)]
+    results = job.results(60)
+    assert [type(event) for event in told] == [ev.Recovering, ev.Recovered] and len(results) == 2
+    for result in results:
+        (entry,) = result.recovery
+        assert entry["error"].startswith("model_corrupt: ") and entry["outcome"] == "succeeded"
+    assert any("rebuild model_index.json" in warning for warning in results[0].warnings)
