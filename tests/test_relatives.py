@@ -181,6 +181,7 @@ def test_noise_of_helios_pyramid_is_drawn_on_a_cpu_where_diffusers_fails(supervi
         ("skyreels_i2v", {}, {}, "needs --image"),
         ("skyreels_df", {"video": "video"}, {"num_frames": 17}, "first 17 of the frames"),
         ("skyreels_df", {"video": "short"}, {"num_frames": 21}, "its last 17 are needed"),
+        ("skyreels_df", {"image": "image"}, {"num_frames": 101}, "beyond 97.*makes whole clips"),
         ("chronoedit", {"video": "video"}, {}, "needs --image"),
         ("lucy", {}, {}, "needs --video"),
         ("anyflow_far", {}, {"num_frames": 9}, "1, 13, 21 frames"),

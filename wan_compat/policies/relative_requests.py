@@ -15,6 +15,10 @@ from wan_compat.protocol.media import MediaSpec
 
 PYRAMID_STAGES = 3  # of Helios, each with a third of the steps
 
+# Counts the last clip's latents as a whole clip's, and fails on those that are not there (0.42.1; not so from text).
+# Clips of 97 frames begin with 17 of the one before.
+_WHOLE_CLIPS = "SkyReelsV2DiffusionForcingImageToVideoPipeline"
+_CLIP_FRAMES, _CLIP_STEP = 97, 80
 # As in diffusers' AnyFlowFARTransformer3DModel: latent frames of each chunk.
 _CHUNKS = (1, 3, 3, 3, 3, 3, 3, 2)
 _MAX_CHUNKS, _MAX_CHUNK = 64, 64
@@ -39,6 +43,12 @@ def check_relative(model: ModelDecision, num_frames: int, num_inference_steps: i
         raise InvalidRequest(
             f"the first {context.at_most} of the frames are the video's last, and {num_frames} were asked for",
             hint=f"use --num-frames {-(-context.at_most // model.frame_multiple) * model.frame_multiple + 1} or more",
+        )
+    if model.way.pipeline == _WHOLE_CLIPS and num_frames > _CLIP_FRAMES and (num_frames - _CLIP_FRAMES) % _CLIP_STEP:
+        below = _CLIP_FRAMES + (num_frames - _CLIP_FRAMES) // _CLIP_STEP * _CLIP_STEP
+        raise InvalidRequest(
+            f"num_frames is {num_frames}; beyond {_CLIP_FRAMES}, {_WHOLE_CLIPS} makes whole clips (diffusers' own limit)",
+            hint=f"use --num-frames {below} or {below + _CLIP_STEP}",
         )
     if model.way.pipeline.startswith("HeliosPyramid") and num_inference_steps % PYRAMID_STAGES:
         below = max(1, num_inference_steps // PYRAMID_STAGES) * PYRAMID_STAGES
