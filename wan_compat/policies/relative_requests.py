@@ -47,7 +47,7 @@ def check_relative(model: ModelDecision, num_frames: int, num_inference_steps: i
     if model.way.pipeline == _WHOLE_CLIPS and num_frames > _CLIP_FRAMES and (num_frames - _CLIP_FRAMES) % _CLIP_STEP:
         below = _CLIP_FRAMES + (num_frames - _CLIP_FRAMES) // _CLIP_STEP * _CLIP_STEP
         raise InvalidRequest(
-            f"num_frames is {num_frames}; beyond {_CLIP_FRAMES}, {_WHOLE_CLIPS} makes whole clips (a limit of diffusers)",
+            f"num_frames is {num_frames}; beyond {_CLIP_FRAMES}, {_WHOLE_CLIPS} makes whole clips (its own limit)",
             hint=f"use --num-frames {below} or {below + _CLIP_STEP}",
         )
     if model.way.pipeline.startswith("HeliosPyramid") and num_inference_steps % PYRAMID_STAGES:
