@@ -141,6 +141,9 @@ def _next_step(report: ModelReport, flags: str) -> str:
     model = shlex.quote(report.model) + flags
     if report.compatible_here:
         return f"It can run here. Next: wan-compat generate {model} --prompt '...' --output video.mp4"
+    if any(item.code == "generate_mends" for item in report.findings):
+        lasting = f"; for good: wan-compat check {model} --repair DIR" if report.repair is not None else ""
+        return f"It is broken, and runs as noted above. Next: wan-compat generate {model} --prompt '...'{lasting}"
     if report.repair is not None:
         return f"It cannot run as it is. Next: wan-compat check {model} --repair DIR"
     errors = [item for item in report.findings if item.severity == "error"]
