@@ -82,9 +82,11 @@ model that does the same. `wan-compat check MODEL --task TASK` asks without gene
   takes the place of a person there. Poses and faces are what Wan's preprocessing makes of a video: it is no part of diffusers,
   and not done here. A face is read into the square that the model looks at. Clips of more than 77 frames are made in segments.
 - **Wan-Animate-2** follows `--video` itself. Its attention wants `torch.compile`, which needs a compiler, and a worker has none:
-  it runs eagerly, with the same values, and holds every score. That is for small sizes; real ones will not fit in memory.
-- **SkyReels-V2 DF** makes clips of more than 97 frames in overlapping parts (17 frames). With `--video` it goes on from that video's
-  last 17 frames, which it draws again as the first ones; the video itself is not repeated. `--num-frames` counts what is new.
+  it runs eagerly, with the same values, and holds every score. That is for small sizes; real ones do not fit, and `plan` says so
+  before anything is loaded.
+- **SkyReels-V2 DF** makes clips of more than 97 frames in overlapping parts (17 frames); from a picture whole ones alone, 177, 257 ...
+  (a limit of diffusers). With `--video` it goes on from that video's last 17 frames, which it draws again as the first ones; the video
+  itself is not repeated. `--num-frames` counts what is new.
 - **ChronoEdit** answers with 5 frames, of which the last is the edited picture; with more, the way there is shown (temporal
   reasoning in every step). **Lucy-Edit** edits as many frames as were asked for.
 - **AnyFlow** keeps what it is given as its beginning: a picture, or the last 13 frames of a video. AnyFlow FAR makes whole chunks:
