@@ -306,7 +306,7 @@ def _load_component(component: ComponentSpec, folder: str, cancellation: Cancell
             local_files_only=True,
             low_cpu_mem_usage=True,
             output_loading_info=True,
-            **_quantized(component),
+            **_quantized(component, path),
         )
     elif component.library == "transformers" and (own or name in _TRANSFORMERS_MODELS):
         model, info = (own or _class(name, _TRANSFORMERS_MODELS)).from_pretrained(
@@ -318,7 +318,7 @@ def _load_component(component: ComponentSpec, folder: str, cancellation: Cancell
             # Else a mismatch raises "see the report above"; so it is listed, and refused below with names.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **_quantized(component),
+            **_quantized(component, path),
         )
         _check_embeddings(model)
     else:
@@ -343,12 +343,13 @@ def _from_source(component: ComponentSpec, folder: str, cancellation: Cancellati
     return built.model
 
 
-def _quantized(component: ComponentSpec) -> dict[str, Any]:
+def _quantized(component: ComponentSpec, path: str) -> dict[str, Any]:
     """Return what `from_pretrained` takes besides, where fewer bits were asked for by name."""
-    if component.quantization is None:
-        return {}
-    from wan_compat.workers.sources.quantize import quantization_config
+    from wan_compat.workers.sources.quantize import prepare, quantization_config
 
+    if component.quantization is None:
+        prepare(path)
+        return {}
     return {"quantization_config": quantization_config(component.quantization, component.library, _dtype(component))}
 
 

@@ -96,7 +96,7 @@ def model_shape(
         denoiser=denoiser_shape(transformer, classes.get("transformer", ""), expand_timesteps=expand_timesteps),
         vae=vae_shape(vae),
         text=text_shape(tensors.get("text_encoder", {})),
-        copied=copied,
+        copied=copied and not any(part.is_packed for part in weights.values()),
         streams=streams,
         size_multiple=size_multiple,
     )

@@ -37,6 +37,9 @@ _TABLES = frozenset({"shared", "embed_tokens", "relative_attention_bias", "posit
 # then bytes of that scale and its zero point (torchao 0.18, optimum-quanto 0.2.7, bitsandbytes).
 _FOLDED: Mapping[str, tuple[int, int]] = {"int8": (8, 0), "fp8": (8, 0), "int4": (4, 128), "nf4": (4, 64)}
 _SCALE = {"int8": 5, "fp8": 4, "int4": 8, "nf4": 4}
+# What a repository that is quantised already has in the place of a matrix: torchao's and quanto's names of the parts
+# (torchao 0.18, optimum-quanto 0.2.7, as diffusers saves them). They stay in their bits, whatever is asked for.
+_PACKED = ("._weight_qdata", "._weight_scale", "._weight_zero_point", ".weight._data", ".weight._data._data")
 # quanto converts the layers of time too, which the others leave in float32, and leaves T5's output projections.
 _QUANTO_LEAVES = frozenset({"wo"})
 _QUANTO_FOLDS = frozenset({"time_embedder"})
@@ -65,6 +68,11 @@ class ComponentWeights:
     tensors: Mapping[str, TensorFact]
     quantization: Quantization | None = None
     laid_over: int = 0
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it comes quantised: its matrices are not what is in its files, but made of it by a backend."""
+        return any(name.endswith(_PACKED) for name in self.tensors)
 
     @functools.cached_property
     def parameters(self) -> int:
@@ -155,6 +163,9 @@ class ComponentWeights:
         """Whether a tensor is a matrix that stays in fewer bits: in GGUF's blocks, or by a backend."""
         if len(tensor.shape) != 2:
             return False
+        if self.quantization is None and name.endswith(_PACKED):
+            # Diffusers takes 8-bit floats for floats, and widens those of layers that a class keeps in float32.
+            return not (tensor.dtype.startswith("F8_") and self._is_kept(name, dtype))
         if self.quantization is None:
             return _GGUF_BLOCKS.match(tensor.dtype) is not None and not self._is_kept(name, dtype)
         parts = frozenset(name.split("."))
