@@ -63,6 +63,7 @@ OTHERWISE_THE_SAME = {
     "tests/test_matrix.py": "pixels of tasks with layouts and plans",
     "tests/test_relatives.py": "pixels of Wan's relatives",
     "tests/test_modular.py": "pixels of modular pipelines",
+    "tests/test_estimates.py": "bytes of tensors",
     "tests/test_faults.py": "which failures are survived",
     "tests/supervisor/test_mending.py": "what is decided about files; who may read which is in supervisor/inspection",
     "tests/supervisor/monitor/test_screen.py": "a terminal over supervisors that do not exist",

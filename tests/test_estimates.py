@@ -41,10 +41,11 @@ def test_each_phase_takes_what_planning_said_within_15_percent(
     assert abs(found.peak_off) <= estimates.TOLERANCE
 
 
-def test_a_job_of_blocks_takes_what_planning_said_within_15_percent(supervisor: Supervisor) -> None:
-    """One row of the table, with a model that other tests have."""
-    case = Case("modular_t2v", "", fields={"height": 128, "width": 160, "num_frames": 9, "num_inference_steps": 1})
-    found = estimates.measure(supervisor, tiny_model("modular_t2v"), case, {})
+def test_a_job_of_blocks_takes_what_planning_said_within_15_percent(supervisor: Supervisor, tmp_path: Path) -> None:
+    """One row of the table with a tiny model: its scores outweigh what is not counted in activations."""
+    size = {"height": 128, "width": 160, "num_frames": 9, "num_inference_steps": 1}
+    case = Case("animate2", "", {"image": "image", "video": "video"}, size)
+    found = estimates.measure(supervisor, tiny_model("animate2"), case, write_media(tmp_path, 9))
     assert set(found.counted) == {"text_encode", "denoise_high", "decode"}
     assert abs(found.off(found.worst)) <= estimates.TOLERANCE, found
 
