@@ -125,7 +125,7 @@ def _backend(name: str, text: str, model: str, installed: Collection[str], devic
     able = [backend for backend in able if device != "cpu" or backend not in _NEEDS_GPU]
     if not able:
         raise EnvironmentLacks(
-            f"--quantize {name}={text}: bitsandbytes makes it on an NVIDIA GPU only, and this runs on the CPU",
+            f"--quantize {name}={text}: bitsandbytes makes it on an NVIDIA GPU only, where workers do not use it yet",
             hint=f"use --quantize {name}=int8 with torchao or quanto",
         )
     for backend in able:
