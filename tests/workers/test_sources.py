@@ -182,3 +182,15 @@ def test_file_that_is_not_what_its_header_said_is_corrupt() -> None:
             made.save({key: value for key, value in (tensors | change).items() if value is not None}, file)
             with pytest.raises(ModelCorrupt, match=words):
                 load(spec, file.parent)
+
+
+@in_torch_process
+def test_numbers_of_4_and_2_bits_are_unpacked_as_quanto_packs_them() -> None:
+    import torch
+
+    from wan_compat.workers.sources.quantize import unpack
+
+    numbers = torch.arange(16, dtype=torch.uint8).reshape(4, 4)
+    four_bits = numbers[:2] | (numbers[2:] << 4)  # quanto's pack_weights: each half of the rows below the other
+    assert torch.equal(unpack(four_bits, 4), numbers)
+    assert unpack(torch.tensor([[0b11100100]], dtype=torch.uint8), 2).flatten().tolist() == [0, 1, 2, 3]

@@ -84,8 +84,13 @@ def unpack_without_compiler() -> None:
     """
     importlib.import_module("optimum.quanto")
     extensions = importlib.import_module("optimum.quanto.library.extensions.extension")
-    plain = importlib.import_module("optimum.quanto.library.unpack").unpack
-    extensions.get_extension("quanto_cpp")._lib = types.SimpleNamespace(unpack=plain)
+    extensions.get_extension("quanto_cpp")._lib = types.SimpleNamespace(unpack=unpack)
+
+
+def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return the numbers of 2 or 4 bits that lie in bytes: all the lowest ones first, as quanto packs them."""
+    mask = 2**bits - 1
+    return torch.cat([(packed >> shift) & mask for shift in range(0, 8, bits)])
 
 
 def _known(wanted: Quantization, kinds: dict[str, str]) -> str:
