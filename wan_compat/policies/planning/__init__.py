@@ -8,6 +8,6 @@
     candidates  the ways to run, cheapest first
     choice      the first of them that fits, or why none does and what would
 
-Pure: sizes in, plans out. Nothing here imports torch; what it says about torch was measured, and tests/estimates.py holds
-it to 15% of what torch allocates, for every pipeline.
+Pure: sizes in, plans out. Nothing here imports torch; what it says about torch was measured, and tests/estimates.py
+holds it to 15% of what torch allocates, for every pipeline.
 """
