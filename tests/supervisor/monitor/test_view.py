@@ -102,7 +102,9 @@ def test_states_are_told_in_words() -> None:
 
 
 def test_unusual_consumption_and_further_attempts_are_told() -> None:
-    status = a_status(workers=(a_worker(unusual=("spins without progress",)),), running=(a_job(attempt=3, video=1, num_videos=4),))
+    status = a_status(
+        workers=(a_worker(unusual=("spins without progress",)),), running=(a_job(attempt=3, video=1, num_videos=4),)
+    )
     shown = screen(watching([status]), 120)
     assert "! spins without progress" in shown
     assert "attempt 3" in shown and "video 2/4" in shown
