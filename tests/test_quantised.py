@@ -25,7 +25,7 @@ from wan_compat.policies.planning.job import shape_of
 from wan_compat.protocol.sources import Quantization
 from wan_compat.supervisor.inspection import read_model
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]  # each kind loads its own backend, which takes its time
 
 MODULES = {"torchao": "torchao", "quanto": "optimum.quanto", "bitsandbytes": "bitsandbytes"}
 KINDS = [("torchao", "int8"), ("torchao", "fp8"), ("quanto", "int8"), ("quanto", "int4"), ("quanto", "fp8")]
