@@ -133,11 +133,11 @@ def plain(models: dict[str, Path], media: dict[str, str], tmp_path_factory: pyte
 
 
 @pytest.fixture(scope="module")
-def plain_t2v(media: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the frames of one case, for the tests whose subject is the index."""
-    folder = tmp_path_factory.mktemp("plain")
-    run_plain({"t2v": CASES["t2v"]}, tiny_models({"modular_t2v"}), media, folder)
-    return folder / "t2v.npy"
+def unchanged(supervisor: Supervisor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the frames of the model as it is, which the long test holds to a plain script's."""
+    path = tmp_path_factory.mktemp("unchanged") / "t2v.npy"
+    np.save(path, generate(supervisor, tiny_model("modular_t2v")).frames.frames)
+    return path
 
 
 @pytest.mark.long
@@ -217,10 +217,10 @@ def refer(name: str, repository: str) -> Callable[[dict[str, Any]], None]:
 
 
 def test_part_that_is_here_is_taken_from_here_whatever_repository_the_index_names(
-    supervisor, changed, plain_t2v
+    supervisor, changed, unchanged
 ) -> None:
     model = changed("modular_t2v", refer("vae", "nobody/elsewhere"))
-    assert_equal(CASES["t2v"], generate(supervisor, model), [(1, 2), (2, 2)], plain_t2v)
+    assert_equal(CASES["t2v"], generate(supervisor, model), [(1, 2), (2, 2)], unchanged)
 
 
 def test_part_in_another_repository_is_refused_and_nothing_is_fetched(supervisor, changed) -> None:
@@ -231,12 +231,12 @@ def test_part_in_another_repository_is_refused_and_nothing_is_fetched(supervisor
     assert caught.value.hint == "use nobody/elsewhere itself"
 
 
-def test_class_of_a_reference_is_that_of_its_type_hint(supervisor, changed, plain_t2v) -> None:
+def test_class_of_a_reference_is_that_of_its_type_hint(supervisor, changed, unchanged) -> None:
     def edit(index: dict[str, Any]) -> None:
         index["vae"][:2] = [None, None]
 
     result = generate(supervisor, changed("modular_t2v", edit))
-    assert_equal(CASES["t2v"], result, [(1, 2), (2, 2)], plain_t2v)
+    assert_equal(CASES["t2v"], result, [(1, 2), (2, 2)], unchanged)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_index_that_asks_for_something_else_is_refused(
         generate(supervisor, model)
 
 
-def test_scale_of_the_repositorys_guider_is_used_where_the_request_has_none(supervisor, changed, plain_t2v) -> None:
+def test_scale_of_the_repositorys_guider_is_used_where_the_request_has_none(supervisor, changed, unchanged) -> None:
     reference = {"subfolder": "guider", "type_hint": ["diffusers", "ClassifierFreeGuidance"]}
     model = changed(
         "modular_t2v", lambda index: index.update(guider=["diffusers", "ClassifierFreeGuidance", reference])
@@ -268,7 +268,7 @@ def test_scale_of_the_repositorys_guider_is_used_where_the_request_has_none(supe
     settings = {"_class_name": "ClassifierFreeGuidance", "guidance_scale": 4.0}
     (model / "guider" / "guider_config.json").write_text(json.dumps(settings))
     result = generate(supervisor, model, guidance_scale=None)
-    assert_equal(CASES["t2v"], result, [(1, 2), (2, 2)], plain_t2v)
+    assert_equal(CASES["t2v"], result, [(1, 2), (2, 2)], unchanged)
 
 
 @pytest.mark.parametrize(
