@@ -42,6 +42,6 @@ def test_videos_show_what_their_prompts_say(tmp_path: Path) -> None:
             )
             answers = agrees(asked, look(read_pixels(output, DEMO_CLIP.width, DEMO_CLIP.height)))
             right.update([name for name, answer in answers.items() if answer] + ["all"] * all(answers.values()))
-    # A little below what docs/demo_model.md measured over 220: colour and background all, motion 92%, the rest 65%.
-    assert right["colour"] >= 19 and right["background"] >= 19 and right["motion"] >= 17, right
-    assert right["shape"] >= 10 and right["all"] >= 10, right
+    # A little below what docs/demo_model.md measured over 220: colour and background all, the rest 95%.
+    assert right["colour"] >= 19 and right["background"] >= 19, right
+    assert right["shape"] >= 18 and right["motion"] >= 18 and right["all"] >= 17, right

@@ -149,10 +149,10 @@ def _draw(rng: random.Random, count: int, whole: bool, device: str) -> tuple[tor
 def _errors(shape: torch.Size) -> torch.Tensor:
     """What a transformer gets wrong: every number a little, and neighbouring numbers alike."""
     batch, channels, frames, rows, columns = shape
-    fine = torch.randn(shape) * torch.rand(batch, 1, 1, 1, 1) * 0.15
+    fine = torch.randn(shape) * torch.rand(batch, 1, 1, 1, 1) * 0.1
     coarse = torch.randn(batch, channels, (frames + 1) // 2, (rows + 1) // 2, (columns + 1) // 2)
     coarse = torch.nn.functional.interpolate(coarse, (frames, rows, columns), mode="trilinear")
-    return fine + coarse * torch.rand(batch, 1, 1, 1, 1) * 0.15
+    return fine + coarse * torch.rand(batch, 1, 1, 1, 1) * 0.1
 
 
 def _optimiser(parameters: dict[str, torch.nn.Parameter], outer: tuple[str, ...]) -> MuonAndAdam:

@@ -10,7 +10,8 @@ from wan_compat.protocol.values import GenerationRequest
 
 # Steps that are about one moment, or that no request can ask for by name.
 NOT_CARRIED = ("restart", "again", "decode_whole", "decode_default_conv", "decode_float32", "decode_again",
-               "text_encoder_leaves", "attention_default", "stream", "plain_kernels")  # fmt: skip
+               "text_encoder_leaves", "attention_default", "stream", "plain_kernels",
+               "cpu")  # fmt: skip  # a driver's bad moment must not slow down every video after it
 
 
 def entry(action: str, outcome: str = "succeeded") -> dict[str, str]:
