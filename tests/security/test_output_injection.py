@@ -93,7 +93,8 @@ def test_hostile_names_in_a_model_folder_are_harmless_on_the_command_line(where,
     (model / "model_index.json").write_text(json.dumps(index))
     arguments = ["generate", str(model), "--prompt", "x", "--width", "96", "--height", "64", "--num-frames", "5"]
     ended = cli(*arguments, *(["--json"] if json_output else []))
-    assert ended.code in (1, 4, 5), ended
+    # A class that nobody has, around sound parts of stock classes, is told and got by without (docs/recovery.md).
+    assert ended.code in ((0,) if where == "class name" else (1, 4, 5)), ended
     assert_harmless(ended.err)
     assert_harmless(ended.out.replace("\n", " "))
     if json_output:

@@ -104,7 +104,7 @@ def test_weights_rewritten_in_place_while_a_worker_uses_them_make_no_video(
 
         monkeypatch.setattr(job_run.JobRun, name, step)
 
-    for name in ("_load", "_generate"):
+    for name in ("_load", "_stream"):
         with monkeypatch.context():
             before(name)
             with pytest.raises(FileChanged, match="transformer") as caught:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.assets.tiny_wan import tiny_model
-from tests.faults.cases import index, nan_weights, pickled
+from tests.faults.models import index, nan_weights, pickled
 from wan_compat.policies.recovery.advice import Subject
 from wan_compat.protocol.errors import (
     GenerationFailed,

@@ -391,7 +391,17 @@ def test_every_path_of_a_request_is_made_absolute():
 
     assert set(request_paths._GENERATION) == set(values._PATHS) - {"model"}
     text = {name for name, field in GenerationRequest.model_fields.items() if "str" in str(field.annotation)}
-    other = {"model", "prompt", "negative_prompt", "quantize", "precision", "cache", "attention_backend", "references"}
+    other = {
+        "model",
+        "prompt",
+        "negative_prompt",
+        "quantize",
+        "precision",
+        "device",
+        "cache",
+        "attention_backend",
+        "references",
+    }
     assert text - other - {"format", "codec", "offload"} == set(request_paths._GENERATION)
 
 
