@@ -11,6 +11,7 @@ the page in step with these tables, and runs some of the cells.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import shutil
@@ -385,13 +386,17 @@ def merge(page: Mapping[str, Table], found: Mapping[str, Table]) -> dict[str, Ta
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.matrix", description="Run every cell of docs/matrix.md.")
+    parser.add_argument("--only", metavar="WORDS", help="rows whose names have these words")
+    parser.add_argument("--write", action="store_true", help="write the page, if no cell is wrong")
+    options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    only = sys.argv[sys.argv.index("--only") + 1] if "--only" in sys.argv else None
+    only = options.only
     tables = run_all(only)
     wrong = wrong_cells(tables)
     for line in wrong:
         print(f"WRONG: {line}", file=sys.stderr)
-    if "--write" in sys.argv and not wrong:
+    if options.write and not wrong:
         page = DOCUMENT.read_text()
         before, _, rest = page.partition(BEGIN)
         merged = merge(read_page(page), tables) if only is not None else tables
