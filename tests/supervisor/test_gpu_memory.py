@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.assets.pretended_driver import build_driver
 from wan_compat.policies.policy import Policy
 from wan_compat.protocol import errors
 from wan_compat.supervisor import events as ev
@@ -52,14 +52,7 @@ int nvmlDeviceGetGraphicsRunningProcesses_v3(void *d, unsigned *c, info_t *i) { 
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> str:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("needs a C compiler to build a driver library that pretends")
-    folder = tmp_path_factory.mktemp("driver")
-    (folder / "nvml.c").write_text(DRIVER)
-    library = folder / "libnvidia-ml.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(folder / "nvml.c")], check=True)
-    return str(library)
+    return str(build_driver(tmp_path_factory.mktemp("driver"), DRIVER))
 
 
 class Use:

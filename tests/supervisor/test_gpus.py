@@ -6,13 +6,12 @@ its sandbox and torch's refusal are real.
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.assets.pretended_driver import build_driver
 from wan_compat import Supervisor
 from wan_compat.policies.limits import Deadlines
 from wan_compat.policies.policy import Policy
@@ -57,14 +56,7 @@ int nvmlDeviceGetGraphicsRunningProcesses_v3(void *d, unsigned *count, void *inf
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("needs a C compiler to build a driver library that pretends")
-    folder = tmp_path_factory.mktemp("driver")
-    (folder / "nvml.c").write_text(DRIVER)
-    library = folder / "libnvidia-ml.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(folder / "nvml.c")], check=True)
-    return library
+    return build_driver(tmp_path_factory.mktemp("driver"), DRIVER)
 
 
 @pytest.fixture
