@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -42,10 +41,8 @@ def test_every_entry_of_the_data_names_its_sources():
 
 
 @pytest.mark.parametrize("name", [*BUILDERS, *LOOKALIKES])
-def test_entry_is_built_in_a_moment_and_takes_less_than_a_megabyte(name, tmp_path):
-    started = time.process_time()
+def test_entry_takes_less_than_a_megabyte(name, tmp_path):
     (BUILDERS | LOOKALIKES)[name](tmp_path / "model")
-    assert time.process_time() - started < 0.5  # 5 to 30 ms when nothing else runs
     used = sum(path.lstat().st_blocks * 512 for path in tmp_path.rglob("*"))
     assert used < 1 << 20
 

@@ -138,7 +138,7 @@ def test_hostile_folders_end_in_words_and_a_code(capsys: pytest.CaptureFixture[s
     for options in ((), ("--json",), ("-v",)):
         started = time.perf_counter()
         code, out, err = run(capsys, "check", folder, *options)
-        assert time.perf_counter() - started < 2 and code in (4, 5), (code, out, err)
+        assert time.perf_counter() - started < 10 and code in (4, 5), (code, out, err)
         assert "Traceback" not in out + err and not set("\x1b\x07\u202e") & set(out + err)
     assert snapshot(folder) == before
 

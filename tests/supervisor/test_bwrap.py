@@ -70,7 +70,7 @@ def test_frames_are_equal_and_the_result_says_what_confined_it(only_bwrap, reque
     assert inside.sandbox.self_test == own.sandbox.self_test and all(inside.sandbox.self_test.values())
 
     again = supervisor.generate(request_for(output=None))  # warm: no new bwrap
-    assert below(psutil.Process(), bwrap.NAME) == around and again.timings.worker_start_s < 0.5
+    assert below(psutil.Process(), bwrap.NAME) == around and again.timings.worker_start_s < 1
     assert again.frames is not None and np.array_equal(again.frames.frames, own.frames.frames)
     supervisor.close()
     assert_all_gone(around)

