@@ -43,8 +43,13 @@ def test_seeds_follow_each_other_and_begin_again_after_the_last():
 
 
 def test_what_is_left_is_told_in_options():
-    assert what_is_left(1, 4, 8) == "--seed 8 --num-videos 3"
-    assert what_is_left(3, 4, 10) == "--seed 10"
+    assert what_is_left(1, 4, 8, None) == "--seed 8 --num-videos 3"
+    assert what_is_left(3, 4, 10, None) == "--seed 10"
+
+
+def test_what_is_left_gets_names_that_overwrite_nothing():
+    assert what_is_left(1, 4, 8, "a fox.mp4") == "--seed 8 --num-videos 3 --output 'a fox-more.mp4'"
+    assert what_is_left(3, 4, 10, "out/fox.mp4") == "--seed 10 --output out/fox-4.mp4"
 
 
 def request(prompt: str, seed: int | None, **fields: object) -> GenerationRequest:

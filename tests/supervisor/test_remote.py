@@ -29,10 +29,11 @@ RequestFor = Callable[..., GenerationRequest]
 
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Supervisor, str]]:
-    """A served supervisor whose workers behave, and its socket; its one zygote is paid for once."""
+    """A served supervisor whose workers behave, unless a prompt says otherwise, and its socket; its one zygote is paid
+    for once."""
     path = str(tmp_path_factory.mktemp("served") / "s")
     with Supervisor(workers=2) as supervisor:
-        supervisor._zygote_program = (str(PROGRAMS / "misbehaving_zygote.py"), "well")
+        supervisor._zygote_program = (str(PROGRAMS / "misbehaving_zygote.py"), "as-asked")
         supervisor.serve(path)
         yield supervisor, path
 
@@ -95,6 +96,16 @@ def test_of_several_videos_all_results_and_frames_cross(serving, remote, request
     assert job.status().num_videos == 2 and job.status().video == 1
     again = remote.job(job.id).results(10)
     assert len(again) == 2 and (again[1].frames.frames == second.frames.frames).all()
+
+
+def test_videos_that_stood_before_a_failure_cross_with_it(remote, request_for):
+    job = remote.submit(request_for(prompt="frame:exit@2", output=None, num_videos=2))
+    for found in (job, remote.job(job.id)):
+        with pytest.raises(errors.WorkerDied) as caught:
+            found.results(30)
+        assert list(found.events())[-1].error is caught.value
+        (first,) = caught.value.finished
+        assert [int(frame[0, 0, 0]) for frame in first.frames.frames] == list(range(9))
 
 
 def test_errors_are_of_the_same_class_with_code_and_fixes(remote, request_for, tmp_path):

@@ -158,9 +158,44 @@ def test_a_failure_keeps_the_videos_before_it_and_says_what_makes_the_others(pre
         pretended.submit(asked("frame:exit@8")).results(30)
     error = caught.value
     assert error.details["videos_finished"] == [str(tmp_path / "fox-1.npy")] and error.details["next_seed"] == 8
-    assert error.fixes[0] == "1 of 3 videos are finished: keep them, and make the others with --seed 8 --num-videos 2"
+    left = f"--seed 8 --num-videos 2 --output {tmp_path / 'fox-more.npy'}"
+    assert error.fixes[0] == f"1 of 3 videos are finished: keep them, and make the others with {left}"
+    assert [result.output_path for result in error.finished] == [str(tmp_path / "fox-1.npy")]
     assert names(tmp_path) == ["fox-1.npy", "fox-1.npy.json"]
     assert np.load(tmp_path / "fox-1.npy").shape == (9, 64, 96, 3)
+
+
+def test_frames_in_memory_of_finished_videos_come_with_the_error(pretended, asked):
+    with pytest.raises(errors.WorkerDied) as caught:
+        pretended.submit(asked("frame:exit@9", output=None)).results(30)
+    finished = caught.value.finished
+    assert [result.metadata.generation_params["seed"] for result in finished] == [7, 8]
+    assert all(result.frames.frames[3].max() == 3 for result in finished)
+    assert caught.value.details["videos_finished"] == [] and "finished" in caught.value.fixes[0]
+
+
+def test_a_warning_about_one_video_is_in_its_result_and_told_once(pretended, asked, monkeypatch):
+    from wan_compat.supervisor import delivery, sidecar
+
+    write, commit = sidecar.write, delivery.Delivery.commit
+
+    def fails(path: str, *rest: Any) -> None:
+        if "fox-2" in path:
+            raise OSError("no room")
+        write(path, *rest)
+
+    def warns(self: delivery.Delivery) -> Any:
+        if "fox-3" in self.path:
+            self.warnings.append("a picture")
+        return commit(self)
+
+    monkeypatch.setattr(sidecar, "write", fails)
+    monkeypatch.setattr(delivery.Delivery, "commit", warns)
+    job = pretended.submit(asked("well"))
+    common, of_second, of_third = (result.warnings for result in job.results(30))
+    assert of_second == [*common, "the sidecar could not be written: no room"] and of_third == [*common, "a picture"]
+    told = [event.message for event in job.events() if isinstance(event, ev.Warned)]
+    assert sorted(told) == sorted([*common, of_second[-1], of_third[-1]])
 
 
 def test_recovery_of_a_video_makes_no_finished_one_again(pretended, asked, tmp_path):

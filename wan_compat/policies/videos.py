@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Iterator
 
 from wan_compat.policies.requests import ResolvedRequest
@@ -44,10 +45,15 @@ def outputs_of(output: str, num_videos: int) -> list[str]:
     return [output_of(output, number, num_videos) for number in range(num_videos)]
 
 
-def what_is_left(finished: int, num_videos: int, next_seed: int) -> str:
-    """Return the options that make the videos which a failed job did not."""
+def what_is_left(finished: int, num_videos: int, next_seed: int, output: str | None) -> str:
+    """Return the options that make the videos which a failed job did not, under names that none of the others has."""
     left = num_videos - finished
-    return f"--seed {next_seed}" + (f" --num-videos {left}" if left > 1 else "")
+    options = f"--seed {next_seed}" + (f" --num-videos {left}" if left > 1 else "")
+    if output is None:
+        return options
+    stem, suffix = os.path.splitext(output.rstrip("/"))
+    name = output_of(output, finished, num_videos) if left == 1 else f"{stem}-more{suffix}"
+    return f"{options} --output {shlex.quote(name)}"
 
 
 def params_of(params: GenerationParams, wanted: Round) -> GenerationParams:

@@ -243,16 +243,6 @@ class ResultDocument(Value):
         return [one.frames for one in (self, *self.others) if one.frames is not None]
 
 
-class JobResult(Value):
-    """Exactly one of `generation` and `conversion` is there. With frames, one descriptor holds those of all videos."""
-
-    model_config = ConfigDict(strict=False)
-
-    type: Literal["job_result"] = "job_result"
-    generation: ResultDocument | None = None
-    conversion: ConversionReport | None = None
-
-
 class Refusal(Value):
     """An error with its code: of the request itself, or of the job that was asked for."""
 
@@ -262,6 +252,20 @@ class Refusal(Value):
     fixes: tuple[Annotated[str, Field(max_length=500)], ...] = Field(default=(), max_length=64)
     diagnostic: Annotated[str, Field(max_length=4096)] | None = None
     details: dict[str, Any] = Field(default_factory=dict)
+
+
+class JobResult(Value):
+    """Exactly one of `generation` and `conversion` is there. With frames, one descriptor holds those of all videos.
+
+    `error`: what ended the job after the videos of `generation`, which stand.
+    """
+
+    model_config = ConfigDict(strict=False)
+
+    type: Literal["job_result"] = "job_result"
+    generation: ResultDocument | None = None
+    conversion: ConversionReport | None = None
+    error: Refusal | None = None
 
 
 ToSupervisor = Annotated[

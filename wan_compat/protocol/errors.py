@@ -52,7 +52,8 @@
     ├── DeadlineExceeded             deadline_exceeded        124
     │   ├── JobTimeout               job_timeout              124   the time that the user gave is over
     │   ├── PhaseTimeout             phase_timeout            124   a phase had its time; the job has more
-    │   └── WorkerSilent             worker_silent            124
+    │   ├── WorkerSilent             worker_silent            124
+    │   └── WorkerStalled            worker_stalled           124   it answers, and does not go on
     ├── JobCancelled                 job_cancelled            130
     └── Terminated                   terminated               143
 
@@ -64,7 +65,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from wan_compat.protocol.results import VideoGenerationResult
 
 MAX_MESSAGE_CHARS = 4000
 MAX_FIX_CHARS = 500
@@ -84,6 +88,10 @@ class WanCompatError(Exception):
         fixes: What a person can do about it, most promising first.
         diagnostic: Path of a report that tells more, if one was written.
         details: Plain data for machines (sizes, paths, exit status).
+
+    Attributes:
+        finished: The results of the videos that stand, of a job that failed in a later one; with their frames, where
+            those are in memory.
     """
 
     code: ClassVar[str] = "wan_compat_error"
@@ -106,6 +114,7 @@ class WanCompatError(Exception):
         )
         self.diagnostic = diagnostic
         self.details: dict[str, Any] = dict(details or {})
+        self.finished: tuple[VideoGenerationResult, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -439,6 +448,13 @@ class PhaseTimeout(DeadlineExceeded):
 class WorkerSilent(DeadlineExceeded):
     code = "worker_silent"
     title = "The worker does not answer"
+
+
+class WorkerStalled(DeadlineExceeded):
+    """`details` carry `phase` and `stalled_s`."""
+
+    code = "worker_stalled"
+    title = "The worker does not go on"
 
 
 class JobCancelled(WanCompatError):

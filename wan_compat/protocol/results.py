@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -177,6 +178,12 @@ class VideoGenerationResult:
     def videos(self) -> list[VideoGenerationResult]:
         """The results of all videos, this one first."""
         return [self, *self.others]
+
+    @classmethod
+    def of_videos(cls, videos: Sequence[VideoGenerationResult]) -> VideoGenerationResult:
+        """Return the result of a job that made these, of which there is one at least."""
+        first, *others = videos
+        return dataclasses.replace(first, others=others)
 
     def to_json(self) -> dict[str, Any]:
         """Return the `generate` document: plain data, without the pixels."""

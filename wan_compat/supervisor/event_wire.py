@@ -85,11 +85,12 @@ def error_of(message: c.Refusal) -> WanCompatError:
     return cls(message.message, fixes=message.fixes, diagnostic=message.diagnostic, details=lists(message.details))
 
 
-def job_result(result: VideoGenerationResult | ConversionReport) -> c.JobResult:
-    """Return a result in the form that crosses, without pixels."""
+def job_result(result: VideoGenerationResult | ConversionReport, error: WanCompatError | None = None) -> c.JobResult:
+    """Return a result in the form that crosses, without pixels; with `error`, that of the videos that stand."""
     if isinstance(result, ConversionReport):
         return c.JobResult(conversion=result)
-    return c.JobResult(generation=_plain(c.result_document(result)))
+    failed = None if error is None else refusal(error)
+    return c.JobResult(generation=_plain(c.result_document(result)), error=failed)
 
 
 def _plain(document: c.ResultDocument) -> c.ResultDocument:
@@ -125,7 +126,7 @@ def result_of(message: c.JobResult, descriptor: int | None) -> VideoGenerationRe
     if any(other.others for other in document.others):
         raise ProtocolViolation("a further video of a result has further videos")
     first, *others = (_rebuilt(one, arrays) for one in (document, *document.others))
-    return dataclasses.replace(first, others=others)
+    return VideoGenerationResult.of_videos([first, *others])
 
 
 def _rebuilt(document: c.ResultDocument, arrays: list[Any]) -> VideoGenerationResult:

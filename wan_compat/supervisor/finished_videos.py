@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from wan_compat.policies.requests import ResolvedRequest
 from wan_compat.policies.videos import Round, remade_by, resolved_of, what_is_left
@@ -23,13 +23,15 @@ class FinishedVideos:
     Args:
         request: What was asked for.
         since_s: When the first video's time begins; that of each other begins where the one before ended.
+        tell_warning: Tells what goes wrong with a sidecar.
 
     Attributes:
         results: In their order.
     """
 
-    def __init__(self, request: GenerationRequest, since_s: float) -> None:
+    def __init__(self, request: GenerationRequest, since_s: float, tell_warning: Callable[[str], None]) -> None:
         self._request = request
+        self._tell_warning = tell_warning
         self._since_s = since_s
         self.results: list[VideoGenerationResult] = []
 
@@ -44,6 +46,7 @@ class FinishedVideos:
         for video in taken:
             resolved = resolved_of(made.resolved, video.number, together)
             timings = dataclasses.replace(made.timings, encode_s=video.encode_s, total_s=now - self._since_s)
+            own = [text for text in video.warnings if text not in made.warnings]
             result = compose_result(
                 dataclasses.replace(
                     made,
@@ -51,6 +54,7 @@ class FinishedVideos:
                     frames=video.frames,
                     output=video.output,
                     timings=timings,
+                    warnings=[*made.warnings, *own],
                     recovery=[*made.recovery, *video.recovery],
                 ),
                 worker,
@@ -61,16 +65,18 @@ class FinishedVideos:
                 number = video.number - together.first if together.size > 1 else None
                 document = provenance.document(request, made.model, resolved, result, number)
                 video.delivery.write_sidecar(document, video.output)
+                for warning in video.delivery.warnings[len(video.warnings) :]:
+                    result.warnings.append(warning)
+                    self._tell_warning(warning)
         if taken:
             self._since_s = now
 
     def result(self) -> VideoGenerationResult:
         """Return the job's result: that of the first video, which has the others."""
-        first, *others = self.results
-        return dataclasses.replace(first, others=others)
+        return VideoGenerationResult.of_videos(self.results)
 
     def tell(self, error: WanCompatError, resolved: ResolvedRequest) -> None:
-        """Say with an error which videos are finished all the same, and what makes the others."""
+        """Give to an error the videos that are finished all the same, and say what makes the others."""
         finished, total = len(self.results), self._request.num_videos
         if isinstance(error, MemoryExceeded) and min(total, self._request.videos_at_once) > 1:
             # Asked for by name, so that recovery leaves it as it is.
@@ -79,10 +85,12 @@ class FinishedVideos:
             return
         paths = [result.output_path for result in self.results if result.output_path is not None]
         error.details["videos_finished"] = paths
-        stand = f"{finished} of {total} videos are finished" + (": keep them" if paths else ", and lost: ask for files")
+        error.finished = tuple(self.results)
+        where = "" if paths else ", in the error's `finished`"
+        stand = f"{finished} of {total} videos are finished{where}: keep them"
         # Frames that were kept are a video once they are encoded, as another fix says.
         made = finished + ("kept" in error.details)
         if made < total:
             seed = error.details["next_seed"] = seed_after(resolved.params.seed, made)
-            stand += f", and make the others with {what_is_left(made, total, seed)}"
+            stand += f", and make the others with {what_is_left(made, total, seed, self._request.output)}"
         error.fixes = (stand, *error.fixes)

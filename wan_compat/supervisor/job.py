@@ -126,8 +126,8 @@ class Job(Generic[R]):
         """Wait for the end and return the results of all videos of the job, in their order; `result` is the first.
 
         Raises:
-            DeadlineExceeded, WanCompatError: As `result`. Videos that were finished before a failure stay where they
-                are; `details["videos_finished"]` names their files.
+            DeadlineExceeded, WanCompatError: As `result`. Videos that were finished before a failure stay: the error's
+                `finished` has their results, `details["videos_finished"]` names their files.
         """
         return all_results(self.result(timeout))
 

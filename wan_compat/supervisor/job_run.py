@@ -97,7 +97,7 @@ class JobRun:
         self._on_cpu: PipelineSpec | None = None  # how it would be run should the GPU turn out to be unusable
         self._choice: Choice | None = None  # how the model is made to fit; None where no plan is made
         self._denoised = Round(0, 1)  # the videos whose latents the worker has
-        self._finished = FinishedVideos(request, self._watch.started)
+        self._finished = FinishedVideos(request, self._watch.started, self._watch.tell)
 
     def execute(self) -> VideoGenerationResult:
         """Run the job. Errors tell what was tried, and what a person can do."""

@@ -45,6 +45,7 @@ class JobWatch:
         denoised: The last step of denoising is over.
         generated: What the worker said when all frames were out; at most one, in a list, because a type checker takes
             an attribute set to None for None until the end of a function.
+        warnings: Those of the job as a whole; what concerns one video is its own (round_output.py).
         limits: The deadlines; those of the built-in kind until `keep_to`.
         preview: Writes a picture of latents into the preview folder.
     """
@@ -60,6 +61,7 @@ class JobWatch:
         self._pace = Pace()
         self._said: m.Progress | None = None  # of the order that the worker has
         self.warnings: list[str] = []
+        self._told: set[str] = set()
         self.denoised = False
         self.generated: list[m.Generated] = []
         self.preview: Callable[[int, bytes, int, int], str | None] | None = None
@@ -71,7 +73,10 @@ class JobWatch:
 
     def pump(self, worker: Worker, write: list[int] | None = None) -> Heard:
         """Wait for the worker for a moment, under the deadlines of the phase and of the job."""
-        heard = worker.pump(0.5, self.limits.silence_s, read=[self._context.wake_fd], write=write or [])
+        limits = self.limits
+        heard = worker.pump(
+            0.5, limits.silence_s, read=[self._context.wake_fd], write=write or [], stall_s=limits.stall_s
+        )
         for what in heard.unusual:
             self._context.emit(ev.Unusual(worker.name, what))
         self.check_stop()
@@ -133,10 +138,16 @@ class JobWatch:
         self._context.emit(ev.LatentPreview(step, picture.width, picture.height, pixels, path, self.video))
 
     def warn(self, message: str) -> None:
-        if message in self.warnings:  # by an earlier attempt
-            return
-        self.warnings.append(message)
-        self._context.emit(ev.Warned(message))
+        """Note what is true of every video of the job, and tell it."""
+        if message not in self.warnings:
+            self.warnings.append(message)
+        self.tell(message)
+
+    def tell(self, message: str) -> None:
+        """Tell a warning, unless it was told before: by an earlier attempt, or of another video."""
+        if message not in self._told:
+            self._told.add(message)
+            self._context.emit(ev.Warned(message))
 
     def enter(self, phase: ev.PhaseName) -> None:
         """Begin a phase, or order what begins with it: its time starts."""

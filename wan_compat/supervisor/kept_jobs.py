@@ -82,14 +82,7 @@ class KeptJobs:
         if kept.job is None or not kept.log.is_over:
             return
         try:
-            result = kept.job.result(0)
-            if isinstance(result, VideoGenerationResult) and result.frames is not None:
-                first, *others = (dataclasses.replace(one, frames=None, others=[]) for one in result.videos)
-                kept.log.replace_last(ev.Finished(dataclasses.replace(first, others=others)))
-                videos = [one.frames.frames for one in result.videos if one.frames is not None]
-                kept.frames = seal_frames(videos)
-                kept.frames_bytes = sum(frames.nbytes for frames in videos)
-            kept.answer = event_wire.job_result(result)
+            kept.answer = self._with_result(kept, kept.job)
         except WanCompatError as error:
             kept.answer = event_wire.refusal(error)
         except Exception as error:  # noqa: BLE001 - a result that cannot cross must not take the socket from the others
@@ -98,6 +91,28 @@ class KeptJobs:
         kept.status = kept.job.status()
         kept.job = None
         self._bound_frames()
+
+    def _with_result(self, kept: KeptJob, job: Job[Any]) -> c.JobResult:
+        """Return the answer of a job, its frames put into sealed memory; raise what ended it, if nothing stands."""
+        failed: WanCompatError | None = None
+        try:
+            result = job.result(0)
+        except WanCompatError as error:
+            if not error.finished:
+                raise
+            failed, result = error, VideoGenerationResult.of_videos(error.finished)
+        if isinstance(result, VideoGenerationResult) and result.frames is not None:
+            shown = VideoGenerationResult.of_videos(
+                [dataclasses.replace(one, frames=None, others=[]) for one in result.videos]
+            )
+            if failed is None:
+                kept.log.replace_last(ev.Finished(shown))
+            else:
+                failed.finished = tuple(shown.videos)  # as the log's last event has it
+            videos = [one.frames.frames for one in result.videos if one.frames is not None]
+            kept.frames = seal_frames(videos)
+            kept.frames_bytes = sum(frames.nbytes for frames in videos)
+        return event_wire.job_result(result, failed)
 
     def answer(self, kept: KeptJob) -> tuple[c.JobResult | c.Refusal, int | None]:
         """Return the answer to GetResult and the descriptor to send along, which stays ours."""
@@ -135,7 +150,8 @@ class KeptJobs:
                 return
             total -= kept.frames_bytes
             kept.close()
-            kept.answer = event_wire.refusal(
+            failed = kept.answer.error if isinstance(kept.answer, c.JobResult) else None
+            kept.answer = failed or event_wire.refusal(
                 ResourceExceeded(
                     f"the frames of job {kept.id} were not fetched in time, and made room for others'",
                     hint="fetch results as they come, or ask for files with output",

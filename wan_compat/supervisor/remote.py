@@ -13,6 +13,7 @@ unless it said otherwise, and can be taken up again by their id. Paths mean what
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import secrets
 import threading
@@ -130,7 +131,13 @@ class RemoteJob(Generic[R]):
         if event is None:
             self._connection.post(c.GetResult(job=self.id), self._settle)
         elif isinstance(event, ev.Ended):
-            self.end(event.error)
+            if "videos_finished" in event.error.details:
+                failed = event.error
+                self._connection.post(
+                    c.GetResult(job=self.id), lambda answer, fd: self._settle_failed(failed, answer, fd)
+                )
+            else:
+                self.end(event.error)
         else:
             self.log.append(event)
 
@@ -146,23 +153,34 @@ class RemoteJob(Generic[R]):
             self.end(error_of(answer))
 
     def _settle(self, answer: Any, descriptor: int | None) -> None:
-        if isinstance(answer, c.Refusal):
-            self.end(error_of(answer))
-            return
         try:
-            if not isinstance(answer, c.JobResult):
-                raise ProtocolViolation(f"a GetResult was answered with a {type(answer).__name__}")
-            result = result_of(answer, descriptor)
-        except (WanCompatError, OSError) as error:
-            self.end(
-                error
-                if isinstance(error, WanCompatError)
-                else GenerationFailed(f"the frames cannot be mapped: {error}")
-            )
+            result = _result(answer, descriptor)
+        except WanCompatError as error:
+            self.end(error)
             return
         self._outcome = result
         self.log.end(ev.Finished(result))
         self._on_over(self.id)
+
+    def _settle_failed(self, error: WanCompatError, answer: Any, descriptor: int | None) -> None:
+        """Give to an error the videos that stand. Without them it still is what ended the job."""
+        with contextlib.suppress(WanCompatError):
+            result = _result(answer, descriptor)
+            if isinstance(result, VideoGenerationResult):
+                error.finished = tuple(dataclasses.replace(one, others=[]) for one in result.videos)
+        self.end(error)
+
+
+def _result(answer: Any, descriptor: int | None) -> VideoGenerationResult | ConversionReport:
+    """Return the result in the answer to GetResult. Takes `descriptor`, whatever happens. Raises WanCompatError."""
+    if isinstance(answer, c.Refusal):
+        raise error_of(answer)
+    if not isinstance(answer, c.JobResult):
+        raise ProtocolViolation(f"a GetResult was answered with a {type(answer).__name__}")
+    try:
+        return result_of(answer, descriptor)
+    except OSError as error:
+        raise GenerationFailed(f"the frames cannot be mapped: {error}") from error
 
 
 class RemoteSupervisor:

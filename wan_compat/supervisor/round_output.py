@@ -39,6 +39,7 @@ class TakenVideo:
     output: OutputReport | None
     delivery: Delivery | None
     recovery: list[dict[str, str]]
+    warnings: tuple[str, ...] = ()
     encode_s: float = 0.0
 
 
@@ -125,8 +126,10 @@ class RoundOutput:
         self._tell(delivery)
         check()
         output = delivery.commit()
+        self._tell(delivery)
         encode_s = time.monotonic() - first_frame
-        self.taken.append(TakenVideo(number, None, output, delivery, list(delivery.recovery), encode_s))
+        recovery, warnings = list(delivery.recovery), tuple(delivery.warnings)
+        self.taken.append(TakenVideo(number, None, output, delivery, recovery, warnings, encode_s))
         self._context.emit(ev.Encoded(output.path, number))
 
     def _reserve(self, stack: contextlib.ExitStack, number: int) -> Delivery:
@@ -151,7 +154,7 @@ class RoundOutput:
 
     def _tell(self, delivery: Delivery) -> None:
         for warning in delivery.warnings[self._told :]:
-            self._watch.warn(warning)
+            self._watch.tell(warning)
         self._told = len(delivery.warnings)
 
 

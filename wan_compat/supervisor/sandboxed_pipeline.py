@@ -274,9 +274,11 @@ class SandboxedPipeline(PipelineSettings):
                     if callback is not None and isinstance(event, ev.Progress) and event.phase == "denoise":
                         self._call_back(callback, event)
                 results += job.results()
-        except BaseException:
+        except BaseException as error:
             for job in jobs:
                 job.cancel()
+            if isinstance(error, WanCompatError):
+                error.finished = (*results, *error.finished)
             raise
         return results
 
