@@ -159,7 +159,7 @@ def test_a_failure_keeps_the_videos_before_it_and_says_what_makes_the_others(pre
     error = caught.value
     assert error.details["videos_finished"] == [str(tmp_path / "fox-1.npy")] and error.details["next_seed"] == 8
     left = f"--seed 8 --num-videos 2 --output {tmp_path / 'fox-more.npy'}"
-    assert error.fixes[0] == f"1 of 3 videos are finished: keep them, and make the others with {left}"
+    assert error.fixes[0] == f"1 of 3 videos is finished: keep it, and make the others with {left}"
     assert [result.output_path for result in error.finished] == [str(tmp_path / "fox-1.npy")]
     assert names(tmp_path) == ["fox-1.npy", "fox-1.npy.json"]
     assert np.load(tmp_path / "fox-1.npy").shape == (9, 64, 96, 3)
@@ -222,6 +222,7 @@ def test_what_stands_of_videos_at_once_is_not_made_again_either(pretended, asked
     assert [event.video for event in job.events() if isinstance(event, ev.Encoded)] == [0, 1]
     fields, _ = request_again(str(tmp_path / "fox-2.npy.json"))
     assert fields["seed"] == 8 and "num_videos" not in fields
+    assert request_again(str(tmp_path / "fox-2.npy"))[0] == fields  # by the video that it lies beside
 
 
 @pytest.mark.parametrize("behaviour", ["too-many-frames", "second:skip-frame", "second:repeat-frame"])

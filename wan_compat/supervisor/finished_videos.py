@@ -87,7 +87,8 @@ class FinishedVideos:
         error.details["videos_finished"] = paths
         error.finished = tuple(self.results)
         where = "" if paths else ", in the error's `finished`"
-        stand = f"{finished} of {total} videos are finished{where}: keep them"
+        are, them = ("is", "it") if finished == 1 else ("are", "them")
+        stand = f"{finished} of {total} videos {are} finished{where}: keep {them}"
         # Frames that were kept are a video once they are encoded, as another fix says.
         made = finished + ("kept" in error.details)
         if made < total:

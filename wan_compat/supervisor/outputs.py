@@ -216,7 +216,7 @@ def _resolve(asked: str, overwrite: bool) -> tuple[str, os.stat_result | None]:
     if not stat.S_ISREG(existing.st_mode):
         raise InvalidRequest(f"{asked!r} is not a regular file")
     if not overwrite:
-        raise OutputExists(f"{asked!r} exists", hint="choose another name, or allow overwriting it")
+        raise OutputExists(f"{asked!r} exists", hint="choose another name, or say --overwrite (overwrite=True)")
     return final, existing
 
 

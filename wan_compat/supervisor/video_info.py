@@ -138,11 +138,16 @@ def request_again(path: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
     `model` is among them. What belongs to a run and not to a video (output, mode, limits) never comes from a sidecar,
     which may be anybody's; a mode other than safe has to be asked for.
 
+    Args:
+        path: Of the sidecar, or of the video or folder that it lies beside.
+
     Raises:
         InvalidRequest: It is no sidecar of a generated video.
     """
     from wan_compat.supervisor.provenance import NOT_REPEATED
 
+    if not path.endswith(".json") and os.path.lexists(beside := sidecar.path_of(path)):
+        path = beside
     document = sidecar.read(path)
     request, model = document.get("request"), document.get("model")
     if not isinstance(request, Mapping) or not isinstance(model, Mapping):

@@ -216,13 +216,18 @@ def _objection(path: str, *, folder: bool) -> str | None:
 
 
 def _check_outputs(items: Sequence[Item], folder: BatchFolder, progress: Progress, *, overwrite: bool) -> list[Problem]:
-    what = "is not the video of this line" + (", nor a file that could be replaced" if overwrite else "")
-    return [
-        Problem(item.line, "output", f"{item.output!r} exists and {what}")
-        for item in items
-        if not may_be_there(folder, item, item.output, progress.begun(item.key))
-        and not (overwrite and is_replaceable(folder, item.output))
-    ]
+    problems = []
+    for item in items:
+        if may_be_there(folder, item, item.output, progress.begun(item.key)):
+            continue
+        replaceable = is_replaceable(folder, item.output)
+        if overwrite and replaceable:
+            continue
+        remedy = "; --overwrite replaces it" if replaceable else ", nor a file that could be replaced"
+        problems.append(
+            Problem(item.line, "output", f"{item.output!r} exists and is not the video of this line{remedy}")
+        )
+    return problems
 
 
 def _check_room(folder: BatchFolder, left: Sequence[Item]) -> None:
