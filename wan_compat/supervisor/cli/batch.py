@@ -137,7 +137,8 @@ def run(
         int | None, typer.Option("--seed", metavar="N", help="Default: drawn from each line's content.")
     ] = None,
     seeds: Annotated[
-        str | None, typer.Option("--seeds", metavar="N|LIST", help="Videos per line, or their seeds: 4, or 1,2,3.")
+        str | None,
+        typer.Option("--seeds", "--num-videos", metavar="N|LIST", help="Videos per line, or their seeds: 4, or 1,2,3."),
     ] = None,
     width: Annotated[int | None, typer.Option("--width", metavar="PIXELS", help="Must fit the model.")] = None,
     height: Annotated[int | None, typer.Option("--height", metavar="PIXELS", help="Must fit the model.")] = None,
