@@ -15,7 +15,7 @@ from tests.assets import single_files as made
 from tests.assets.corpus.repositories import BUILDERS
 from tests.assets.tiny_wan import tiny_model
 from wan_compat.policies.planning.contract import OptimizationPlan
-from wan_compat.protocol.plan import Cache, Offload
+from wan_compat.protocol.plan import Cache, LayerwiseCasting, Offload
 from wan_compat.protocol.values import GenerationRequest
 from wan_compat.supervisor import installed
 from wan_compat.supervisor.cli import plan_options
@@ -161,6 +161,22 @@ def test_flags_that_mean_nothing_without_a_gpu_are_usage_errors(flags, capsys):
     assert run(capsys, "plan", tiny_model("t2v"), "--vram", "0", *flags)[0] == 2
 
 
+def test_layers_in_8_bits_are_planned_for_by_name_alone(capsys):
+    def planned(*flags: object) -> dict[str, Any]:
+        code, out, _ = run(capsys, "plan", tiny_model("t2v"), "--vram", "0", *flags, "--json")
+        assert code == 0
+        return json.loads(out)
+
+    plain, cast = planned(), planned("--layerwise-casting", "float8_e4m3fn")
+    assert (plain["plan"]["layerwise_casting"], plain["plan"]["changes_pixels"]) == (None, [])
+    assert cast["plan"]["layerwise_casting"] == "float8_e4m3fn"
+    assert cast["plan"]["changes_pixels"] == ["layerwise_casting"]
+    assert cast["phases"]["denoise_high"]["weights_bytes"] < plain["phases"]["denoise_high"]["weights_bytes"]
+    wish = ("--layerwise-casting", "float8_e5m2", "--offload", "group")
+    code, _, error = run(capsys, "plan", tiny_model("t2v"), "--vram", "0", *wish)
+    assert code == 2 and "float8_e5m2" in error, error
+
+
 def test_two_experts_of_14_billion_are_planned_at_once_without_torch(a14b):
     code = (
         "import sys, time; from wan_compat.supervisor.cli.main import main; began = time.process_time();"
@@ -177,6 +193,7 @@ def test_options_are_those_of_a_request():
     assert {item.value for item in plan_options.Precision} == set(get_args(fields["precision"].annotation))
     assert {item.value for item in plan_options.Offload} == set(get_args(Offload))
     assert {item.value for item in plan_options.Cache} == set(get_args(Cache))
+    assert {item.value for item in plan_options.LayerwiseCasting} == set(get_args(LayerwiseCasting))
     assert set(CONTRACT) <= set(OptimizationPlan.__dataclass_fields__)
 
 

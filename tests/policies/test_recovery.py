@@ -92,6 +92,20 @@ LADDERS = {
         ["plain_attention", "widen_bfloat16", "widen_float32"],
     ),
     "NaN in float32": (failure(FRAMES), Situation(pipeline(), LARGE), ["plain_attention"]),
+    "NaN with layers in 8 bits": (
+        failure(FRAMES), Situation(pipeline(plan=PlanSpec(layerwise_casting="float8_e4m3fn")), LARGE),
+        ["uncast", "plain_attention"],
+    ),
+    "NaN with layers in 8 bits that were asked for": (
+        failure(FRAMES), Situation(
+            pipeline(plan=PlanSpec(layerwise_casting="float8_e4m3fn")), LARGE, frozenset({"layerwise_casting"})
+        ),
+        ["plain_attention"],
+    ),
+    "memory with layers in 8 bits, which cannot stay in files": (
+        failure(MEMORY), Situation(pipeline(plan=PlanSpec(layerwise_casting="float8_e4m3fn")), LARGE),
+        ["text_encoder_leaves", "bfloat16"],
+    ),
     "NaN while decoding in bfloat16": (
         failure(FRAMES, "decode"), Situation(pipeline("bfloat16", "bfloat16"), LARGE, latents=True),
         ["decode_float32", "decode_default_conv", "plain_attention"],

@@ -55,9 +55,15 @@ def test_what_a_user_named_is_fixed() -> None:
     plain = GenerationRequest(model="m", prompt="p")
     assert fixed_by(plain) == frozenset()
     named = GenerationRequest(
-        model="m", prompt="p", precision="float32", offload="none", vae_tiling=False, attention_backend="native"
+        model="m",
+        prompt="p",
+        precision="float32",
+        offload="none",
+        vae_tiling=False,
+        attention_backend="native",
+        layerwise_casting="float8_e4m3fn",
     )
-    assert fixed_by(named) == {"precision", "offload", "vae_tiling", "attention_backend"}
+    assert fixed_by(named) == {"precision", "offload", "vae_tiling", "attention_backend", "layerwise_casting"}
 
 
 def test_what_stands_in_the_way_is_named() -> None:

@@ -34,6 +34,7 @@ _PLAN = (
     "the plan decides what lies where: enable_model_cpu_offload(), enable_sequential_cpu_offload(), vae.enable_tiling()"
 )
 _MODULE = "modules live in the worker: give the path of a weight file to from_pretrained (transformer=..., vae=...)"
+_TRANSFORMER = f"{_MODULE}; attention_backend and layerwise_casting of from_pretrained are for all transformers"
 _CODE = "leave it out: no option makes a repository's code run (docs/trust.md says what does)"
 _ATTENTION = "give attention_backend to from_pretrained, by diffusers' name of a backend"
 _LORA = "load_lora_weights, set_adapters and unload_lora_weights are there; what they load is applied at the next call"
@@ -76,8 +77,8 @@ LOAD_AS_IS: Mapping[str, tuple[object, ...]] = {
 # Attribute or method of a pipeline -> what to do instead.
 ATTRIBUTE_INSTEAD: Mapping[str, str] = {
     "scheduler": _SCHEDULER,
-    "transformer": _MODULE,
-    "transformer_2": _MODULE,
+    "transformer": _TRANSFORMER,
+    "transformer_2": _TRANSFORMER,
     "text_encoder": _MODULE,
     "image_encoder": _MODULE,
     "tokenizer": _MODULE,

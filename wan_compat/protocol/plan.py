@@ -14,6 +14,7 @@ from wan_compat.protocol.base import Name, Value
 
 Offload = Literal["none", "model", "group", "sequential", "full"]
 Cache = Literal["first_block", "mag", "pyramid_attention", "taylorseer"]
+LayerwiseCasting = Literal["float8_e4m3fn", "float8_e5m2"]
 PIXEL_CHANGING = ("layerwise_casting", "cache")
 
 
@@ -62,6 +63,8 @@ class PlanSpec(Value):
         `sequential` one layer at a time, `full` computes on the CPU.
     text_encoder: `leave` frees its memory after the prompt's embeddings were made; they are kept for the next job.
     tiling: None decodes whole frames.
+    layerwise_casting: The 8 bits in which layers of the transformers are stored between their calls; each is computed
+        in the transformer's precision. Changes pixels.
     attention_backend: One of diffusers' names; None leaves the library's choice.
     """
 
@@ -70,6 +73,6 @@ class PlanSpec(Value):
     text_encoder: Literal["stay", "leave"] = "stay"
     tiling: Tiling | None = None
     vae_slicing: bool = False
-    layerwise_casting: Literal["float8_e4m3fn", "float8_e5m2"] | None = None
+    layerwise_casting: LayerwiseCasting | None = None
     attention_backend: Name | None = None
     cache: CacheSpec | None = None

@@ -17,7 +17,7 @@ from wan_compat.protocol.base import Name as Name
 from wan_compat.protocol.base import Seconds as Seconds
 from wan_compat.protocol.base import Value as Value
 from wan_compat.protocol.media import MAX_MEDIA, MediaSpec
-from wan_compat.protocol.plan import Cache, Offload, PlanSpec
+from wan_compat.protocol.plan import Cache, LayerwiseCasting, Offload, PlanSpec
 from wan_compat.protocol.sources import LoraSpec, Quantization, SourceSpec
 from wan_compat.protocol.video import VideoOptions
 
@@ -131,6 +131,8 @@ class GenerationRequest(VideoOptions):
         attention_backend: One of diffusers' names.
         recover: Try other ways when an attempt fails (docs/recovery.md); off, the first error ends the job.
         preview_latents: Small pictures of what the video is becoming, as LatentPreview events and, with `preview`, in
+        layerwise_casting: Store the transformers' layers in 8 bits, by diffusers' name of them; changes pixels, and is
+            named in the result.
             that folder.
         load_only: Load the model and generate nothing; the worker stays for the next job.
         count_memory: On a CPU, count the tensors of each phase; what is counted takes a little longer.
@@ -188,6 +190,7 @@ class GenerationRequest(VideoOptions):
     attention_backend: Name | None = None
     recover: bool = True
     preview_latents: bool = False
+    layerwise_casting: LayerwiseCasting | None = None
     load_only: bool = False
     count_memory: bool = False
     overwrite: bool = False

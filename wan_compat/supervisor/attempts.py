@@ -136,6 +136,7 @@ def fixed_by(request: GenerationRequest) -> frozenset[str]:
         "offload": request.offload is not None,
         "vae_tiling": request.vae_tiling is False,
         "attention_backend": request.attention_backend is not None,
+        "layerwise_casting": request.layerwise_casting is not None,
     }
     return frozenset(name for name, is_fixed in named.items() if is_fixed)
 

@@ -46,8 +46,8 @@ def plan_job(
     if shape is None:
         if wishes != Wishes():
             raise InvalidRequest(
-                "precision, offload, tiling, attention and caches are for diffusers' pipelines; this one is of the "
-                "repository, and is run without a plan",
+                "precision, offload, tiling, attention, casting and caches are for diffusers' pipelines; this one is "
+                "of the repository, and is run without a plan",
                 hint="leave those options out",
             )
         return PlannedJob(model, None)

@@ -82,6 +82,7 @@ class SandboxedPipeline(PipelineSettings):
         phase_timeouts: Mapping[str, float] | None = None,
         isolation: str = "model",
         attention_backend: str | None = None,
+        layerwise_casting: Any = None,
         quantize: Mapping[str, str] | None = None,
         components: str | os.PathLike[str] | None = None,
         transformer: Any = None,
@@ -104,6 +105,8 @@ class SandboxedPipeline(PipelineSettings):
             policy, min_tier, memory_limit_bytes: As for `Supervisor`.
             timeout_s, phase_timeouts, isolation, attention_backend, quantize, components: As for `GenerationRequest`,
                 for every call.
+            layerwise_casting: Storage of the transformers' layers: torch.float8_e4m3fn, torch.float8_e5m2 or a name of
+                them. Stands for diffusers' `transformer.enable_layerwise_casting` of every transformer.
             transformer, transformer_2, vae, text_encoder, image_encoder: Paths of single files, each for one part.
             others: What diffusers takes besides and is done here anyway (`use_safetensors=True`).
 
@@ -122,6 +125,7 @@ class SandboxedPipeline(PipelineSettings):
             "phase_timeouts": dict(phase_timeouts or {}),
             "isolation": isolation,
             "attention_backend": attention_backend,
+            "layerwise_casting": None if layerwise_casting is None else str(layerwise_casting).removeprefix("torch."),
             "quantize": dict(quantize or {}),
             "components": components,
         }

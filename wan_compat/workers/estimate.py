@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from wan_compat.protocol.memory import MemoryEstimate
 from wan_compat.protocol.plan import PlanSpec
 from wan_compat.workers.memory_count import MemoryCount, resident_bytes
-from wan_compat.workers.optimizations import stays_in_files
+from wan_compat.workers.optimizations import STORAGE, stays_in_files
 from wan_compat.workers.streaming import decode_pieces
 from wan_compat.workers.tiled_streaming import decode_tiled_pieces, would_tile
 
@@ -65,7 +65,7 @@ def estimate_memory(
         for name, phase in zip(_EXPERTS, ("denoise_high", "denoise_low"), strict=True):
             if name in modules:
                 given = _inputs(pipeline, modules[name], latent, max_sequence_length, modules["text_encoder"])
-                work[phase] = _denoise_work(modules[name], given, pipeline.vae.config.z_dim, latent)
+                work[phase] = _denoise_work(modules[name], plan, given, pipeline.vae.config.z_dim, latent)
         work["decode"] = _decode_work(pipeline.vae, latent, streaming=streaming)
     computing, waiting = {}, {}
     for phase, size in work.items():
@@ -97,7 +97,8 @@ def without_numbers(module: torch.nn.Module) -> Any:
                 memo[id(vars(part)[name])] = None
     made = copy.deepcopy(module, memo)
     for part in made.modules():
-        vars(part).pop("forward", None)  # what the libraries' hooks put in place of it
+        for name in ("forward", "_diffusers_hook"):  # what the libraries' hooks put in place of it, and what held them
+            vars(part).pop(name, None)
     return made
 
 
@@ -146,14 +147,21 @@ def _inputs(pipeline: Any, expert: Any, latent: tuple[int, int, int], length: in
     return given
 
 
-def _denoise_work(expert: torch.nn.Module, given: dict[str, Any], channels: int, latent: tuple[int, int, int]) -> int:
-    twin: Any = without_numbers(expert)
-    with MemoryCount() as count, _FusedAttention():
+def _denoise_work(
+    expert: Any, plan: PlanSpec, given: dict[str, Any], channels: int, latent: tuple[int, int, int]
+) -> int:
+    twin = without_numbers(expert)
+    if plan.layerwise_casting is not None:
+        # Its hooks were left behind with the others, and without them nothing can be computed.
+        twin.enable_layerwise_casting(storage_dtype=STORAGE[plan.layerwise_casting], compute_dtype=expert.dtype)
+    # Its weights are counted along, because layers that are cast are made anew at each use; they are no work of it.
+    with MemoryCount([twin]) as count, _FusedAttention():
         count.phase("denoise")
+        resident = count.live_bytes
         twin(**given)
         count.end_phase()
     held = sum(item.numel() * item.element_size() for item in given.values() if isinstance(item, torch.Tensor))
-    return int(count.peaks["denoise"]) + held + _LATENT_COPIES * 4 * channels * math.prod(latent)
+    return int(count.peaks["denoise"]) - resident + held + _LATENT_COPIES * 4 * channels * math.prod(latent)
 
 
 def _decode_work(vae: Any, latent: tuple[int, int, int], *, streaming: bool) -> int:

@@ -31,7 +31,7 @@ from wan_compat.workers.conv import send_conv3d_to_onednn
 from wan_compat.workers.embeddings import Embeddings, keep_embeddings
 from wan_compat.workers.failures import translate
 from wan_compat.workers.finite import not_finite
-from wan_compat.workers.optimizations import EXPERTS, IN_FILES, apply_plan, check_plan, stays_in_files
+from wan_compat.workers.optimizations import EXPERTS, IN_FILES, apply_plan, cast_layers, check_plan, stays_in_files
 from wan_compat.workers.repository_code import load_own_class
 from wan_compat.workers.residence import Residence
 from wan_compat.workers.streaming import FrameExit
@@ -151,7 +151,9 @@ def load_model(
     for done, component in enumerate(spec.components):
         cancellation.check()
         try:
-            components[component.name] = _load_planned(component, spec, folder, cancellation)
+            part = components[component.name] = _load_planned(component, spec, folder, cancellation)
+            if component.name in EXPERTS and not any(lora.component == component.name for lora in spec.loras):
+                cast_layers(component.name, part, spec.plan)  # now, before the next one takes its room
         except Exception as error:
             raise translate(error, loading=True, component=component.name) from error
         report(Progress(job=0, phase="load", step=done + 1, total=len(spec.components)))

@@ -1,6 +1,7 @@
 """How many bytes of tensors a computation holds at most, phase by phase: counted, not sampled.
 
-Every tensor that an operation makes is counted when its storage appears and given back when the storage is freed. So
+Every tensor that an operation makes is counted when its storage appears and given back when the storage is freed; so are
+weights, which are found when a phase begins and when it ends, and may be freed or stored anew meanwhile. So
 the count is the same on every machine and under every allocator, which a process's resident size is not; the planner's
 estimates are held to it (tests/workers/test_memory_count.py), and `test-load` prints it.
 
@@ -33,7 +34,8 @@ _DENSE = DispatchKey.CompositeExplicitAutograd  # the rule that computes with or
 class MemoryCount(TorchDispatchMode):
     """Counts while it is entered: `with MemoryCount() as count: ...`. For the thread that enters it.
 
-    `live_bytes` is held now by tensors that were made since; `peaks` has the most of each phase, residents included.
+    `live_bytes` is held now by tensors that were made since, and by weights and buffers of `modules` from the first
+    phase on; `peaks` has the most of each phase.
     """
 
     # Flexible attention is one (AnyFlow FAR, Animate-2). Without a rule for it, torch raises.
@@ -46,7 +48,6 @@ class MemoryCount(TorchDispatchMode):
         self._phase: str | None = None
         self._entered = 0
         self._peak = 0
-        self._residents = 0
         self.live_bytes = 0
         self.peaks: dict[str, int] = {}
 
@@ -70,17 +71,26 @@ class MemoryCount(TorchDispatchMode):
         """Begin a phase; what the one before took is noted. A phase that comes again keeps the higher peak."""
         self.end_phase()
         self._phase = name
+        self._count_residents()
         self._peak = self.live_bytes
-        self._residents = resident_bytes(self._modules)
 
     def end_phase(self) -> None:
         """Note the phase that runs, if one does."""
         if self._phase is None:
             return
-        # Weights that came or went during the phase were there for a part of it: the larger of both ends is the peak.
-        held = max(self._residents, resident_bytes(self._modules))
-        self.peaks[self._phase] = max(self.peaks.get(self._phase, 0), self._peak + held)
+        # Weights that came unseen during the phase may have been there at its peak. Those that went were seen to go.
+        peak = self._peak
+        peak += self._count_residents()
+        self.peaks[self._phase] = max(self.peaks.get(self._phase, 0), peak)
         self._phase = None
+
+    def _count_residents(self) -> int:
+        """Count weights and buffers that are not counted yet; return their bytes."""
+        before = self.live_bytes
+        for key, storage in _residents(self._modules).items():
+            if key not in self._storages:
+                self._count(storage)
+        return self.live_bytes - before
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if isinstance(func, HigherOrderOperator) and (dense := func.py_kernels.get(_DENSE)) is not None:
@@ -118,7 +128,11 @@ def resident_bytes(modules: Iterable[torch.nn.Module]) -> int:
     Weights that left have placeholders (residence.py) and count next to nothing. Those that are mapped from their files
     count nothing: the kernel may drop them at any time.
     """
-    seen: dict[int, int] = {}
+    return sum(storage.nbytes() for storage in _residents(modules).values())
+
+
+def _residents(modules: Iterable[torch.nn.Module]) -> dict[int, Any]:
+    seen: dict[int, Any] = {}
     for module in modules:
         for tensor in (*module.parameters(), *module.buffers()):
             if getattr(tensor, "wan_compat_mapped", False):
@@ -126,8 +140,8 @@ def resident_bytes(modules: Iterable[torch.nn.Module]) -> int:
             for inner in _parts(tensor):
                 storage = _storage(inner)
                 if storage is not None:
-                    seen[storage._cdata] = storage.nbytes()
-    return sum(seen.values())
+                    seen[storage._cdata] = storage
+    return seen
 
 
 def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -35,7 +35,7 @@ from wan_compat.protocol.plan import CacheSpec, GroupOffload, PlanSpec
 _NEEDS_ACCELERATOR = ("model", "sequential")
 EXPERTS = ("transformer", "transformer_2")
 IN_FILES = (*EXPERTS, "text_encoder")  # the heavy parts, which a plan may leave in their files
-_STORAGE = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
+STORAGE = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 # Tile sides must divide into latents, and every tile must begin before the last one ends.
 _TILE_MULTIPLE = 16
 
@@ -203,14 +203,32 @@ def _set_tiling(pipeline: Any, plan: PlanSpec) -> Iterator[str]:
         yield f"vae_tiling:{size}/{stride}"
 
 
-def _cast_layers(pipeline: Any, plan: PlanSpec) -> Iterator[str]:
+def cast_layers(name: str, expert: Any, plan: PlanSpec) -> None:
+    """Store the layers of a transformer in 8 bits if the plan says so, once; each computes in its own precision.
+
+    Raises:
+        ModelNotCompatible: It has no such hook, or what it has are no plain numbers: it is quantised.
+    """
     if plan.layerwise_casting is None:
         return
-    for name, expert in _experts(pipeline).items():
-        if not hasattr(expert, "enable_layerwise_casting"):
-            raise ModelNotCompatible(f"{name} is a {type(expert).__name__}, whose layers cannot be cast")
-        expert.enable_layerwise_casting(storage_dtype=_STORAGE[plan.layerwise_casting], compute_dtype=expert.dtype)
-    yield f"layerwise_casting:{plan.layerwise_casting}"
+    storage = STORAGE[plan.layerwise_casting]
+    if not hasattr(expert, "enable_layerwise_casting"):
+        raise ModelNotCompatible(f"{name} is a {type(expert).__name__}, whose layers cannot be cast")
+    weights = list(expert.parameters())
+    if not all(type(weight) is torch.nn.Parameter and weight.is_floating_point() for weight in weights):
+        raise ModelNotCompatible(
+            f"{name} is quantised, and its layers cannot be stored in {plan.layerwise_casting} besides",
+            hint="use either fewer bits or layerwise casting",
+        )
+    if not any(weight.dtype == storage for weight in weights):
+        expert.enable_layerwise_casting(storage_dtype=storage, compute_dtype=expert.dtype)
+
+
+def _cast_layers(pipeline: Any, plan: PlanSpec) -> Iterator[str]:
+    if plan.layerwise_casting is not None:
+        for name, expert in _experts(pipeline).items():
+            cast_layers(name, expert, plan)
+        yield f"layerwise_casting:{plan.layerwise_casting}"
 
 
 def _set_attention(pipeline: Any, plan: PlanSpec) -> Iterator[str]:

@@ -13,6 +13,7 @@ from wan_compat.policies.planning.contract import plan_of
 from wan_compat.policies.planning.courses import Job
 from wan_compat.policies.planning.machine import GpuFacts, MachineFacts
 from wan_compat.protocol.errors import InvalidRequest, MemoryExceeded
+from wan_compat.protocol.sources import Quantization
 
 GB = 10**9
 SMALL = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -153,6 +154,49 @@ def test_caches_and_storage_in_8_bits_are_in_no_plan_that_nobody_asked_for(offic
         for item in choose(official(TWO), P720, machine(vram)).weighed:
             assert item.candidate.setting.plan.cache is None
             assert item.candidate.setting.plan.layerwise_casting is None
+
+
+@pytest.mark.parametrize(("vram", "name"), [(16, SMALL), (48, LARGE), (None, LARGE)])
+def test_storage_in_8_bits_halves_transformers_and_is_named(vram, name, official):
+    plain, cast = (
+        choose(official(name), P480, machine(vram), Wishes(precision="bfloat16", layerwise_casting=wish))
+        for wish in (None, "float8_e4m3fn")
+    )
+    plan = plan_of(cast)
+    assert plan.changes_pixels == ["layerwise_casting"] and any("float8_e4m3fn" in why for why in plan.reasons)
+    before, after = ({item.candidate.name: item for item in choice.weighed} for choice in (plain, cast))
+    assert before.keys() - after.keys() == {way for way in before if way.startswith("disk")}
+    way = "cpu-bf16" if vram is None else "model"
+    expert = official(name).weights["transformer"].bytes_in("bfloat16")
+    saved = before[way].phases["denoise_high"].weights - after[way].phases["denoise_high"].weights
+    assert 0.47 * expert < saved < 0.5 * expert
+    # The transformer is there in full once, when it is loaded.
+    assert after[way].ram_bytes > sum(part.bytes_in("bfloat16") for part in official(name).weights.values())
+
+
+def test_two_experts_in_8_bits_take_turns_in_being_loaded_in_full(official):
+    def ram(**wishes):
+        chosen = choose(official(TWO), P480, machine(48, ram=200), Wishes(offload="model", **wishes)).weighed
+        return next(item for item in chosen if item.candidate.name == "model").phases
+
+    before, after = ram(), ram(layerwise_casting="float8_e5m2")
+    expert = official(TWO).weights["transformer"].bytes_in("bfloat16")
+    assert before["text_encode"].ram_bytes - after["text_encode"].ram_bytes == pytest.approx(expert / 2, rel=0.05)
+    assert before["denoise_low"].ram_bytes - after["denoise_low"].ram_bytes == pytest.approx(expert, rel=0.05)
+
+
+def test_storage_in_8_bits_is_refused_where_weights_have_to_stay_as_they_are(official):
+    shape = official(SMALL)
+    with pytest.raises(InvalidRequest, match="stay in their files") as caught:
+        choose(shape, P480, machine(), Wishes(offload="group", layerwise_casting="float8_e4m3fn"))
+    assert "--layerwise-casting" in caught.value.fixes[0]
+    assert choose(shape, P480, machine(24), Wishes(offload="group", layerwise_casting="float8_e4m3fn")).fits
+    folded = dataclasses.replace(
+        shape.weights["transformer"], quantization=Quantization(backend="torchao", kind="int8")
+    )
+    shape = dataclasses.replace(shape, weights={**shape.weights, "transformer": folded})
+    with pytest.raises(InvalidRequest, match="transformer is quantised"):
+        choose(shape, P480, machine(24), Wishes(layerwise_casting="float8_e4m3fn"))
 
 
 def test_old_gpus_get_float16(official):

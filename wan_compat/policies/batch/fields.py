@@ -39,8 +39,8 @@ REQUEST_FIELDS = PATHS | frozenset((
     "prompt", "negative_prompt", "model", "task", "references", "strength", "conditioning_scale",
     "seed", "height", "width", "num_frames", "num_inference_steps", "guidance_scale", "guidance_scale_2",
     "max_sequence_length", "fps", "loras", "quantize", "precision", "offload", "vae_tiling", "cache",
-    "attention_backend", "format", "codec", "quality", "metadata", "crop_odd", "fragmented", "poster",
-    "contact_sheet", "timeout_s", "phase_timeouts",
+    "attention_backend", "layerwise_casting", "format", "codec", "quality", "metadata", "crop_odd", "fragmented",
+    "poster", "contact_sheet", "timeout_s", "phase_timeouts",
 ))  # fmt: skip
 
 FLAGS = frozenset(("vae_tiling", "crop_odd", "fragmented", "poster", "contact_sheet"))

@@ -19,7 +19,7 @@ from wan_compat.policies.planning.machine import MachineFacts
 from wan_compat.policies.planning.shapes import ModelShape
 from wan_compat.policies.planning.weights import Dtype
 from wan_compat.protocol.errors import InvalidRequest
-from wan_compat.protocol.plan import Cache, CacheSpec, GroupOffload, Offload, PlanSpec, Tiling
+from wan_compat.protocol.plan import Cache, CacheSpec, GroupOffload, LayerwiseCasting, Offload, PlanSpec, Tiling
 
 Basis = Literal["measured", "published", "estimated"]
 _BASES: tuple[Basis, ...] = ("measured", "published", "estimated")
@@ -49,6 +49,7 @@ _STREAMED_LAYERS = Cost(1.6, "published")  # LTX-13B (huggingface.co/datasets/di
 _FROM_DISK = Cost(3.0, "estimated")
 _SEQUENTIAL = Cost(6.0, "estimated")
 _ON_CPU = Cost(100.0, "estimated")
+_CAST = Cost(1.1, "estimated")  # each layer is made wider before it computes, and narrower after it
 
 # Which of diffusers' caches (0.42.1) fail in a pipeline, and not before it denoises; tests/matrix.py runs them.
 # Its registry of blocks has those of WanTransformer3DModel and WanVACETransformer3DModel alone, for `first_block` and
@@ -80,6 +81,7 @@ class Wishes:
     vae_tiling: bool | None = None
     cache: Cache | None = None
     attention_backend: str | None = None
+    layerwise_casting: LayerwiseCasting | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +103,9 @@ def candidates(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishe
     _check(shape, machine, wishes)
     found = list(_on_gpu(shape, job, machine, wishes)) if machine.gpu is not None else []
     found += _on_cpu(shape, job, machine, wishes)
+    if wishes.layerwise_casting is not None:
+        words = f"layers of the transformer are stored in {wishes.layerwise_casting}, as was asked for (changes pixels)"
+        found = [dataclasses.replace(item, cost=item.cost * _CAST, reasons=(*item.reasons, words)) for item in found]
     return tuple(sorted(found, key=lambda item: item.cost.factor))
 
 
@@ -122,6 +127,8 @@ def _check(shape: ModelShape, machine: MachineFacts, wishes: Wishes) -> None:
             f"{pipeline} computes with the attention backend flex alone, not with {wishes.attention_backend}",
             hint="leave --attention-backend out",
         )
+    if wishes.layerwise_casting is not None:
+        _check_casting(shape, machine, wishes)
     if shape.is_modular and wishes.offload in _OF_ORDINARY:
         raise InvalidRequest(
             f"offload {wishes.offload!r} is for ordinary pipelines; {pipeline} is made of modular blocks",
@@ -140,6 +147,21 @@ def _check(shape: ModelShape, machine: MachineFacts, wishes: Wishes) -> None:
         raise InvalidRequest(
             "weights that are renamed, quantised or have a LoRA cannot stay in their files",
             hint="leave --offload out, or convert the model first (wan-compat convert)",
+        )
+
+
+def _check_casting(shape: ModelShape, machine: MachineFacts, wishes: Wishes) -> None:
+    folded = next((name for name in shape.experts if shape.weights[name].is_folded_at_all), None)
+    if folded is not None:
+        raise InvalidRequest(
+            f"{folded} is quantised, and its layers cannot be stored in {wishes.layerwise_casting} besides",
+            hint="use either fewer bits (--quantize, GGUF) or --layerwise-casting",
+        )
+    if wishes.offload == "group" and machine.gpu is None:
+        raise InvalidRequest(
+            f"weights that stay in their files (offload 'group' without a GPU) cannot be stored in "
+            f"{wishes.layerwise_casting}",
+            hint="leave --offload or --layerwise-casting out",
         )
 
 
@@ -173,7 +195,7 @@ def _on_gpu(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishes) 
         ("sequential", "sequential", None, _SEQUENTIAL, "one layer at a time on the GPU"),
     )
     for name, offload, group, cost, words in ways:
-        if wishes.offload not in (None, offload) or (name == "disk" and not shape.copied):
+        if wishes.offload not in (None, offload) or (name == "disk" and not _stays_in_files(shape, wishes)):
             continue
         if shape.is_modular and offload in _OF_ORDINARY:
             continue
@@ -206,7 +228,7 @@ def _on_cpu(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishes) 
                 left = _plan(wishes, offload=in_full, text_encoder="leave")
                 words = "the text encoder leaves memory before denoising"
                 ways.append((f"{full}-text-leaves", left, _RELOADED_TEXT_ENCODER, words))
-        if wishes.offload in (None, "group") and machine.gpu is None and shape.copied:
+        if wishes.offload in (None, "group") and machine.gpu is None and _stays_in_files(shape, wishes):
             from_disk = _plan(wishes, offload="group", group=_BLOCKS_FROM_DISK)
             ways.append(("disk", from_disk, _FROM_DISK_ON_CPU, "blocks stay in their files until they are needed"))
         for name, plan, cost, words in ways:
@@ -215,6 +237,11 @@ def _on_cpu(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishes) 
             yield from _decodings(
                 shape, job, Candidate(f"{name}{suffix}", setting, base * slower * cost, (words, why)), wishes
             )
+
+
+def _stays_in_files(shape: ModelShape, wishes: Wishes) -> bool:
+    """Whether weights can be used where they lie: as they are, and not stored in another type."""
+    return shape.copied and wishes.layerwise_casting is None
 
 
 # ---- how frames leave ----------------------------------------------------------------------------------------------
@@ -262,5 +289,6 @@ def _plan(
         group=group,
         text_encoder=text_encoder,
         attention_backend=wishes.attention_backend,
+        layerwise_casting=wishes.layerwise_casting,
         cache=None if wishes.cache is None else CacheSpec(name=wishes.cache),
     )

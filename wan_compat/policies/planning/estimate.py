@@ -72,6 +72,7 @@ class PhaseMemory:
     overhead: int = 0  # of the process itself, in main memory
     device_overhead: int = 0
     on_gpu: bool = False
+    loading: int = 0  # of weights in main memory, before layers were stored in fewer bits
 
     @property
     def counted(self) -> int:
@@ -86,15 +87,19 @@ class PhaseMemory:
 
     @property
     def ram_bytes(self) -> int:
-        if self.on_gpu:
-            return self.host_weights + self.overhead
-        return self.weights + math.ceil(self.work * ALLOCATOR_SHARE) + self.overhead
+        held = self.host_weights if self.on_gpu else self.weights + math.ceil(self.work * ALLOCATOR_SHARE)
+        return max(held, self.loading) + self.overhead
 
 
 def estimate(shape: ModelShape, job: Job, setting: Setting) -> Mapping[Phase, PhaseMemory]:
     """Return the memory of each phase that this model has."""
+    loading = _loaded_one_by_one(shape, setting) if setting.plan.layerwise_casting is not None else 0
+    shape = as_stored(shape, setting)
     work = _work(shape, job, setting)
-    return {phase: _resident(shape, setting, phase, work[phase]) for phase in PHASES if phase in work}
+    found = {phase: _resident(shape, setting, phase, work[phase]) for phase in PHASES if phase in work}
+    # Loading is nobody's phase: it is over when the first begins.
+    found["text_encode"] = dataclasses.replace(found["text_encode"], loading=loading)
+    return found
 
 
 def peak(phases: Mapping[Phase, PhaseMemory]) -> tuple[int, int]:
@@ -207,8 +212,8 @@ def _decode(shape: ModelShape, job: Job, course: Course, setting: Setting) -> Pe
 
 
 def _resident(shape: ModelShape, setting: Setting, phase: Phase, work: Peak) -> PhaseMemory:
-    dtypes = {name: setting.vae_dtype if name == "vae" else setting.dtype for name in shape.weights}
-    whole = {name: part.bytes_in(dtypes[name]) for name, part in shape.weights.items()}
+    dtypes = {name: _dtype_of(name, setting) for name in shape.weights}
+    whole = part_bytes(shape, setting)
     used = _used_in(shape, phase)
     total = sum(whole.values())
     left = sum(whole[name] for name in shape.encoders) if _has_left(setting, phase) else 0
@@ -240,6 +245,26 @@ def _resident(shape: ModelShape, setting: Setting, phase: Phase, work: Peak) -> 
         device_overhead=CUDA_CONTEXT_BYTES,
         on_gpu=True,
     )
+
+
+def as_stored(shape: ModelShape, setting: Setting) -> ModelShape:
+    """Return the model with its weights as the plan stores them between their uses."""
+    return shape if setting.plan.layerwise_casting is None else shape.cast
+
+
+def part_bytes(shape: ModelShape, setting: Setting) -> Mapping[str, int]:
+    """Return the bytes of each part in the precision in which it is loaded."""
+    return {name: part.bytes_in(_dtype_of(name, setting)) for name, part in shape.weights.items()}
+
+
+def _loaded_one_by_one(shape: ModelShape, setting: Setting) -> int:
+    """Bytes of all weights while an expert is loaded that is not stored in 8 bits yet; the other may be so already."""
+    before, after = part_bytes(shape, setting), part_bytes(shape.cast, setting)
+    return sum(after.values()) + max((before[name] - after[name] for name in shape.experts), default=0)
+
+
+def _dtype_of(name: str, setting: Setting) -> Dtype:
+    return setting.vae_dtype if name == "vae" else setting.dtype
 
 
 def _used_in(shape: ModelShape, phase: Phase) -> tuple[str, ...]:

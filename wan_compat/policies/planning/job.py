@@ -8,6 +8,7 @@ from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.planning.candidates import Wishes
 from wan_compat.policies.planning.choice import Choice
 from wan_compat.policies.planning.courses import Job
+from wan_compat.policies.planning.estimate import as_stored, part_bytes
 from wan_compat.policies.planning.machine import GpuFacts
 from wan_compat.policies.planning.shapes import ModelShape, model_shape
 from wan_compat.protocol.values import GenerationParams, GenerationRequest, GpuSpec
@@ -66,6 +67,7 @@ def wishes_of(request: GenerationRequest) -> Wishes:
         vae_tiling=request.vae_tiling,
         cache=request.cache,
         attention_backend=request.attention_backend,
+        layerwise_casting=request.layerwise_casting,
     )
 
 
@@ -90,9 +92,7 @@ def with_plan(model: ModelDecision, choice: Choice) -> ModelDecision:
     shape = shape_of(model)
     weight_bytes = model.weight_bytes
     if shape is not None:
-        weight_bytes = sum(
-            part.bytes_in(setting.vae_dtype if name == "vae" else setting.dtype) for name, part in shape.weights.items()
-        )
+        weight_bytes = sum(part_bytes(as_stored(shape, setting), setting).values())
     return dataclasses.replace(
         model,
         pipeline=pipeline.model_copy(

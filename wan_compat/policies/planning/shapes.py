@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,6 +48,12 @@ class ModelShape:
     def is_modular(self) -> bool:
         """Whether its pipeline is made of modular blocks."""
         return self.pipeline_class.endswith("ModularPipeline")
+
+    @functools.cached_property
+    def cast(self) -> ModelShape:
+        """The same model with the layers of its experts stored in 8 bits (layerwise casting)."""
+        experts = {name: dataclasses.replace(self.weights[name], cast=True) for name in self.experts}
+        return dataclasses.replace(self, weights={**self.weights, **experts})
 
     @property
     def experts(self) -> tuple[str, ...]:

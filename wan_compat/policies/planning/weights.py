@@ -1,7 +1,8 @@
 """The bytes of a component's tensors in each precision, and which of them make a block that can be moved alone.
 
 Counted from headers, tensor by tensor, as the libraries load them: floats in the precision that was asked for, but for
-those that a class keeps in float32; everything else as stored.
+those that a class keeps in float32; everything else as stored. Layers that are stored in 8 bits (layerwise casting) are
+those of diffusers' hook: linear, convolution and embedding, but for what a class or all classes leave out.
 """
 
 from __future__ import annotations
@@ -43,6 +44,18 @@ _PACKED = ("._weight_qdata", "._weight_scale", "._weight_zero_point", ".weight._
 # quanto converts the layers of time too, which the others leave in float32, and leaves T5's output projections.
 _QUANTO_LEAVES = frozenset({"wo"})
 _QUANTO_FOLDS = frozenset({"time_embedder"})
+# What layerwise casting leaves in its precision, by parts of the names of layers: of every class, and of each besides
+# what it keeps in float32 (diffusers 0.42.1: DEFAULT_SKIP_MODULES_PATTERN, `_skip_layerwise_casting_patterns`).
+# Animate's encoder of motion has layers of its own, which the hook does not know.
+_NEVER_CAST = ("pos_embed", "patch_embed", "norm")
+_NEVER_CAST_OUTERMOST = ("proj_in", "proj_out")
+_CONDITION = ("condition_embedder",)
+_NOT_CAST: Mapping[str, tuple[str, ...]] = {
+    "WanAnimateTransformer3DModel": (*_CONDITION, "motion_encoder"),
+    "WanAnimate2Transformer3DModel": ("img_emb",),
+    "HeliosTransformer3DModel": (*_CONDITION, "patch_short", "patch_mid", "patch_long"),
+}
+_STORED = 1  # bytes of a number in either of the 8-bit floats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +74,7 @@ class ComponentWeights:
 
     quantization: What folds its matrices while they are loaded.
     laid_over: Numbers of LoRAs; they take room of their own where weights are folded, and are added to them elsewhere.
+    cast: Layers are stored in 8 bits, and each is in the precision that was asked for while it computes.
     """
 
     name: str
@@ -68,6 +82,7 @@ class ComponentWeights:
     tensors: Mapping[str, TensorFact]
     quantization: Quantization | None = None
     laid_over: int = 0
+    cast: bool = False
 
     @property
     def is_packed(self) -> bool:
@@ -112,7 +127,7 @@ class ComponentWeights:
         blocks: dict[str, int] = {}
         converted: dict[str, int] = {}
         total = largest = outside = 0
-        if self._is_folded_at_all:
+        if self.is_folded_at_all:
             # In float32 as they were read, and in the precision in which they are computed with.
             total = outside = self.laid_over * (ITEMSIZE["float32"] + ITEMSIZE[dtype])
         for name, tensor in self._once.items():
@@ -137,7 +152,11 @@ class ComponentWeights:
 
     def unfolding(self, dtype: Dtype) -> int:
         """Return the bytes in which the largest folded matrix is computed with: unfolded in half precision, and then
-        in the one that was asked for. 0 where nothing is folded."""
+        in the one that was asked for; of layers that are stored in 8 bits, those of the largest in the latter. 0 where
+        nothing is folded or cast."""
+        if self.cast:
+            layers = (math.prod(tensor.shape) for name, tensor in self._once.items() if self._is_cast(name))
+            return max(layers, default=0) * ITEMSIZE[dtype]
         folded = (
             math.prod(tensor.shape) for name, tensor in self._once.items() if self._is_folded(name, tensor, dtype)
         )
@@ -153,10 +172,13 @@ class ComponentWeights:
             return math.ceil(numbers * bits / 8) + scales * _SCALE[self.quantization.kind]
         if tensor.dtype not in _CAST and not _GGUF_BLOCKS.match(tensor.dtype):
             return tensor.bytes
+        if self.cast and self._is_cast(name):
+            return numbers * _STORED
         return numbers * (4 if self._is_kept(name, dtype) else ITEMSIZE[dtype])
 
     @functools.cached_property
-    def _is_folded_at_all(self) -> bool:
+    def is_folded_at_all(self) -> bool:
+        """Whether any of its matrices stays in fewer bits: by a backend, in GGUF's blocks, or as it comes."""
         return any(self._is_folded(name, tensor, "bfloat16") for name, tensor in self._once.items())
 
     def _is_folded(self, name: str, tensor: TensorFact, dtype: Dtype) -> bool:
@@ -181,3 +203,12 @@ class ComponentWeights:
             kept = (*kept, *_KEPT_AT_FLOAT16.get(self.class_name, ()))
         parts = name.split(".")
         return any(part in parts for part in kept)
+
+    def _is_cast(self, name: str) -> bool:
+        """Whether a tensor is of a layer that diffusers' hook stores in 8 bits."""
+        layer, _, part = name.rpartition(".")
+        matrix = self.tensors.get(f"{layer}.weight")
+        if part not in ("weight", "bias") or matrix is None or len(matrix.shape) < 2:
+            return False
+        left = (*_NEVER_CAST, *KEPT_FLOAT32.get(self.class_name, ()), *_NOT_CAST.get(self.class_name, _CONDITION))
+        return layer.partition(".")[0] not in _NEVER_CAST_OUTERMOST and not any(word in layer for word in left)

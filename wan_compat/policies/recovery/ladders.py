@@ -68,6 +68,7 @@ def _memory(failure: Failure, now: Situation) -> Iterator[Step]:
 def _frames(failure: Failure, now: Situation) -> Iterator[Step]:
     if now.latents:
         yield from _decode_plainly(now)
+    yield from _uncast(now)
     yield from _plain_attention(now)
     yield from _wider(now)
 
@@ -253,6 +254,13 @@ def _in_float32(now: Situation) -> Iterator[Step]:
     if any(part.dtype not in (None, "float32") for part in now.pipeline.components):
         changed = _typed(now.pipeline, lambda part: None if part.dtype is None else "float32")
         yield Step("float32", "generate", "compute in float32 (changes pixels)", changed, changes_pixels=True)
+
+
+def _uncast(now: Situation) -> Iterator[Step]:
+    # Numbers beyond the range become infinite in float8_e5m2 and are cut off at 448 in float8_e4m3fn (torch 2.13).
+    if now.pipeline.plan.layerwise_casting is not None and "layerwise_casting" not in now.fixed:
+        words = "store the transformer's layers as they are, not in 8 bits (changes pixels)"
+        yield Step("uncast", "generate", words, _planned(now, layerwise_casting=None), changes_pixels=True)
 
 
 def _plain_attention(now: Situation) -> Iterator[Step]:

@@ -67,8 +67,8 @@ class Situation:
     """Where a job stands.
 
     pipeline: As it was loaded for the attempt that failed.
-    fixed: What the user asked for by name, of "precision", "offload", "vae_tiling" and "attention_backend": recovery
-        does not change it.
+    fixed: What the user asked for by name, of "precision", "offload", "vae_tiling", "attention_backend" and
+        "layerwise_casting": recovery does not change it.
     latents: The worker lives and has the latents, so that only decoding need be done again.
     tried: Names of all steps so far, with the category that each was for.
     on_cpu: How the job would be run on the processor, where it was given a GPU that nobody asked for by name.

@@ -33,7 +33,10 @@ if TYPE_CHECKING:  # they come with the first item
     from wan_compat.policies.encoding import EncodingConfig
     from wan_compat.supervisor.rescue import PlanCodec
 
-_WISHES = ("device", "gpu_memory_limit_bytes", "precision", "offload", "vae_tiling", "cache", "attention_backend")
+_WISHES = (
+    *("device", "gpu_memory_limit_bytes", "precision", "offload", "vae_tiling", "cache", "attention_backend"),
+    "layerwise_casting",
+)
 
 
 class Judge:

@@ -36,6 +36,7 @@ from wan_compat.supervisor.cli.plan_options import (
     CacheOption,
     DeviceOption,
     GpuMemoryLimit,
+    LayerwiseCastingOption,
     OffloadOption,
     PrecisionOption,
     VaeTiling,
@@ -173,6 +174,7 @@ def run(
     vae_tiling: VaeTiling = None,
     attention_backend: AttentionBackend = None,
     cache: CacheOption = None,
+    layerwise_casting: LayerwiseCastingOption = None,
     timeout: Annotated[
         float | None, typer.Option("--timeout", metavar="TIME", parser=parse_seconds, help="For each video: 10m.")
     ] = None,
@@ -272,6 +274,7 @@ def run(
         offload=offload.value if offload else None,
         attention_backend=attention_backend,
         cache=cache.value if cache else None,
+        layerwise_casting=layerwise_casting.value if layerwise_casting else None,
         timeout_s=timeout,
         phase_timeouts=parse_phase_timeouts(phase_timeout) or None,
     )

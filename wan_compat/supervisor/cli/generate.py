@@ -28,6 +28,7 @@ from wan_compat.supervisor.cli.plan_options import (
     CacheOption,
     DeviceOption,
     GpuMemoryLimit,
+    LayerwiseCastingOption,
     NumVideos,
     OffloadOption,
     PrecisionOption,
@@ -149,6 +150,7 @@ def generate(
     vae_tiling: VaeTiling = None,
     attention_backend: AttentionBackend = None,
     cache: CacheOption = None,
+    layerwise_casting: LayerwiseCastingOption = None,
     timeout: Annotated[
         float | None,
         typer.Option("--timeout", metavar="TIME", parser=parse_seconds, help="For the whole job: 90s, 10m, 1.5h."),
@@ -249,6 +251,7 @@ def generate(
         offload=offload.value if offload else None,
         attention_backend=attention_backend,
         cache=cache.value if cache else None,
+        layerwise_casting=layerwise_casting.value if layerwise_casting else None,
     )
     if vae_tiling is not None:
         said["vae_tiling"] = vae_tiling  # False is a wish here

@@ -25,6 +25,7 @@ from wan_compat.supervisor.cli.plan_options import (
     CacheOption,
     DeviceOption,
     GpuMemoryLimit,
+    LayerwiseCastingOption,
     NumVideos,
     OffloadOption,
     PrecisionOption,
@@ -83,6 +84,7 @@ def plan(
     vae_tiling: VaeTiling = None,
     attention_backend: AttentionBackend = None,
     cache: CacheOption = None,
+    layerwise_casting: LayerwiseCastingOption = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -123,6 +125,7 @@ def plan(
         vae_tiling=vae_tiling,
         attention_backend=attention_backend,
         cache=cache.value if cache else None,
+        layerwise_casting=layerwise_casting.value if layerwise_casting else None,
         **parts_fields(files, lora, quantize),
     )
     report = plan_model(request, vram_bytes=vram, ram_bytes=ram)

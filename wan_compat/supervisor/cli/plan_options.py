@@ -35,6 +35,11 @@ class Cache(enum.StrEnum):
     TAYLORSEER = "taylorseer"
 
 
+class LayerwiseCasting(enum.StrEnum):
+    E4M3 = "float8_e4m3fn"
+    E5M2 = "float8_e5m2"
+
+
 def parse_device(text: str) -> str:
     """Return a device as GenerationRequest takes it."""
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", text):
@@ -80,4 +85,8 @@ VideosAtOnce = Annotated[
 ]
 CacheOption = Annotated[
     Cache | None, typer.Option("--cache", help="Reuse what hardly changes between steps: faster, other pixels.")
+]
+LayerwiseCastingOption = Annotated[
+    LayerwiseCasting | None,
+    typer.Option("--layerwise-casting", help="Store the transformer's layers in 8 bits: less memory, other pixels."),
 ]
