@@ -10,14 +10,19 @@ from hypothesis import strategies as st
 
 from wan_compat.policies.limits import LEAST_PHASE_S, LONGEST_PHASE_S, Deadlines, deadlines
 from wan_compat.policies.phases import (
+    ALL_PHASES,
+    CONVERSION_PHASES,
     LEAST_PACED_S,
     PACE_FACTOR,
     PHASES,
     PhaseClock,
+    parse_conversion_timeouts,
     parse_phase_timeouts,
     phase_timeouts,
+    read_all_timeouts,
     read_phase_timeouts,
 )
+from wan_compat.protocol.conversion import ConversionRequest
 from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.protocol.values import FrameSpec, GenerationRequest
 
@@ -30,9 +35,20 @@ def clock(**asked: float) -> PhaseClock:
 
 
 def test_every_phase_has_a_least_and_a_request_takes_each():
-    assert set(LEAST_PHASE_S) == set(PHASES)
+    assert set(LEAST_PHASE_S) == set(ALL_PHASES) == {*PHASES, *CONVERSION_PHASES}
     request = GenerationRequest(model="m", prompt="p", phase_timeouts=dict.fromkeys(PHASES, 1.0))
     assert set(request.phase_timeouts) == set(PHASES)
+    conversion = ConversionRequest(model="m", output="o", phase_timeouts=dict.fromkeys(CONVERSION_PHASES, 1.0))
+    assert set(conversion.phase_timeouts) == set(CONVERSION_PHASES)
+
+
+def test_conversions_have_phases_of_their_own_and_settings_have_both():
+    assert parse_conversion_timeouts(["open=2m", "stall=90"]) == {"open": 120.0, "stall": 90.0}
+    with pytest.raises(InvalidRequest, match="'denoise' is no phase"):
+        parse_conversion_timeouts(["denoise=2m"])
+    with pytest.raises(InvalidRequest, match="'convert' is no phase"):
+        parse_phase_timeouts(["convert=2m"])
+    assert read_all_timeouts("convert=1h, denoise=2h") == {"convert": 3600.0, "denoise": 7200.0}
 
 
 def test_a_timeout_is_read_as_people_write_it():
@@ -198,3 +214,26 @@ def test_deadlines_of_a_kind_are_those_of_its_fields():
     watched = PhaseClock(short)
     watched.begin("text_encode", 0.0)
     assert watched.overdue(1.5) is not None
+
+
+def test_until_a_phase_has_taken_a_step_what_its_first_may_take_bounds_it():
+    watched = clock()
+    watched.begin("text_encode", 0.0)
+    watched.expect_first("denoise", 5000.0)
+    watched.stepped("text_encode", "denoise", 100.0)
+    assert watched.overdue(5099.0) is None
+    overdue = watched.overdue(5101.0)
+    assert overdue is not None and (overdue.phase, overdue.limit_s) == ("denoise", 5000.0)
+    watched.stepped("denoise", "denoise", 5000.0)
+    assert watched.overdue(LONGEST_PHASE_S - 1) is None, "a step is over, and the pace tells the rest"
+    watched.begin("text_encode", 0.0)
+    watched.stepped("text_encode", "denoise", 100.0)
+    assert watched.overdue(5101.0) is None, "another order, for which nothing was expected"
+
+
+def test_what_the_first_step_may_take_shortens_nothing_that_was_asked_for():
+    asked = clock(denoise=86400.0)
+    asked.begin("text_encode", 0.0)
+    asked.expect_first("denoise", 1.0)
+    asked.stepped("text_encode", "denoise", 0.0)
+    assert asked.overdue(86399.0) is None

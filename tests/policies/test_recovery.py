@@ -149,6 +149,7 @@ LADDERS = {
         ["restart_1", "plain_kernels", "restart_3"],
     ),
     "silent": (failure("worker_silent"), Situation(pipeline(), LARGE), ["restart_1"]),
+    "stalled": (failure("worker_stalled"), Situation(pipeline(), LARGE), ["restart_1"]),
     "cannot be started": (failure("worker_start_failed", "start_worker"), Situation(pipeline(), LARGE), ["restart_1"]),
     "encoder died": (failure("encoding_failed", "encode"), Situation(pipeline(), LARGE, latents=True), ["decode_again"]),
     "encoder died, worker too": (failure("encoding_failed", "encode"), Situation(pipeline(), LARGE), []),
@@ -174,7 +175,7 @@ def test_a_failure_climbs_its_ladder(name):
 # Whatever is the user's, the policy's or an attacker's doing is not tried again.
 FINAL = sorted(
     {code for code in _by_code if "fail" not in code}
-    - {MEMORY, FRAMES, "model_not_compatible", "worker_died", "worker_silent"}
+    - {MEMORY, FRAMES, "model_not_compatible", "worker_died", "worker_silent", "worker_stalled"}
 )
 
 

@@ -263,6 +263,14 @@ def hang() -> None:
     before_forward("WanTransformer3DModel", lambda *_: ctypes.PyDLL(None).sleep(600))
 
 
+def deadlock() -> None:
+    """A thread waits for a lock that nobody gives back; the interpreter goes on, and so does the control thread."""
+    import threading
+
+    lock = threading.Lock()
+    before_forward("WanTransformer3DModel", lambda *_: lock.acquire() and None)
+
+
 def fewer_arguments() -> None:
     """The pipeline of a diffusers that did not have all of them yet."""
 
@@ -315,6 +323,7 @@ FIRST_WORKER_ONLY = {
     "crash_denoise",
     "exit_at_start",
     "hang",
+    "deadlock",
 }
 
 

@@ -101,6 +101,9 @@ class FakeWorker:
         self.frames = frames
         layout = RingLayout(frames)
         self.at("denoise", job)
+        if BEHAVIOUR.startswith("encoded:"):
+            self.send(m.Progress(job=job, phase="text_encode", step=1, total=1))
+        self.at("encoded", job)
         for step in range(order.params.num_inference_steps):
             self.send(m.Progress(job=job, phase="denoise", step=step + 1, total=order.params.num_inference_steps))
             if BEHAVIOUR == "slow":
@@ -180,6 +183,19 @@ class FakeWorker:
     def hang(self, job):
         while True:
             time.sleep(60)
+
+    def doze(self, job):
+        """Do nothing, and answer: what threads that wait for each other look like from outside."""
+        threading.Thread(target=self.answer, daemon=True).start()
+        self.hang(job)
+
+    def toil(self, job):
+        """Compute without an end, and answer."""
+        threading.Thread(target=self.answer, daemon=True).start()
+        self.spin(job)
+
+    def answer(self):
+        self.receive(m.Welcome)  # never comes again
 
     def spin(self, job):
         while True:

@@ -160,6 +160,17 @@ def test_a_model_whose_conversions_die_again_and_again_is_given_up_and_its_jobs_
     assert nothing_in(tmp_path)
 
 
+def test_phases_have_their_time_and_a_worker_that_does_nothing_is_found(misbehaving, tmp_path):
+    supervisor = misbehaving("well")  # which knows nothing of conversions: it answers, and waits for an order
+    original, output = str(original_model("t2v")[0]), str(tmp_path / "converted")
+    with pytest.raises(errors.PhaseTimeout, match=r"^open took longer than 0\.3 s$") as caught:
+        supervisor.convert(model=original, output=output, phase_timeouts={"open": 0.3})
+    assert caught.value.details["set_by"] == "request" and "--phase-timeout open=" in caught.value.fixes[0]
+    with pytest.raises(errors.WorkerStalled, match="while opening"):
+        supervisor.convert(model=original, output=output, phase_timeouts={"stall": 0.2})
+    assert nothing_in(tmp_path)
+
+
 def test_worker_killed_midway_leaves_nothing(supervisor, tmp_path, monkeypatch):
     stream = conversion.ConversionRun._stream
 

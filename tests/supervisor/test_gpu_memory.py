@@ -30,6 +30,12 @@ int nvmlInit_v2(void) { return getenv("WAN_TEST_GPU_BROKEN") ? 9 : 0; }
 int nvmlShutdown(void) { return 0; }
 int nvmlDeviceGetCount_v2(unsigned *count) { *count = 2; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) { *device = (void *)(0x700000000000UL + index); return 0; }
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) { *device = (void *)uuid; return strcmp(uuid, "GPU-lost") ? 0 : 6; }
+int nvmlDeviceGetUtilizationRates(void *uuid, unsigned *percents) {
+  if (!strcmp(uuid, "GPU-divided")) return 3; /* not supported */
+  percents[0] = strcmp(uuid, "GPU-idle") ? 97 : 0; percents[1] = 1;
+  return 0;
+}
 static int list(void *device, unsigned *count, info_t *infos, int graphics) {
   char path[4096];
   snprintf(path, sizeof path, "%s%d", getenv("WAN_TEST_GPU_USE"), (int)((unsigned long)device & 1));
@@ -113,6 +119,14 @@ def test_a_driver_that_does_not_tell_is_no_zero(use, how):
         unbound = gpu_memory.GpuWatch(7, limit, may_use_gpu=may_use_gpu)
         assert unbound.exceeded() is None
         unbound.close()
+
+
+def test_a_gpu_is_seen_computing_and_one_that_does_not_tell_is_not(use):
+    watch = gpu_memory.GpuWatch(42, None, may_use_gpu=True)
+    seen = {uuid: watch.computes(uuid) for uuid in ("GPU-busy", "GPU-idle", "GPU-divided", "GPU-lost")}
+    watch.close()
+    assert seen == {"GPU-busy": True, "GPU-idle": False, "GPU-divided": False, "GPU-lost": False}
+    assert not watch.computes("GPU-busy"), "nobody is asked any more"
 
 
 def test_the_most_that_was_seen_is_kept_and_the_driver_is_not_asked_at_every_turn(use, monkeypatch):

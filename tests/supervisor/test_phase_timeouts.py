@@ -20,7 +20,7 @@ from wan_compat.policies import limits
 from wan_compat.policies.phases import PACE_FACTOR
 from wan_compat.policies.policy import Policy
 from wan_compat.protocol import messages as m
-from wan_compat.protocol.errors import PhaseTimeout
+from wan_compat.protocol.errors import PhaseTimeout, WorkerStalled
 from wan_compat.supervisor import encoder, job_watch
 from wan_compat.supervisor import events as ev
 
@@ -75,6 +75,34 @@ def test_a_worker_that_calls_every_step_the_last_one_gains_no_time(pretended: Su
         job.result()
     assert caught.value.details["step"] > 1
     assert time.monotonic() - began < sum(asked.values()) + LATE_S
+
+
+def test_a_worker_that_answers_and_does_nothing_is_found_and_another_one_is_tried(
+    pretended: Supervisor, tmp_path: Path
+) -> None:
+    job = pretended.submit(request_of(tmp_path, "denoise:doze", phase_timeouts={"stall": 0.2}))
+    tried = [event.action for event in job.events() if isinstance(event, ev.Recovering)]
+    with pytest.raises(WorkerStalled, match=r"has done nothing for \d+ s while generating") as caught:
+        job.result()
+    assert tried == ["start a new worker"], "it hung again, and would for ever"
+    assert caught.value.exit_code == 124 and caught.value.details["stalled_s"] >= 0.2
+    assert any("--phase-timeout stall=" in fix for fix in caught.value.fixes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_computes_is_never_called_stalled(pretended: Supervisor, tmp_path: Path) -> None:
+    asked = {"stall": 0.1, "text_encode": 0.8, "close": 0.1}
+    with pytest.raises(PhaseTimeout, match="text_encode took longer"):
+        pretended.generate(request_of(tmp_path, "denoise:toil", phase_timeouts=asked))
+
+
+def test_what_the_sizes_say_bounds_the_first_step_of_a_worker_that_spins(
+    pretended: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wan_compat.supervisor.job_plan.first_step_s", lambda *_: 0.3)
+    with pytest.raises(PhaseTimeout, match=r"^denoise took longer than 0\.3 s, before its first step") as caught:
+        pretended.generate(request_of(tmp_path, "encoded:toil", phase_timeouts={"close": 0.1}))
+    assert caught.value.details["set_by"] == "default"
 
 
 def test_starting_and_loading_have_their_time_too(misbehaving: Callable[..., Supervisor], tmp_path: Path) -> None:

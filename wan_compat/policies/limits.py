@@ -34,19 +34,27 @@ LEAST_PHASE_S: Mapping[str, float] = {
     "decode": 1800.0,
     "encode": 300.0,
     "close": 5.0,
+    # A deadlock is no less one after five minutes; whatever works shows it within seconds.
+    "stall": 300.0,
+    # Of a conversion.
+    "open": 120.0,
+    "convert": 120.0,
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Deadlines:
-    """Seconds, from the start of each phase; `total_s` from submit. `silence_s`: longest gap between answers.
+    """Seconds, from the start of each phase; `total_s` from submit.
 
+    silence_s: Longest gap between answers.
+    stall_s: How long a worker that should compute may do nothing.
     asked: By phase, what the request or the settings say; they are taken as they are, and go before the rest.
     """
 
     zygote_s: float = 180.0
     start_worker_s: float = LEAST_PHASE_S["start_worker"]  # a light zygote's worker imports torch in it: 5 to 15 s
     load_s: float = 600.0
+    convert_s: float = 600.0
     text_encode_s: float = LONGEST_PHASE_S
     denoise_s: float = LONGEST_PHASE_S
     decode_s: float = LONGEST_PHASE_S
@@ -54,6 +62,7 @@ class Deadlines:
     cancel_grace_s: float = LEAST_PHASE_S["close"]
     stop_grace_s: float = 2.0
     silence_s: float = 60.0
+    stall_s: float = LEAST_PHASE_S["stall"]
     total_s: float | None = None
     asked: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
@@ -64,6 +73,8 @@ class Deadlines:
         """
         return {
             "load": self.load_s,
+            "open": self.load_s,
+            "convert": self.convert_s,
             "text_encode": self.text_encode_s,
             "denoise": self.denoise_s,
             "decode": self.decode_s,
@@ -138,10 +149,12 @@ def deadlines(
         zygote_s=max(Deadlines.zygote_s, asked.get("start_worker", 0.0)),
         start_worker_s=max(Deadlines.start_worker_s, asked.get("start_worker", 0.0)),
         load_s=LEAST_PHASE_S["load"] + reading_s,
+        convert_s=min(LONGEST_PHASE_S, LEAST_PHASE_S["convert"] + 2 * reading_s),  # read and written
         text_encode_s=min(LONGEST_PHASE_S, text_encode_s),
         decode_s=min(LONGEST_PHASE_S, LEAST_PHASE_S["decode"] + reading_s + at_once * coding_s),
         encode_tail_s=max(LEAST_PHASE_S["encode"] + pixels / SLOWEST_ENCODED_PIXELS_PER_S, asked.get("encode", 0.0)),
         cancel_grace_s=asked.get("close", LEAST_PHASE_S["close"]),
+        stall_s=asked.get("stall", LEAST_PHASE_S["stall"]),
         total_s=timeout_s,
         asked=asked,
     )

@@ -8,6 +8,8 @@ forgotten:
     LoadModel       load
     Generate        text_encode, denoise, decode
     DecodeAgain     decode
+    OpenWeights     open
+    SendTensors     convert
 
 Going back to an earlier phase is a violation (protocol/states.py). What remains is a worker that calls every step the
 last one: some pipelines do not tell how many they will take, and that is no reason to end them. In all it gets what an
@@ -18,14 +20,21 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from wan_compat.policies.limits import LONGEST_PHASE_S, Deadlines
 from wan_compat.policies.quantities import seconds_from
 from wan_compat.protocol.errors import InvalidRequest, clean_text
-from wan_compat.protocol.values import TimedPhase
+from wan_compat.protocol.values import ConversionPhase, TimedPhase
 
 PHASES: tuple[TimedPhase, ...] = typing.get_args(TimedPhase)
+CONVERSION_PHASES: tuple[ConversionPhase, ...] = typing.get_args(ConversionPhase)
+ALL_PHASES: tuple[TimedPhase | ConversionPhase, ...] = (
+    *PHASES,
+    *(phase for phase in CONVERSION_PHASES if phase not in PHASES),
+)
+P = typing.TypeVar("P", bound=str)
 
 _OF_ONE_ORDER = {"text_encode": frozenset(("text_encode", "denoise", "decode"))}
 
@@ -36,15 +45,50 @@ LEAST_PACED_S = 3600.0
 
 
 def parse_phase_timeouts(texts: Iterable[str] | None) -> dict[TimedPhase, float]:
-    """Return phase -> seconds for every `PHASE=TIME`. A phase may be written with a dash.
+    """Return phase -> seconds for every `PHASE=TIME` of a generation. A phase may be written with a dash.
 
     Raises:
         InvalidRequest: No such phase, one that is named twice, no length of time.
     """
-    found: dict[TimedPhase, float] = {}
+    return _parsed(texts, PHASES)
+
+
+def parse_conversion_timeouts(texts: Iterable[str] | None) -> dict[ConversionPhase, float]:
+    """Return the same for the phases of a conversion."""
+    return _parsed(texts, CONVERSION_PHASES)
+
+
+def read_phase_timeouts(value: str | Mapping[str, object]) -> dict[TimedPhase, float]:
+    """Return phase -> seconds from a field: `load=20m, decode=1h`, or a table of lengths.
+
+    Raises:
+        InvalidRequest: As above.
+    """
+    return _read(value, PHASES)
+
+
+def read_all_timeouts(value: str | Mapping[str, object]) -> dict[TimedPhase | ConversionPhase, float]:
+    """Return the same from a setting, which is for generations and conversions."""
+    return _read(value, ALL_PHASES)
+
+
+def phase_timeouts(request: Mapping[Any, float], settings: Mapping[Any, float]) -> dict[str, float]:
+    """Return what was asked for each phase: the request's, no more than the settings'; theirs where it says nothing."""
+    both: dict[str, float] = {**settings, **request}
+    return {phase: min(seconds, settings.get(phase, seconds)) for phase, seconds in both.items()}
+
+
+def _read(value: str | Mapping[str, object], phases: Sequence[P]) -> dict[P, float]:
+    if isinstance(value, str):
+        return _parsed((part for part in value.split(",") if part.strip()), phases)
+    return {(phase := _phase(str(name), phases)): _seconds(phase, length) for name, length in value.items()}
+
+
+def _parsed(texts: Iterable[str] | None, phases: Sequence[P]) -> dict[P, float]:
+    found: dict[P, float] = {}
     for text in texts or ():
         name, equals, length = text.partition("=")
-        phase = _phase(name)
+        phase = _phase(name, phases)
         if not equals:
             raise InvalidRequest(
                 f"{clean_text(text, 60)!r} is no timeout of a phase", hint="PHASE=TIME, such as load=20m or decode=1.5h"
@@ -55,30 +99,13 @@ def parse_phase_timeouts(texts: Iterable[str] | None) -> dict[TimedPhase, float]
     return found
 
 
-def read_phase_timeouts(value: str | Mapping[str, object]) -> dict[TimedPhase, float]:
-    """Return phase -> seconds from a setting: `load=20m, decode=1h`, or a table of lengths.
-
-    Raises:
-        InvalidRequest: As above.
-    """
-    if isinstance(value, str):
-        return parse_phase_timeouts(part for part in value.split(",") if part.strip())
-    return {(phase := _phase(str(name))): _seconds(phase, length) for name, length in value.items()}
-
-
-def phase_timeouts(request: Mapping[TimedPhase, float], settings: Mapping[TimedPhase, float]) -> dict[str, float]:
-    """Return what was asked for each phase: the request's, no more than the settings'; theirs where it says nothing."""
-    both = {**settings, **request}
-    return {phase: min(seconds, settings.get(phase, seconds)) for phase, seconds in both.items()}
-
-
-def _phase(name: str) -> TimedPhase:
+def _phase(name: str, phases: Sequence[P]) -> P:
     written = name.strip().replace("-", "_")
-    for phase in PHASES:
+    for phase in phases:
         if phase == written:
             return phase
     raise InvalidRequest(
-        f"{clean_text(name.strip(), 60)!r} is no phase with a timeout", hint=f"there are {', '.join(PHASES)}"
+        f"{clean_text(name.strip(), 60)!r} is no phase with a timeout", hint=f"there are {', '.join(phases)}"
     )
 
 
@@ -115,6 +142,7 @@ class PhaseClock:
         self._since_s = 0.0
         self._taken: dict[str, float] = {}
         self._paced: dict[str, float] = {}
+        self._first: dict[str, float] = {}
 
     def begin(self, phase: str, now_s: float) -> None:
         """The supervisor begins a phase, or orders what begins with it; nothing is taken yet."""
@@ -122,6 +150,7 @@ class PhaseClock:
         self._since_s = now_s
         self._taken.clear()
         self._paced.clear()
+        self._first.clear()
 
     def stepped(self, phase: str, next_phase: str, now_s: float) -> None:
         """The worker says that it did a step of `phase`: so the time since the last one was for that. What comes now is
@@ -130,6 +159,7 @@ class PhaseClock:
         if phase in known:
             self._phase = phase
             self._charge(now_s)
+            self._first.pop(phase, None)
         if next_phase in known:
             self._charge(now_s)
             self._phase = next_phase
@@ -139,6 +169,10 @@ class PhaseClock:
         if phase == self._phase and phase not in self._paced:
             self._charge(now_s)
             self._paced[phase] = max(LEAST_PACED_S, self._taken[phase] + PACE_FACTOR * seconds)
+
+    def expect_first(self, phase: str, seconds: float) -> None:
+        """The first step of a phase takes no longer than that. Bounds the phase until that step is over."""
+        self._first[phase] = seconds
 
     def rest(self) -> None:
         """Nothing is timed until something begins."""
@@ -158,7 +192,7 @@ class PhaseClock:
     def _limit_s(self, phase: str) -> float | None:
         if phase in self._asked:
             return self._asked[phase]
-        limits = (self._defaults.get(phase), self._paced.get(phase))
+        limits = (self._defaults.get(phase), self._paced.get(phase), self._first.get(phase))
         return min((limit for limit in limits if limit is not None), default=None)
 
     def _charge(self, now_s: float) -> None:

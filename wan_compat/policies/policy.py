@@ -16,10 +16,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wan_compat.policies.limits import LEAST_PHASE_S, LONGEST_PHASE_S
-from wan_compat.policies.phases import read_phase_timeouts
+from wan_compat.policies.phases import read_all_timeouts
 from wan_compat.policies.quantities import bytes_from, seconds_from
 from wan_compat.protocol.errors import InvalidRequest, RefusedByPolicy, clean_text
-from wan_compat.protocol.values import Mode, TimedPhase
+from wan_compat.protocol.values import ConversionPhase, Mode, TimedPhase
 from wan_compat.sandbox.spec import Tier
 
 MIN_SCRATCH_BYTES = 1 << 20
@@ -57,7 +57,9 @@ class Policy(BaseModel):
     open_files: int = Field(default=256, ge=64, le=65536)
     scratch_bytes: int = Field(default=64 << 20, ge=MIN_SCRATCH_BYTES, le=16 << 30)
     timeout_s: float | None = Field(default=None, ge=1, le=30 * 86400)
-    phase_timeouts: dict[TimedPhase, Annotated[float, Field(gt=0, le=LONGEST_PHASE_S)]] = Field(default_factory=dict)
+    phase_timeouts: dict[TimedPhase | ConversionPhase, Annotated[float, Field(gt=0, le=LONGEST_PHASE_S)]] = Field(
+        default_factory=dict
+    )
     allow_downloads: bool = True
     allow_restricted: bool = True
     allow_gpu: bool = True
@@ -76,7 +78,7 @@ _READERS = {
     "open_files": ("open_files", None),
     "scratch": ("scratch_bytes", bytes_from),
     "timeout": ("timeout_s", seconds_from),
-    "phase_timeouts": ("phase_timeouts", read_phase_timeouts),
+    "phase_timeouts": ("phase_timeouts", read_all_timeouts),
     "allow_downloads": ("allow_downloads", None),
     "allow_restricted": ("allow_restricted", None),
     "allow_gpu": ("allow_gpu", None),

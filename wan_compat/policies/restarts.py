@@ -3,10 +3,10 @@
     deaths in a row     1, 2        3      4      5      6, 7, ...
     the next worker     at once     1 s    2 s    4 s    given up: 5 min, 10 min, ... up to 1 h; one more try after each
 
-A death is a worker that crashed, was killed by the kernel, fell silent or broke the protocol: nothing that it reported
-itself, nothing that somebody asked for, and no worker that never came up, which is no fault of its model's. One success
-forgets them all, and so does an hour without a death. Within one job, recovery restarts a worker two or three times of
-its own (policies/recovery/); each counts here.
+A death is a worker that crashed, was killed by the kernel, fell silent, stalled or broke the protocol: nothing that it
+reported itself, nothing that somebody asked for, and no worker that never came up, which is no fault of its model's.
+One success forgets them all, and so does an hour without a death. Within one job, recovery restarts a worker two or
+three times of its own (policies/recovery/); each counts here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ LONGEST_REST_S = 3600.0
 FORGET_S = 3600.0
 
 # Codes of errors that say that a worker is gone, or had to go.
-DEATHS = frozenset({"worker_died", "worker_silent", "protocol_violation", "corrupt_frame", "forbidden_call"})
+DEATHS = frozenset(
+    {"worker_died", "worker_silent", "worker_stalled", "protocol_violation", "corrupt_frame", "forbidden_call"}
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from wan_compat.protocol.values import MAX_FRAMES, Count, FrameSpec, Mode, Value
+from wan_compat.protocol.values import MAX_FRAMES, ConversionPhase, Count, FrameSpec, Mode, Value
 
 MAX_FILES = 64
 MAX_LISTED = 400  # tensors or pieces in one message: below the codec's bounds, whatever the names
@@ -78,6 +78,7 @@ class ConversionRequest(Value):
         output: Folder to write, which does not exist or is empty.
         dry_run: Open and plan, but write nothing.
         timeout_s: The whole of it.
+        phase_timeouts: Phase -> seconds, instead of what each would be given (docs/supervision.md).
         memory_limit_bytes: Cap for the worker; None takes the policy's.
         worker_log: File that receives what the worker printed, cleaned.
     """
@@ -86,6 +87,9 @@ class ConversionRequest(Value):
     output: str = Field(min_length=1, max_length=4096)
     dry_run: bool = False
     timeout_s: float | None = Field(default=None, gt=0, le=7 * 86400)
+    phase_timeouts: dict[ConversionPhase, Annotated[float, Field(gt=0, le=7 * 86400)]] = Field(
+        default_factory=dict, max_length=4
+    )
     memory_limit_bytes: int | None = Field(default=None, ge=256 << 20, le=1 << 50)
     worker_log: str | None = Field(default=None, max_length=4096)
 

@@ -451,7 +451,7 @@ class WorkerSilent(DeadlineExceeded):
 
 
 class WorkerStalled(DeadlineExceeded):
-    """`details` carry `phase` and `stalled_s`."""
+    """`details["stalled_s"]`: for how long."""
 
     code = "worker_stalled"
     title = "The worker does not go on"

@@ -33,8 +33,10 @@ Prompt = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)]
 ModuleFile = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}\.py$")]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
-# The phases of a job that have a timeout of their own; "close" is what a worker gets to stop in before it is killed.
-TimedPhase = Literal["start_worker", "load", "text_encode", "denoise", "decode", "encode", "close"]
+# The phases of a job that have a timeout of their own; "close" is what a worker gets to stop in before it is killed,
+# "stall" how long it may do nothing at all in any of them (policies/stillness.py).
+TimedPhase = Literal["start_worker", "load", "text_encode", "denoise", "decode", "encode", "close", "stall"]
+ConversionPhase = Literal["start_worker", "open", "convert", "stall"]
 
 
 QuantizeName = Annotated[str, StringConstraints(pattern=r"^((bitsandbytes|torchao|quanto):)?(int8|int4|nf4|fp8)$")]
@@ -129,10 +131,10 @@ class GenerationRequest(VideoOptions):
         vae_tiling: Decode in tiles; None follows the plan.
         cache: One of diffusers' caches; changes pixels, and is named in the result.
         attention_backend: One of diffusers' names.
-        recover: Try other ways when an attempt fails (docs/recovery.md); off, the first error ends the job.
-        preview_latents: Small pictures of what the video is becoming, as LatentPreview events and, with `preview`, in
         layerwise_casting: Store the transformers' layers in 8 bits, by diffusers' name of them; changes pixels, and is
             named in the result.
+        recover: Try other ways when an attempt fails (docs/recovery.md); off, the first error ends the job.
+        preview_latents: Small pictures of what the video is becoming, as LatentPreview events and, with `preview`, in
             that folder.
         load_only: Load the model and generate nothing; the worker stays for the next job.
         count_memory: On a CPU, count the tensors of each phase; what is counted takes a little longer.
@@ -188,9 +190,9 @@ class GenerationRequest(VideoOptions):
     vae_tiling: bool | None = None
     cache: Cache | None = None
     attention_backend: Name | None = None
+    layerwise_casting: LayerwiseCasting | None = None
     recover: bool = True
     preview_latents: bool = False
-    layerwise_casting: LayerwiseCasting | None = None
     load_only: bool = False
     count_memory: bool = False
     overwrite: bool = False
@@ -199,7 +201,7 @@ class GenerationRequest(VideoOptions):
     isolation: Isolation = Isolation.MODEL
     timeout_s: float | None = Field(default=None, gt=0, le=7 * 86400)
     phase_timeouts: dict[TimedPhase, Annotated[float, Field(gt=0, le=7 * 86400)]] = Field(
-        default_factory=dict, max_length=7
+        default_factory=dict, max_length=8
     )
     memory_limit_bytes: int | None = Field(default=None, ge=256 << 20, le=1 << 50)
     gpu_memory_limit_bytes: int | None = Field(default=None, ge=256 << 20, le=1 << 50)

@@ -26,6 +26,7 @@ from wan_compat.policies.findings import Severity
 from wan_compat.policies.limits import Deadlines, deadlines, memory_limit
 from wan_compat.policies.models import decide_model
 from wan_compat.policies.pace import Pace
+from wan_compat.policies.phases import PhaseClock, phase_timeouts
 from wan_compat.protocol import messages as m
 from wan_compat.protocol.conversion import (
     CHUNK_BYTES,
@@ -38,7 +39,6 @@ from wan_compat.protocol.conversion import (
 )
 from wan_compat.protocol.errors import (
     CorruptFrame,
-    DeadlineExceeded,
     DiskExceeded,
     GenerationFailed,
     JobCancelled,
@@ -55,6 +55,7 @@ from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.inspection import read_facts, read_model
 from wan_compat.supervisor.job_context import JobContext
 from wan_compat.supervisor.new_folder import new_folder, refuse_target
+from wan_compat.supervisor.phase_timeout import phase_timeout
 from wan_compat.supervisor.repair import copy_file
 from wan_compat.supervisor.restart_guard import conversion_key_of
 from wan_compat.supervisor.worker import Worker, WorkerOrder
@@ -76,6 +77,7 @@ class ConversionRun:
         self._started = time.monotonic()
         self._phase: ev.PhaseName = "start_worker"
         self._timeout_s = _narrower(request.timeout_s, context.policy.timeout_s)
+        self._clock = PhaseClock(Deadlines())
         self._done = self._total = 0
         self._pace = Pace()
         self._told = 0.0
@@ -110,7 +112,12 @@ class ConversionRun:
             mode=request.mode,
             model=request.model,
         )
-        limits = deadlines(weight_bytes=source_bytes, timeout_s=self._timeout_s)
+        limits = deadlines(
+            weight_bytes=source_bytes,
+            timeout_s=self._timeout_s,
+            asked=phase_timeouts(request.phase_timeouts, context.policy.phase_timeouts),
+        )
+        self._clock = PhaseClock(limits)
         with contextlib.ExitStack() as stack:
             log_file = stack.enter_context(open_log_file(request.worker_log)) if request.worker_log else None
             worker = self._acquire(order, limits)
@@ -157,13 +164,12 @@ class ConversionRun:
     ) -> dict[str, dict[str, TensorFact]]:
         """Have all files opened; return what is in each, by path."""
         self._enter("open")
-        until = time.monotonic() + limits.load_s
         files = tuple(WeightSource(path=source.fact.path, is_pickle=source.is_pickle) for source in sources)
         worker.send(m.OpenWeights(files=files))
         listed: list[dict[str, TensorFact]] = [{} for _ in sources]
         opened = False
         while not opened:
-            for message in self._pump(worker, limits, until):
+            for message in self._pump(worker, limits):
                 if isinstance(message, m.TensorsListed):
                     _take(message, listed)
                 opened = opened or isinstance(message, m.WeightsOpened)
@@ -180,7 +186,6 @@ class ConversionRun:
         self, worker: Worker, sources: Sequence[Source], plan: ConversionPlan, folder: str, limits: Deadlines
     ) -> list[ConvertedFile]:
         self._enter("convert")
-        until = time.monotonic() + limits.load_s
         numbers = {source.fact.path: number for number, source in enumerate(sources)}
         self._total = plan.bytes
         written = []
@@ -188,7 +193,7 @@ class ConversionRun:
             with _Output(os.path.join(folder, file.path)) as out:
                 self._put(out, file.header)
                 for pieces in _batches(file, numbers):
-                    self._stream(worker, pieces, functools.partial(self._put, out), limits, until)
+                    self._stream(worker, pieces, functools.partial(self._put, out), limits)
             if out.size != file.bytes:
                 raise GenerationFailed(f"{file.path!r} has {out.size} bytes instead of {file.bytes}")
             written.append(ConvertedFile(file.path, out.size, out.sha256, len(file.tensors)))
@@ -200,7 +205,7 @@ class ConversionRun:
             place = os.path.join(folder, path)
             os.makedirs(os.path.dirname(place), exist_ok=True)
             for _ in copy_file(fact, place):
-                self._interrupted()
+                self._check_stop()
             with open(place, "rb") as copied:
                 digest = hashlib.file_digest(copied, "sha256").hexdigest()
             written.append(ConvertedFile(path, fact.size, digest, 0))
@@ -212,7 +217,6 @@ class ConversionRun:
         pieces: tuple[TensorPiece, ...],
         put: Callable[[bytes], None],
         limits: Deadlines,
-        until: float,
     ) -> None:
         """Have one list of pieces sent, and hand their bytes over as they come."""
         stream, ring = Stream.of(pieces), worker.ring
@@ -222,7 +226,7 @@ class ConversionRun:
         worker.send(m.SendTensors(job=worker.jobs_started, pieces=pieces))
         sent = False
         while not (sent and ring.complete):
-            messages = self._pump(worker, limits, until)
+            messages = self._pump(worker, limits)
             sent = sent or any(isinstance(message, m.TensorsSent) for message in messages)
             while ring.published > ring.consumed:
                 with ring.front() as chunk:
@@ -284,12 +288,9 @@ class ConversionRun:
 
     # -- waiting -------------------------------------------------------------------------------------------------
 
-    def _pump(self, worker: Worker, limits: Deadlines, until: float) -> list[object]:
-        heard = worker.pump(0.5, limits.silence_s, read=[self._context.wake_fd])
-        if self._interrupted():
-            raise JobCancelled(f"cancelled during {self._phase}")
-        if time.monotonic() > until:
-            raise DeadlineExceeded(f"{self._phase} took longer than {limits.load_s:.0f} s", hint="try a faster disk")
+    def _pump(self, worker: Worker, limits: Deadlines) -> list[object]:
+        heard = worker.pump(0.5, limits.silence_s, read=[self._context.wake_fd], stall_s=limits.stall_s)
+        self._check_stop()
         for message in heard.messages:
             if isinstance(message, m.Failed):
                 raise from_worker(message.code, message.message, message.fixes)
@@ -297,17 +298,24 @@ class ConversionRun:
                 raise GenerationFailed("the worker stopped by itself")
         return list(heard.messages)
 
+    def _check_stop(self) -> None:
+        if self._interrupted():
+            raise JobCancelled(f"cancelled during {self._phase}")
+
     def _interrupted(self) -> bool:
-        total = self._timeout_s
-        if total is not None and time.monotonic() - self._started > total:
+        total, now = self._timeout_s, time.monotonic()
+        if total is not None and now - self._started > total:
             raise JobTimeout(
                 f"the conversion took longer than {total:g} s (during {self._phase})",
                 hint="allow more with --timeout",
             )
+        if (overdue := self._clock.overdue(now)) is not None:
+            raise phase_timeout(overdue, self._request.phase_timeouts, self._context.policy.phase_timeouts)
         return self._context.cancelled()
 
     def _enter(self, phase: ev.PhaseName) -> None:
         self._phase = phase
+        self._clock.begin(phase, time.monotonic())
         self._context.emit(ev.PhaseStarted(phase))
 
 

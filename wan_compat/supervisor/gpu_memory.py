@@ -65,6 +65,10 @@ class GpuWatch:
             details={"gpu_used_bytes": used, "gpu_memory_limit_bytes": self._limit_bytes},
         )
 
+    def computes(self, uuid: str) -> bool:
+        """Whether that GPU was seen computing just now, for whomever; False where nobody can tell."""
+        return self._nvml is not None and self._nvml.utilization(uuid) not in (None, 0)
+
     def close(self) -> None:
         if self._nvml is not None:
             self._nvml.close()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.planning.candidates import Wishes
 from wan_compat.policies.planning.choice import Choice, choose, require_fit
 from wan_compat.policies.planning.job import at_once_of, job_of, shape_of, wishes_of, with_plan
 from wan_compat.policies.planning.machine import MachineFacts
+from wan_compat.policies.planning.work import first_step_s
 from wan_compat.policies.requests import ResolvedRequest
 from wan_compat.protocol.errors import InvalidRequest, MemoryExceeded
 from wan_compat.protocol.values import GenerationRequest, PipelineSpec
@@ -54,3 +56,15 @@ def plan_job(
     choice = choose(shape, job_of(model, resolved.params, at_once_of(request)), machine, wishes)
     require_fit(choice, request.model)
     return PlannedJob(with_plan(model, choice), choice)
+
+
+def longest_first_step(
+    request: GenerationRequest, model: ModelDecision, resolved: ResolvedRequest
+) -> Callable[[PipelineSpec], float] | None:
+    """Return what tells how long the first denoising step can take, by how the model is run; None where its size is
+    not known."""
+    shape = shape_of(model)
+    if shape is None:
+        return None
+    job = job_of(model, resolved.params, at_once_of(request))
+    return lambda pipeline: first_step_s(shape, job, pipeline)

@@ -36,6 +36,8 @@ from wan_compat.protocol.errors import (
     ModelCorrupt,
     ProtocolViolation,
     WanCompatError,
+    WorkerSilent,
+    WorkerStalled,
 )
 from wan_compat.protocol.plan import DecodeSpec
 from wan_compat.protocol.results import Timings, VideoGenerationResult
@@ -96,6 +98,7 @@ class JobRun:
         self._weight_bytes = 0
         self._on_cpu: PipelineSpec | None = None  # how it would be run should the GPU turn out to be unusable
         self._choice: Choice | None = None  # how the model is made to fit; None where no plan is made
+        self._longest_first_step: Callable[[PipelineSpec], float] | None = None
         self._denoised = Round(0, 1)  # the videos whose latents the worker has
         self._finished = FinishedVideos(request, self._watch.started, self._watch.tell)
 
@@ -152,10 +155,8 @@ class JobRun:
             media = stack.enter_context(copied_media(media_of(request)))
             self._media = media.descriptors
             resolved = resolve_request(request, model, seed=secrets.randbelow(1 << 31), media=media.specs)
-            from wan_compat.supervisor.job_plan import (
-                plan_job,
-                plan_without_gpu,
-            )  # 10 ms that the import of this module need not pay
+            # 10 ms that the import of this module need not pay.
+            from wan_compat.supervisor.job_plan import longest_first_step, plan_job, plan_without_gpu
 
             gpu_limit = narrower(request.gpu_memory_limit_bytes, context.policy.gpu_memory_limit_bytes)
             found = self._find_gpu()
@@ -164,6 +165,7 @@ class JobRun:
             if planned.model.pipeline.device != "cpu" and request.device == "auto":
                 self._on_cpu = plan_without_gpu(request, model, resolved, machine)
             model, self._choice = planned.model, planned.choice
+            self._longest_first_step = longest_first_step(request, model, resolved)
             limits = deadlines(
                 weight_bytes=model.weight_bytes,
                 timeout_s=self._watch.timeout_s,
@@ -287,6 +289,8 @@ class JobRun:
 
     def _is_fit(self, worker: Worker, error: WanCompatError | OSError, limits: Deadlines) -> bool:
         """Whether the worker could do something else now."""
+        if isinstance(error, WorkerSilent | WorkerStalled):
+            return False  # it would not hear a Cancel either
         if isinstance(error, JobCancelled | EncodingFailed | DeadlineExceeded | OSError):
             return self._quiet(worker, limits)
         # A failure that the worker reported itself leaves it fit for the next job.
@@ -445,6 +449,8 @@ class JobRun:
         if decoding is None:
             self._watch.denoised = False
             self._watch.enter("text_encode")
+            if self._longest_first_step is not None:
+                self._watch.expect_first_step(self._longest_first_step(model.pipeline))
             ring.send_media(job, self._media)
             worker.send(
                 m.Generate(

@@ -10,30 +10,20 @@ from collections.abc import Callable
 
 from wan_compat.policies.limits import Deadlines
 from wan_compat.policies.pace import Pace
-from wan_compat.policies.phases import Overdue, PhaseClock
+from wan_compat.policies.phases import PhaseClock
 from wan_compat.protocol import messages as m
 from wan_compat.protocol.errors import (
-    DeadlineExceeded,
     GenerationFailed,
     JobCancelled,
     JobTimeout,
-    PhaseTimeout,
+    WorkerStalled,
     from_worker,
 )
 from wan_compat.protocol.values import MAX_STEPS, GenerationRequest
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.job_context import JobContext, narrower
+from wan_compat.supervisor.phase_timeout import phase_timeout
 from wan_compat.supervisor.worker import Heard, Worker
-
-# What else than more time helps.
-_LEANER = {
-    "start_worker": "see whether the machine swaps or something else takes it: wan-compat doctor",
-    "load": "put the model on a faster disk",
-    "text_encode": "see whether the machine swaps: wan-compat monitor",
-    "denoise": "ask for fewer frames, a smaller size or fewer steps",
-    "decode": "ask for fewer frames or a smaller size",
-    "encode": "choose a faster format or --quality draft",
-}
 
 
 class JobWatch:
@@ -81,9 +71,10 @@ class JobWatch:
             self._context.emit(ev.Unusual(worker.name, what))
         self.check_stop()
         if (stalled := self._pace.stalled_s(time.monotonic())) is not None:
-            raise DeadlineExceeded(
+            raise WorkerStalled(
                 f"a step of {self.phase} has not ended after {stalled:.0f} s, far longer than those before it",
                 hint="see whether the machine swaps or something else takes it, and try again",
+                details={"stalled_s": round(stalled, 1)},
             )
         return heard
 
@@ -97,7 +88,8 @@ class JobWatch:
                 hint="allow more with --timeout, or ask for fewer frames or steps",
             )
         if (overdue := self._clock.overdue(now)) is not None:
-            raise self._phase_timeout(overdue)
+            asked, settings = self._request.phase_timeouts, self._context.policy.phase_timeouts
+            raise phase_timeout(overdue, asked, settings, self._said)
         return self._context.cancelled()
 
     def check_stop(self) -> None:
@@ -155,6 +147,10 @@ class JobWatch:
         self._said = None
         self._clock.begin(phase, time.monotonic())
 
+    def expect_first_step(self, seconds: float) -> None:
+        """The first denoising step of the order that was just given is over before that."""
+        self._clock.expect_first("denoise", seconds)
+
     def rest(self) -> None:
         """Nothing is timed until the next `enter`, but for the whole job."""
         self._clock.rest()
@@ -171,27 +167,6 @@ class JobWatch:
         self._clock.stepped(message.phase, following.get(message.phase, message.phase), now)
         if message.phase in ("denoise", "decode") and (whole_s := self._pace.whole_s()) is not None:
             self._clock.expect(message.phase, whole_s, now)
-
-    def _phase_timeout(self, overdue: Overdue) -> PhaseTimeout:
-        phase, said = overdue.phase, self._said
-        asked = {str(name): seconds for name, seconds in self._request.phase_timeouts.items()}
-        settings = {str(name): seconds for name, seconds in self._context.policy.phase_timeouts.items()}
-        set_by = "default"
-        if phase in self.limits.asked:
-            set_by = "request" if asked.get(phase) == overdue.limit_s else "settings"
-        details: dict[str, object] = {"phase": phase, "timeout_s": overdue.limit_s, "set_by": set_by}
-        where = ""
-        if phase in ("load", "text_encode", "denoise", "decode"):
-            where = ", before its first step was over"
-            if said is not None and said.phase == phase:
-                where = f", after step {said.step} of {said.total}"
-                details |= {"step": said.step, "total": said.total}
-        allow = f"allow more with --phase-timeout {phase}=TIME"
-        if phase in settings:
-            allow = f"allow more in the settings: phase_timeouts gives {phase} {settings[phase]:g} s"
-        return PhaseTimeout(
-            f"{phase} took longer than {overdue.limit_s:g} s{where}", fixes=[allow, _LEANER[phase]], details=details
-        )
 
     def failed_in(self) -> str:
         """The phase of a failure. Nothing tells that decoding began before its first frame is there."""

@@ -29,6 +29,12 @@ class _Memory(ctypes.Structure):
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
+class _Utilization(ctypes.Structure):
+    """nvmlUtilization_t: percent of the last sixth of a second, or of the last second."""
+
+    _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
+
+
 class _ProcessInfo(ctypes.Structure):
     """nvmlProcessInfo_t, as the _v3 calls fill it."""
 
@@ -143,6 +149,16 @@ class Nvml:
                 return None
             total += max(known)
         return total
+
+    def utilization(self, uuid: str) -> int | None:
+        """Return in how many percent of the last moment a GPU had work; None where it does not tell (MIG, vGPU)."""
+        device, found = ctypes.c_void_p(), _Utilization()
+        if (
+            self._ask("nvmlDeviceGetHandleByUUID", uuid.encode(), ctypes.byref(device)) != 0
+            or self._ask("nvmlDeviceGetUtilizationRates", device, ctypes.byref(found)) != 0
+        ):
+            return None
+        return int(found.gpu)
 
     def _count(self) -> int:
         count = ctypes.c_uint()

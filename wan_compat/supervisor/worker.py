@@ -26,6 +26,7 @@ from wan_compat.policies.consumption import Consumption, Sample
 from wan_compat.policies.facts import FileFact
 from wan_compat.policies.limits import Deadlines
 from wan_compat.policies.policy import Policy
+from wan_compat.policies.stillness import Stillness
 from wan_compat.protocol import messages as m
 from wan_compat.protocol.channel import Channel
 from wan_compat.protocol.codec import from_worker_codec, to_worker_codec
@@ -40,6 +41,7 @@ from wan_compat.protocol.errors import (
     WorkerDied,
     WorkerKilled,
     WorkerSilent,
+    WorkerStalled,
 )
 from wan_compat.protocol.launch import SpawnWorker
 from wan_compat.protocol.states import Conversation, WorkerState
@@ -49,7 +51,7 @@ from wan_compat.sandbox import runtime_view, seccomp_notify, selftest
 from wan_compat.sandbox.spec import CONTROL_TARGET, Identity, Layer, Tier, to_wire
 from wan_compat.supervisor import gpu_grant, incidents
 from wan_compat.supervisor.bwrap_zygote import BwrapZygote
-from wan_compat.supervisor.cpu_watch import cpu_seconds
+from wan_compat.supervisor.cpu_watch import signs_of
 from wan_compat.supervisor.frame_ring import FrameRing
 from wan_compat.supervisor.gpu_memory import GpuWatch
 from wan_compat.supervisor.host import fresh_identity
@@ -64,6 +66,9 @@ V = TypeVar("V", bound=Value)
 SOCKET_NAME = "c"
 PING_S = 1.0
 CONSUMPTION_S = 1.0  # how often its consumption is looked at
+
+# In which it was ordered to compute, and should.
+ORDERED = frozenset({WorkerState.LOADING, WorkerState.GENERATING, WorkerState.OPENING, WorkerState.SENDING})
 
 EXIT_S = 0.5  # longest that a process takes from giving its memory back to being ended
 
@@ -147,6 +152,7 @@ class Worker:
         self._answered = self._pinged = self._polled = time.monotonic()
         self._nonce = self._echoed = 0
         self._consumption = Consumption()
+        self._stillness = Stillness()
         self._sampled = time.monotonic()
         self._told: tuple[str, int] = ("", 0)  # phase and step of the last progress
         self._zygote: Zygote | None = None
@@ -365,19 +371,31 @@ class Worker:
         self._channel.send(message, self._conversation.sending(message))
 
     def pump(
-        self, timeout_s: float, silence_s: float = 60.0, read: Sequence[int] = (), write: Sequence[int] = ()
+        self,
+        timeout_s: float,
+        silence_s: float = Deadlines.silence_s,
+        read: Sequence[int] = (),
+        write: Sequence[int] = (),
+        *,
+        stall_s: float = Deadlines.stall_s,
     ) -> Heard:
         """Wait up to `timeout_s` for the worker or one of the extra descriptors, and return what came.
+
+        Args:
+            silence_s: How long it may leave a ping unanswered.
+            stall_s: How long it may do nothing while it should compute (policies/stillness.py).
 
         Raises:
             ProtocolViolation, CorruptFrame: A message or frame out of order; the caller must `close` the worker.
             ForbiddenCall: It made a flagrant system call; it is dead.
-            MemoryExceeded, WorkerDied, WorkerSilent: It is dead, or must be ended.
+            MemoryExceeded, WorkerDied, WorkerSilent, WorkerStalled: It is dead, or must be ended.
         """
         with self.noting_violations():
-            return self._pump(timeout_s, silence_s, read, write)
+            return self._pump(timeout_s, silence_s, read, write, stall_s)
 
-    def _pump(self, timeout_s: float, silence_s: float, read: Sequence[int], write: Sequence[int]) -> Heard:
+    def _pump(
+        self, timeout_s: float, silence_s: float, read: Sequence[int], write: Sequence[int], stall_s: float
+    ) -> Heard:
         answered = self._answered
         heard = Heard(self._drain(), 0, frozenset(), frozenset())
         frames = self.ring.collect()
@@ -407,9 +425,10 @@ class Worker:
         self._watch_gpu_memory()
         if heard.frames_ready > frames:
             self._consumption.progressed(time.monotonic(), step=False)
+            self._stillness.moved()
         if not self._dead:
+            heard.unusual = self._watch_work(stall_s)  # before the next ping, whose answer is no work
             self._watch_silence(silence_s)
-            heard.unusual = self._watch_consumption()
         return heard
 
     def _drain(self) -> list[Value]:
@@ -540,14 +559,35 @@ class Worker:
             with contextlib.suppress(DeadlineExceeded):
                 self.send(m.Ping(nonce=self._nonce))
 
-    def _watch_consumption(self) -> tuple[str, ...]:
+    def _watch_work(self, stall_s: float) -> tuple[str, ...]:
+        """Look what it uses, and whether it works; return what is unusual and was not before."""
         now = time.monotonic()
-        if now - self._sampled < CONSUMPTION_S or self._watch is None:
+        if now - self._sampled < min(CONSUMPTION_S, stall_s) or self._watch is None:
             return ()
         self._sampled = now
-        return self._consumption.sample(Sample(now, cpu_seconds(self.pid), self._watch.used_bytes, self.log.read_bytes))
+        # While frames wait for us, it may be the ring that it waits for.
+        ordered = self.state in ORDERED and self.ring.published == self.ring.consumed
+        signs = signs_of(self.pid, threads=ordered)
+        if not ordered or self._gpu_computes():
+            self._stillness.moved()
+        elif (still_s := self._stillness.look(now, signs, stall_s)) is not None:
+            raise WorkerStalled(
+                f"the worker has done nothing for {still_s:.0f} s while {self.state.value}: it answers, and uses "
+                "neither processor, disk nor GPU",
+                fixes=(
+                    "see the worker's log (--worker-log FILE); a deadlock of threads is the usual reason",
+                    "if it waits for something that this machine does slowly, allow more: --phase-timeout stall=TIME",
+                ),
+                details={"stalled_s": round(still_s, 1), "log_tail": self.log.tail()[-2000:]},
+            )
+        return self._consumption.sample(Sample(now, signs.cpu_s, self._watch.used_bytes, self.log.read_bytes))
+
+    def _gpu_computes(self) -> bool:
+        gpu = self.order.pipeline.gpu if self.order.pipeline is not None else None
+        return gpu is not None and self._gpu_watch is not None and self._gpu_watch.computes(gpu.uuid)
 
     def _note_progress(self, message: Value) -> None:
+        self._stillness.moved()
         if not isinstance(message, m.Progress):
             self._consumption.progressed(self._answered, step=False)
         elif self._told != (message.phase, message.step):

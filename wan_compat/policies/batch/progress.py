@@ -105,8 +105,8 @@ def remaining_s(seconds: Sequence[float], left: int, at_once: int) -> float | No
 
 # Another attempt at the same can end otherwise; for all others it is a waste, or a refusal that stays one.
 _WORTH_ANOTHER_TRY = frozenset((
-    "generation_failed", "worker_died", "worker_start_failed", "worker_silent", "encoding_failed", "unusable_frames",
-    "deadline_exceeded", "memory_exceeded", "wan_compat_error",
+    "generation_failed", "worker_died", "worker_start_failed", "worker_silent", "worker_stalled", "encoding_failed",
+    "unusable_frames", "deadline_exceeded", "memory_exceeded", "wan_compat_error",
 ))  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def advise(code: str, message: str, subject: Subject) -> tuple[str, ...]:
             return (f"convert the weights inside the sandbox: wan-compat convert {model} --output NEW_FOLDER",)
         case "memory_exceeded":
             return (f"see what fits: wan-compat plan {model}", "ask for fewer frames or a smaller size")
-        case "generation_failed" | "worker_died" | "worker_silent" | "unusable_frames":
+        case "generation_failed" | "worker_died" | "worker_silent" | "worker_stalled" | "unusable_frames":
             return (f"write a report: wan-compat diagnose {model} --parts",)
         case "encoding_failed" | "ffmpeg_missing":
             return (

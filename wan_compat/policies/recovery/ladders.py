@@ -1,7 +1,7 @@
 """What can be tried against each kind of failure, in order: what costs least and changes no pixel comes first.
 
     memory      tiles -> streaming -> encoder leaves, weights stay in files or come and go -> bfloat16
-    frames      VAE in float32, other convolutions -> attention by plain matrices -> a wider type
+    frames      VAE in float32, other convolutions -> no layers in 8 bits -> attention by plain matrices -> a wider type
     decoding    as a whole -> PyTorch's own convolutions -> float32 -> tiles
     computing   float32 where types do not match, plain attention where a kernel is missing, a new worker for a GPU
     loading     without the attention backend or offload that this machine cannot do
@@ -113,7 +113,7 @@ def _death(failure: Failure, now: Situation) -> Iterator[Step]:
         now.pipeline,
         delay_s=FIRST_DELAY_S * 2**times,
     )
-    if failure.code in ("worker_silent", "worker_start_failed") and times:
+    if failure.code in ("worker_silent", "worker_stalled", "worker_start_failed") and times:
         return  # it hangs, or this machine cannot start one: it will again, and a person waits
     if times == 1 and failure.signal == signal.SIGKILL:
         # Nobody says who killed it; a machine out of memory is the usual answer.

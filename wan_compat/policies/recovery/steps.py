@@ -28,6 +28,7 @@ _CATEGORIES: Mapping[str, Category] = {
     "worker_died": "death",
     "worker_start_failed": "death",
     "worker_silent": "death",
+    "worker_stalled": "death",
     "encoding_failed": "encoding",
     "phase_timeout": "overdue",
     "gpu_unusable": "device",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wan_compat.supervisor.cli.options import Json, MinTier, Quiet, Verbose
+from wan_compat.supervisor.cli.options import Json, MinTier, PhaseTimeout, Quiet, Verbose
 from wan_compat.supervisor.cli.quantities import parse_bytes, parse_seconds, show_bytes
 from wan_compat.supervisor.cli.session import Session
 
@@ -30,6 +30,7 @@ def convert(
         float | None,
         typer.Option("--timeout", metavar="TIME", parser=parse_seconds, help="For all of it: 90s, 10m, 1.5h."),
     ] = None,
+    phase_timeout: PhaseTimeout = None,
     memory_limit: Annotated[
         int | None,
         typer.Option(
@@ -55,6 +56,7 @@ def convert(
     session: Session = context.obj.louder(json=json, quiet=quiet, verbose=verbose)
     session.model = model
 
+    from wan_compat.policies.phases import parse_conversion_timeouts
     from wan_compat.supervisor.cli.runner import run_conversion
 
     report = run_conversion(
@@ -64,6 +66,7 @@ def convert(
         output=output,
         dry_run=dry_run,
         timeout_s=timeout,
+        phase_timeouts=parse_conversion_timeouts(phase_timeout),
         memory_limit_bytes=memory_limit,
         worker_log=worker_log,
     )
