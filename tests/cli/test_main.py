@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -206,6 +207,34 @@ def test_a_closed_pipe_is_not_a_traceback(environment: dict[str, str]) -> None:
     assert done.stderr == b""
 
 
+@pytest.mark.parametrize("json", [(), ("--json",)])
+def test_a_stdout_that_takes_nothing_is_an_error_with_a_code(
+    environment: dict[str, str], json: tuple[str, ...]
+) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command("config", "show", *json),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=environment,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == errors.DiskExceeded.exit_code
+    assert done.stderr.startswith(
+        b"Not enough disk space (disk_exceeded)\nIssue: stdout cannot be written: No space left"
+    )
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_program_without_streams_opens_no_file_in_their_place(environment: dict[str, str], tmp_path: Path) -> None:
+    script = f"{shlex.join(command('config', 'show'))} <&- >&- 2>&-; echo $?"
+    done = subprocess.run(
+        ["sh", "-c", script], capture_output=True, env=environment, cwd=tmp_path, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == (b"0\n", b"")
+
+
 def test_colour_needs_a_terminal_and_consent(environment: dict[str, str], tmp_path: Path) -> None:
     arguments = ("generate", "nowhere", "--prompt", "x")
     coloured = re.compile(r"\x1b\[[0-9;]*m")
@@ -267,3 +296,21 @@ def test_nohup_is_respected(environment: dict[str, str]) -> None:
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, env=environment, timeout=60, check=True)
     assert "True <function _on_termination" in done.stdout
     assert signal.getsignal(signal.SIGTERM) is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("generate", "", "--prompt", "x"), "MODEL is empty"),
+        (("generate", "m\udcff", "--prompt", "x"), "MODEL is not UTF-8"),
+        (("generate", "m", "--prompt", "x" * 20_001), "--prompt is longer than 20000 characters"),
+        (("generate", "m", "--prompt", "x", "--memory-limit", "1MB"), "--memory-limit should be at least 256 MiB"),
+        (("generate", "m", "--prompt", "x", "--width", "3"), "--width should be greater than or equal to 16"),
+        (("generate", "m", "--prompt", "x", "--task", "x2v"), "'--task': 'x2v' is not one of"),
+    ],
+)
+def test_a_value_out_of_bounds_is_told_in_words_for_people(
+    arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err

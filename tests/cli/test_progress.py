@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.cli.progress import LineProgress, describe_pace, describe_recovery
+from wan_compat.supervisor.cli.runner import describe_result
 from wan_compat.supervisor.cli.session import Session
 
 STEPS = (
@@ -43,3 +47,19 @@ def test_every_step_has_words() -> None:
 )
 def test_progress_tells_what_is_left_where_that_is_news(event: ev.Progress, shown: str) -> None:
     assert describe_pace(event) == shown
+
+
+def test_a_warning_that_was_told_on_the_way_is_not_told_again_with_the_result() -> None:
+    output = SimpleNamespace(path="fox.mp4", num_frames=5, width=64, height=64, fps=16.0, bytes=9000)
+    result: Any = SimpleNamespace(
+        output=output,
+        timings=SimpleNamespace(total_s=1.0),
+        metadata=SimpleNamespace(generation_params={"seed": 1}),
+        sandbox=SimpleNamespace(tier="A"),
+        recovery=[],
+        warnings=["the picture was cut", "no room for a poster"],
+    )
+    session = Session()
+    LineProgress(session).show(ev.Warned("the picture was cut"))
+    assert describe_result(session, result).splitlines()[1:] == ["Warning: no room for a poster"]
+    assert len(describe_result(Session(quiet=True), result).splitlines()) == 3

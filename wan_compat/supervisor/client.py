@@ -50,6 +50,7 @@ from wan_compat.supervisor.job_queue import JobQueue
 from wan_compat.supervisor.observers import Observers
 from wan_compat.supervisor.runners import Runners
 from wan_compat.supervisor.runtime import fresh_name
+from wan_compat.supervisor.system_limits import limit_reached
 from wan_compat.supervisor.wake import Wake
 from wan_compat.supervisor.zygote import ZYGOTE_PROGRAM
 
@@ -486,7 +487,7 @@ class Supervisor:
             audit_log.note_error(error, model=job.request.model, mode=job.request.mode.value)
             return error
         except Exception as error:  # noqa: BLE001 - the runner must survive its own bugs; the job tells them
-            failure = GenerationFailed(
+            failure = limit_reached(error) or GenerationFailed(
                 f"internal error: {type(error).__name__}: {error}", hint="please report this with the traceback"
             )
             failure.__cause__ = error

@@ -9,6 +9,7 @@ Stays light (tests/test_package.py holds it to a budget): verbs import what they
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -38,7 +39,7 @@ from wan_compat.supervisor.cli.options import Quiet, Verbose
 from wan_compat.supervisor.cli.plan import plan
 from wan_compat.supervisor.cli.scan import scan
 from wan_compat.supervisor.cli.serve import serve
-from wan_compat.supervisor.cli.session import Session
+from wan_compat.supervisor.cli.session import Session, give_up_stdout
 from wan_compat.supervisor.cli.trust import trust
 from wan_compat.supervisor.cli.update_registry import update_registry
 
@@ -85,6 +86,7 @@ def options_before_the_verb(
 
 def run() -> NoReturn:
     """Entry point of `wan-compat` and `python -m wan_compat`."""
+    _complete_streams()
     for number in (signal.SIGTERM, signal.SIGHUP):
         # nohup sets SIGHUP to be ignored, and means it.
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -93,10 +95,26 @@ def run() -> NoReturn:
         code = main(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of our output is gone. Without this, the interpreter's last flush would complain again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        give_up_stdout()
         code = EXIT_BROKEN_PIPE
     sys.exit(code)
+
+
+def _complete_streams() -> None:
+    """Give a program that was started without stdin, stdout or stderr (`>&-`) the null device in their place.
+
+    Else the first files that it opens get these numbers, and what is meant for a terminal is written into them.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - open for as long as the program
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: a name that a terminal lacks is no bug
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -126,7 +144,9 @@ def main(arguments: Sequence[str]) -> int:
             raise end.__context__ from None
         raise
     except Exception as error:  # noqa: BLE001 - a bug of ours: tell it without a wall of text
-        return session.failure(_internal_error(session, error))
+        from wan_compat.supervisor.system_limits import limit_reached
+
+        return session.failure(limit_reached(error) or _internal_error(session, error))
 
 
 class TerminationRequested(BaseException):
@@ -154,13 +174,14 @@ def _asks_for_json(arguments: Sequence[str]) -> bool:
 def _usage_error(session: Session, error: typer.TyperException) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else PROGRAM
+    message = error.format_message().replace(": Value error, ", ": ")  # pydantic's, through typer's choices
     if session.json:
-        session.failure(InvalidRequest(error.format_message(), hint=f"see `{command} --help`"))
+        session.failure(InvalidRequest(message, hint=f"see `{command} --help`"))
     elif type(error).__name__ == "NoArgsIsHelpError":
-        print(error.format_message(), file=sys.stderr)
+        print(message, file=sys.stderr)
     else:
         usage = f"{context.get_usage()}\n" if context is not None else ""
-        text = f"{usage}Try '{command} --help' for help.\n\nError: {error.format_message()}"
+        text = f"{usage}Try '{command} --help' for help.\n\nError: {message}"
         print(clean_text(text), file=sys.stderr)
     return InvalidRequest.exit_code
 

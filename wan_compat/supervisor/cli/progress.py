@@ -73,6 +73,7 @@ class LineProgress(ProgressView):
             case events.Started(tier=tier, layers=layers):
                 self._line(describe_sandbox(self._session, tier, layers))
             case events.Warned(message=message):
+                self._session.warned.add(message)
                 self._line(f"Warning: {message}")
             case events.Unusual(worker=worker, what=what):
                 self._line(f"Unusual: worker {worker} {what}")
@@ -120,6 +121,7 @@ class BarProgress(ProgressView):
             case events.Started(tier=tier, layers=layers):
                 self._remark(describe_sandbox(self._session, tier, layers))
             case events.Warned(message=message):
+                self._session.warned.add(message)
                 self._remark(f"Warning: {message}")
             case events.Unusual(worker=worker, what=what):
                 self._remark(f"Unusual: worker {worker} {what}")

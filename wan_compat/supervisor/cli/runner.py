@@ -15,6 +15,7 @@ from wan_compat.supervisor.cli.session import Session
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+    from pydantic_core import ErrorDetails
 
     from wan_compat.protocol.results import ConversionReport, VideoGenerationResult
     from wan_compat.protocol.values import GenerationRequest, Mode
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound="BaseModel")
 
+
+# Fields whose option has another name.
+_OPTIONS = {
+    "model": "MODEL",
+    "loras": "--lora",
+    "references": "--reference",
+    "phase_timeouts": "--phase-timeout",
+}
 
 # What a report about the model helps with: not usage (2), the sandbox (10, `doctor` tells that), deadlines and signals.
 _EXPLAINED = frozenset({1, 3, 4, 5, 6, 7, 8})
@@ -116,10 +125,27 @@ def built(kind: type[M], fields: Mapping[str, Any]) -> M:
     try:
         return kind(**fields)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        option = str(first["loc"][0]).removesuffix("_s").removesuffix("_bytes").replace("_", "-")
-        name = "MODEL" if option == "model" else f"--{option}"
-        raise InvalidRequest(f"{name} {first['msg'].removeprefix('Input ')}") from error
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = str(first["loc"][0])
+        option = _OPTIONS.get(field) or f"--{field.removesuffix('_s').removesuffix('_bytes').replace('_', '-')}"
+        raise InvalidRequest(f"{option} {_what_is_wrong(first, in_bytes=field.endswith('_bytes'))}") from error
+
+
+def _what_is_wrong(error: ErrorDetails, *, in_bytes: bool) -> str:
+    """Return pydantic's message about a value, without the words that are for programmers."""
+    bounds = error.get("ctx", {})
+    match error["type"]:
+        case "string_unicode":
+            return "is not UTF-8"
+        case "string_too_short":
+            return "is empty"
+        case "string_too_long":
+            return f"is longer than {bounds['max_length']} characters"
+        case "greater_than_equal" if in_bytes:
+            return f"should be at least {bounds['ge'] >> 20} MiB"
+        case "less_than_equal" if in_bytes:
+            return f"should be at most {bounds['le'] >> 40} TiB"
+    return re.sub(r"^(Input|String|Tuple|Dictionary|Value error,) ", "", error["msg"])
 
 
 def describe_result(session: Session, result: VideoGenerationResult) -> str:
@@ -132,7 +158,8 @@ def describe_result(session: Session, result: VideoGenerationResult) -> str:
         f"(seed {result.metadata.generation_params.get('seed')}, sandbox tier {result.sandbox.tier})"
     ]
     lines += [f"Recovered: {step['action']}, after {step['error']}" for step in result.recovery if _helped(step)]
-    lines += [f"Warning: {warning}" for warning in result.warnings]
+    # What came up on the way was told then.
+    lines += [f"Warning: {warning}" for warning in result.warnings if warning not in session.warned]
     if session.verbose:
         timings = result.to_json()["timings"]
         lines += [f"  {name.removesuffix('_s'):<14} {seconds:8.2f} s" for name, seconds in timings.items()]

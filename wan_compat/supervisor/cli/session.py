@@ -13,14 +13,14 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from wan_compat.protocol.errors import WanCompatError, clean_text
+from wan_compat.protocol.errors import DiskExceeded, OutputNotWritable, WanCompatError, clean_text
 
 
 @dataclasses.dataclass
 class Session:
     """What the options that every verb shares amount to, and those of operations.py where a verb has them.
 
-    `model` is named in error messages once a verb knows it.
+    `model` is named in error messages once a verb knows it; `warned` are warnings that the person has read already.
     """
 
     json: bool = False
@@ -31,6 +31,7 @@ class Session:
     log_file: str | None = None
     log_prompts: bool = False
     metrics: str | None = None
+    warned: set[str] = dataclasses.field(default_factory=set)
 
     def louder(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> Session:
         """Take a verb's own flags in addition to those before the verb; returns self."""
@@ -47,7 +48,7 @@ class Session:
     def say(self, text: str) -> None:
         """Write a result for a person to stdout; silent with --json, whose document says it all."""
         if not self.json:
-            print(clean_text(text), flush=True)  # in step with stderr, where both go to one place
+            self._write(clean_text(text))
 
     def note(self, text: str) -> None:
         """Write a remark to stderr; silent with --quiet."""
@@ -56,9 +57,7 @@ class Session:
 
     def document(self, document: Mapping[str, Any]) -> None:
         """Write the JSON document to stdout. Non-ASCII is escaped, so no terminal control can survive in it."""
-        json.dump(document, sys.stdout, indent=2, ensure_ascii=True, allow_nan=False)
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+        self._write(json.dumps(document, indent=2, ensure_ascii=True, allow_nan=False))
 
     def failure(self, error: WanCompatError) -> int:
         """Tell an error in the form that was asked for, and return its exit code."""
@@ -69,6 +68,34 @@ class Session:
         else:
             sys.stderr.write(describe_error(error, model=self.model, bold=has_color(sys.stderr)))
         return error.exit_code
+
+    def _write(self, text: str) -> None:
+        """Write to stdout at once: in step with stderr, where both go to one place.
+
+        Raises:
+            BrokenPipeError: Nobody reads it any more.
+            DiskExceeded, OutputNotWritable: It is a file, and does not take the text.
+        """
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            from wan_compat.supervisor.outputs import NO_SPACE
+
+            give_up_stdout()
+            self.json = False  # the error, at least, can be told on stderr
+            kind = DiskExceeded if error.errno in NO_SPACE else OutputNotWritable
+            raise kind(
+                f"stdout cannot be written: {error.strerror}", hint="send it to another file, or free some space"
+            ) from error
+
+
+def give_up_stdout() -> None:
+    """Let what goes to stdout from here on vanish; else what is buffered fails again when the interpreter ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def describe_error(error: WanCompatError, *, model: str | None, bold: bool = False) -> str:
