@@ -149,6 +149,7 @@ def test_every_other_method_answers(supervisor, request_for, tmp_path):
         assert supervisor.mode == "safe"
         assert (await supervisor.check(request_for().model)).architecture.is_wan
         assert (await supervisor.scan(request_for().model)).is_safe
+        assert (await supervisor.plan(request_for().model, width=64, height=64, num_frames=5)).choice.fits
         await supervisor.pause()
         try:
             job = await supervisor.submit(request_for(output=None))

@@ -131,10 +131,12 @@ def test_conversions_are_jobs_too(remote, tmp_path):
     assert isinstance(caught.value, errors.ModelNotFound)
 
 
-def test_check_and_scan_answer_as_here(remote, request_for):
+def test_check_scan_and_plan_answer_as_here(remote, request_for):
     model = request_for().model
     assert remote.check(model).architecture.is_wan
     assert remote.scan(model).is_safe
+    assert remote.plan(model, width=64, height=64, num_frames=5).choice.fits
+    assert not remote.plan(model, ram_bytes=300 << 20).choice.fits
 
 
 def test_waiting_has_an_end(remote, request_for):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from wan_compat.policies.scan.report import ScanReport
     from wan_compat.protocol.status import JobState, JobStatus, SupervisorStatus
     from wan_compat.supervisor.check import ModelReport
+    from wan_compat.supervisor.plan_report import PlanReport
     from wan_compat.supervisor.remote import RemoteJob, RemoteSupervisor
 
 
@@ -208,6 +209,13 @@ class AsyncSupervisor:
 
     async def scan(self, model: str, *, hash_weights: bool = False) -> ScanReport:
         return await asyncio.to_thread(self._supervisor.scan, model, hash_weights=hash_weights)
+
+    async def plan(
+        self, model: str, *, vram_bytes: int | None = None, ram_bytes: int | None = None, **fields: Any
+    ) -> PlanReport:
+        return await asyncio.to_thread(
+            self._supervisor.plan, model, vram_bytes=vram_bytes, ram_bytes=ram_bytes, **fields
+        )
 
     async def status(self) -> SupervisorStatus:
         return await asyncio.to_thread(self._supervisor.status)

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from wan_compat.protocol.status import SupervisorStatus
     from wan_compat.supervisor.check import ModelReport
     from wan_compat.supervisor.control_server import ControlServer
+    from wan_compat.supervisor.plan_report import PlanReport
     from wan_compat.supervisor.status_report import Records
     from wan_compat.supervisor.worker_pool import WorkerPool
 
@@ -286,6 +287,25 @@ class Supervisor:
         from wan_compat.supervisor.scanner import scan_model
 
         return scan_model(model, hash_weights=hash_weights)
+
+    def plan(
+        self, model: str, *, vram_bytes: int | None = None, ram_bytes: int | None = None, **fields: Any
+    ) -> PlanReport:
+        """Say how much memory each phase takes and which way to run fits (supervisor/plan_report.py). Starts nothing.
+
+        Args:
+            model: As of a request.
+            vram_bytes, ram_bytes: Plan for a machine with this much instead of this one; no VRAM is a CPU.
+            **fields: What else a GenerationRequest has: `width`, `num_frames`, `offload`, ...
+
+        Raises:
+            ModelNotCompatible: It has classes of its own, whose memory nobody knows.
+            InvalidRequest, ModelNotFound, ...: As of a job.
+        """
+        from wan_compat.supervisor.plan_report import plan_model
+
+        request = GenerationRequest(**{"prompt": "", **fields, "model": model})
+        return plan_model(request, vram_bytes=vram_bytes, ram_bytes=ram_bytes)
 
     # -- looking and steering ------------------------------------------------------------------------------------
 

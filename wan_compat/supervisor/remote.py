@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from wan_compat.policies.scan.report import ScanReport
     from wan_compat.protocol.status import JobState, JobStatus, SupervisorStatus
     from wan_compat.supervisor.check import ModelReport
+    from wan_compat.supervisor.plan_report import PlanReport
 
 CANCEL_S = 5.0
 
@@ -286,6 +287,15 @@ class RemoteSupervisor:
         from wan_compat.supervisor.scanner import scan_model
 
         return scan_model(model, hash_weights=hash_weights)
+
+    def plan(
+        self, model: str, *, vram_bytes: int | None = None, ram_bytes: int | None = None, **fields: Any
+    ) -> PlanReport:
+        """As `Supervisor.plan`, in this process."""
+        from wan_compat.supervisor.plan_report import plan_model
+
+        request = GenerationRequest(**{"prompt": "", **fields, "model": model})
+        return plan_model(request, vram_bytes=vram_bytes, ram_bytes=ram_bytes)
 
     def status(self) -> SupervisorStatus:
         return ask(self._connection, c.GetStatus(), c.StatusReply).status
