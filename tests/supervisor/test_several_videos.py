@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from tests.assets.tiny_wan import tiny_model
@@ -94,6 +95,29 @@ def test_videos_at_once_differ_by_the_order_of_sums_and_are_made_again_to_the_by
     assert (again.frames.frames == np.load(tmp_path / "fox-3.npy")).all()
 
 
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        pytest.param("flf2v", ("image", "last_image"), marks=pytest.mark.long),  # with an image encoder
+        pytest.param("t2v", ("video",), marks=pytest.mark.long),
+        ("vace", ("video", "mask", "references")),
+    ],
+)
+def test_pipelines_that_are_helped_to_make_several_at_once_make_those_of_their_seeds(supervisor, tmp_path, kind, given):
+    fields: dict[str, Any] = {"model": str(tiny_model(kind)), "guidance_scale": 4.0, "num_videos": 2}
+    for number, name in enumerate(given):
+        frames = np.random.default_rng(number).integers(0, 256, (5 if name in ("video", "mask") else 1, 64, 96, 3))
+        first, *others = (PIL.Image.fromarray(frame.astype(np.uint8)) for frame in frames)
+        path = tmp_path / f"{name}.gif"
+        first.save(path, save_all=True, append_images=others)
+        fields[name] = (str(path),) if name == "references" else str(path)
+    alone, together = pixels(supervisor, **fields), pixels(supervisor, videos_at_once=2, **fields)
+    for one, other in zip(alone, together, strict=True):
+        difference = np.abs(one.astype(int) - other)
+        assert difference.max() <= 1 and (difference != 0).mean() < 0.01
+    assert (alone[0] != alone[1]).any()
+
+
 def test_memory_of_videos_at_once_is_what_was_planned(supervisor):
     request = real(num_videos=4, videos_at_once=4, guidance_scale=4.0, count_memory=True)
     counted = supervisor.submit(request).result(60).peak
@@ -102,16 +126,14 @@ def test_memory_of_videos_at_once_is_what_was_planned(supervisor):
 
 
 def test_a_pipeline_that_makes_one_at_once_is_refused_before_anything_starts():
-    request = GenerationRequest(model=str(tiny_model("vace")), prompt="x", num_videos=2, videos_at_once=2)
+    request = GenerationRequest(
+        model=str(tiny_model("chronoedit")), prompt="x", image="x.png", num_videos=2, videos_at_once=2
+    )
     model = choose_model(request.model, request.mode, threads=1, memory_limit_bytes=1 << 40)
-    with pytest.raises(errors.InvalidRequest, match="WanVACEPipeline makes one video at once, not 2") as caught:
+    with pytest.raises(errors.InvalidRequest, match="ChronoEditPipeline makes one video at once, not 2") as caught:
         resolve_request(request, model, seed=0)
     assert "one after the other" in caught.value.fixes[0]
     resolve_request(request.model_copy(update={"videos_at_once": 1}), model, seed=0)
-    request = request.model_copy(update={"model": str(tiny_model("i2v")), "image": "x.png"})
-    model = choose_model(request.model, request.mode, threads=1, memory_limit_bytes=1 << 40)
-    with pytest.raises(errors.InvalidRequest, match="with an image encoder makes one video at once"):
-        resolve_request(request, model, seed=0)
 
 
 # -- with workers that pretend -----------------------------------------------------------------------------------------

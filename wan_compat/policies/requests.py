@@ -17,10 +17,14 @@ from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.protocol.media import MediaSpec
 from wan_compat.protocol.values import MAX_SIDE, FrameSpec, GenerationParams, GenerationRequest
 
-# Pipelines of diffusers that make several videos of one prompt in one call, tried. WanVACEPipeline and others refuse it
-# ("not yet supported"), WanVideoToVideoPipeline wants as many videos to begin with, and what an image encoder says of a
-# picture WanImageToVideoPipeline repeats for prompts and not for videos: sizes that do not match.
-MAKES_SEVERAL = frozenset({"WanPipeline", "WanImageToVideoPipeline"})
+# Pipelines of diffusers that make several videos of one prompt in one call, tried; some with what workers/together.py
+# does for them. Tried and left out (diffusers 0.42.1): diffusion forcing and LucyEdit lay what they go by beside the
+# latents of one video (sizes that do not match), Helios takes one generator, ChronoEdit decodes all videos together, and
+# Animate keeps the segments of all.
+MAKES_SEVERAL = frozenset({
+    "WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline", "SkyReelsV2Pipeline",
+    "SkyReelsV2ImageToVideoPipeline", "AnyFlowPipeline",
+})  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +103,10 @@ def _check_at_once(request: GenerationRequest, model: ModelDecision) -> None:
     """What a repository's code makes at once is its own affair: it is counted when it is there."""
     pipeline = model.pipeline
     own = pipeline.code is not None or pipeline.code_kind == "blocks"
-    with_clip = any(part.name == "image_encoder" for part in pipeline.components)
-    makes_several = own or (pipeline.pipeline_class in MAKES_SEVERAL and not with_clip)
+    makes_several = own or pipeline.pipeline_class in MAKES_SEVERAL
     if min(request.num_videos, request.videos_at_once) == 1 or (makes_several and pipeline.restricted is None):
         return
     whose = "restricted code" if pipeline.restricted is not None else pipeline.pipeline_class
-    whose += " with an image encoder" if with_clip and pipeline.restricted is None else ""
     raise InvalidRequest(
         f"{whose} makes one video at once, not {request.videos_at_once}",
         hint="leave --videos-at-once out: they are then made one after the other",

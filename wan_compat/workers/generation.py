@@ -36,6 +36,7 @@ from wan_compat.workers.optimizations import caching
 from wan_compat.workers.own_pipeline import wanted_arguments
 from wan_compat.workers.phase_memory import PhaseMemory
 from wan_compat.workers.returned_frames import returned_videos
+from wan_compat.workers.together import together
 
 
 def generate(
@@ -91,8 +92,9 @@ def generate(
         model.frame_exit.publishing(publish, keep, videos=writer.videos, next_video=writer.next_video)
         if model.frame_exit
         else contextlib.nullcontext(),
+        together(pipeline, given, writer.videos) as call,
     ):
-        output = pipeline(**given, callback_on_step_end=run.on_step_end)
+        output = pipeline(**call, callback_on_step_end=run.on_step_end)
     if model.frame_exit is None:
         first = family.skipped(given) if family is not None else 0
         last = first + params.frames.num_frames if family is not None and family.trimmed else None
