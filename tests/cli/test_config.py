@@ -22,6 +22,7 @@ def test_every_setting_is_shown_with_its_origin(cli: RunCli, cwd: Path) -> None:
     assert document["registry"] == {"url": None, "public_key": None}
     shown = cli("config", "show")
     assert shown.code == 0 and "min_tier" in shown.out and "wan-compat.toml" in shown.out
+    assert "up to trust" in shown.out and " 64MiB " in shown.out
 
 
 def test_settings_that_a_download_brought_cannot_loosen_the_sandbox(cli: RunCli, cwd: Path) -> None:

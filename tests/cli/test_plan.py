@@ -70,7 +70,7 @@ def test_what_does_not_fit_ends_with_6_and_names_what_would(a14b, capsys):
 def test_a_table_for_people(capsys):
     code, out, _ = run(capsys, "plan", tiny_model("a14b"), "--width", 96, "--height", 64, "--num-frames", 9)
     assert code == 0
-    for word in ("text_encode", "denoise_high", "denoise_low", "decode", "fits: cpu"):
+    for word in ("text_encode", "denoise_high", "denoise_low", "decode", "fits: cpu, the fastest way\n"):
         assert word in out
 
 

@@ -150,6 +150,12 @@ def test_hostile_files_are_refused_and_say_which(case: str) -> None:
     assert role in caught.value.message or "picture" in caught.value.message
 
 
+def test_what_a_library_says_of_a_file_has_no_numbers_of_its_own() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        decode(("video", b"no video at all"))
+    assert caught.value.message == "the video cannot be read: Invalid data found when processing input"
+
+
 def test_every_cut_of_a_picture_and_of_a_video_is_refused_or_whole() -> None:
     """Nothing but InvalidRequest comes out, wherever a file ends."""
     makers: dict[MediaRole, Callable[[], bytes]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 
 from wan_compat.policies.encoding.command import AUDIO_DEMUXERS
@@ -38,7 +39,9 @@ def check_sound(path: str) -> str:
         timeout_s=_TIMEOUT_S,
     )
     if finished.returncode:
-        said = clean_text(finished.stderr.decode("utf-8", "replace").strip()[-500:])
+        lines = finished.stderr.decode("utf-8", "replace").strip().splitlines()
+        # The first line is the cause, after the place in ffmpeg's memory that says it.
+        said = clean_text(re.sub(r"^(\[[^\]]*\] )+", "", lines[0])[:300] if lines else f"exit {finished.returncode}")
         raise InvalidRequest(
             f"the sound {path!r} holds none that ffmpeg can read: {said}", hint="convert it to wav, mp3, flac or ogg"
         )

@@ -24,6 +24,7 @@ import collections
 import contextlib
 import dataclasses
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
@@ -86,12 +87,18 @@ def decode_media(
                 raise
             except Exception as error:
                 raise InvalidRequest(
-                    f"the {_name(spec.role)} cannot be read: {clean_text(f'{type(error).__name__}: {error}', 300)}",
+                    f"the {_name(spec.role)} cannot be read: {_words_of(error)}",
                     hint="see whether another program shows it; it may be cut off, or not what its name says",
                 ) from error
             found[spec.role] = (*found.get(spec.role, ()), *pictures)
             notes += reader.notes
     return Media(found, tuple(dict.fromkeys(note[:_MAX_NOTE_CHARS] for note in notes))[:_MAX_NOTES])
+
+
+def _words_of(error: Exception) -> str:
+    """Return what a library says about a file, without numbers of its errors and of the descriptor."""
+    words = getattr(error, "strerror", None) or re.sub(r" ?<_io\.[^>]*>", "", str(error))
+    return clean_text(words or type(error).__name__, 300)
 
 
 class _Reader:

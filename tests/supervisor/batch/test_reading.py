@@ -31,6 +31,11 @@ SAME = {
 }
 
 
+def test_a_file_that_is_not_there_is_not_asked_for_its_format(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="No such file"):
+        read_batch(tmp_path / "foxes")
+
+
 @pytest.mark.parametrize("name", SAME)
 def test_formats_with_defaults_say_the_same(name: str, tmp_path: Path) -> None:
     file = read(tmp_path, name, SAME[name])

@@ -55,13 +55,14 @@ def read_batch(path: str | os.PathLike[str], format_name: str | None = None) -> 
         InvalidRequest: It cannot be read, is too large, or its format is not known.
     """
     asked = os.fspath(path)
+    raw = _read(asked)  # first: of a file that is not there, its format is no matter
     form = format_name or _BY_SUFFIX.get(os.path.splitext(asked)[1].lower())
     if form not in FORMATS:
         raise InvalidRequest(
             f"{asked!r} does not say in which format it is", hint=f"name it with --format-in: {', '.join(FORMATS)}"
         )
     assert form is not None
-    return parse_batch(_read(asked), asked, form)
+    return parse_batch(raw, asked, form)
 
 
 def parse_batch(raw: bytes, asked: str, form: str) -> BatchFile:

@@ -58,9 +58,9 @@ def show(
         return 0
     lines = []
     for name, entry in values.items():
-        lines.append(f"{name:<20} {_shown(entry['value']):<12} {entry['origin']}")
+        lines.append(f"{name:<20} {_shown(name, entry['value']):<12} {entry['origin']}")
         if len(said[name]) > 1:
-            lines += [f"    {_shown(step['value']):<12} {step['source']}" for step in entry.get("history", [])]
+            lines += [f"    {_shown(name, step['value']):<12} {step['source']}" for step in entry.get("history", [])]
     session.say("\n".join([*lines, "", "Read from, later ones last:", *(f"  {source}" for source in sources())]))
     return 0
 
@@ -69,7 +69,14 @@ def _plain(value: Any) -> Any:
     return base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else value
 
 
-def _shown(value: Any) -> str:
+def _shown(name: str, value: Any) -> str:
+    """Return a value for people, in a form that a file of settings takes, but for the mode."""
+    if name == "mode":
+        return f"up to {value}"  # the most that a job may ask for; what it does not ask for stays off
+    if name in ("memory_limit", "gpu_memory_limit", "scratch") and value is not None and value % (1 << 20) == 0:
+        return f"{value >> 20}MiB"
+    if name == "timeout" and value is not None:
+        return f"{value:g}s"
     if isinstance(value, dict):
         value = ", ".join(f"{name}={seconds:g}s" for name, seconds in value.items()) or None
     return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

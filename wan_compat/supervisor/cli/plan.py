@@ -156,7 +156,10 @@ def lines(report: PlanReport, *, verbose: bool = False) -> Iterator[str]:
     yield ""
     verdict = "fits" if choice.fits else "does not fit; nearest to it"
     cost = chosen.candidate.cost
-    yield f"  {verdict}: {chosen.candidate.name}, {cost.factor:g} times the time of the fastest way ({cost.basis})"
+    time = (
+        "the fastest way" if cost.factor == 1 else f"{cost.factor:g} times the time of the fastest way ({cost.basis})"
+    )
+    yield f"  {verdict}: {chosen.candidate.name}, {time}"
     for reason in chosen.candidate.reasons if choice.fits else chosen.short:
         yield f"    - {reason}"
     others = [item for item in choice.weighed if item is not chosen]
