@@ -19,11 +19,11 @@ from wan_compat.protocol.values import MAX_SIDE, FrameSpec, GenerationParams, Ge
 
 # Pipelines of diffusers that make several videos of one prompt in one call, tried; some with what workers/together.py
 # does for them. Tried and left out (diffusers 0.42.1): diffusion forcing and LucyEdit lay what they go by beside the
-# latents of one video (sizes that do not match), Helios takes one generator, ChronoEdit decodes all videos together, and
-# Animate keeps the segments of all.
+# latents of one video (sizes that do not match), Helios takes one generator, as blocks do that begin with a picture or a
+# video, ChronoEdit decodes all videos together, and Animate keeps the segments of all.
 MAKES_SEVERAL = frozenset({
     "WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline", "SkyReelsV2Pipeline",
-    "SkyReelsV2ImageToVideoPipeline", "AnyFlowPipeline",
+    "SkyReelsV2ImageToVideoPipeline", "AnyFlowPipeline", "WanModularPipeline", "Wan22ModularPipeline",
 })  # fmt: skip
 
 
@@ -102,8 +102,7 @@ def resolve_request(
 def _check_at_once(request: GenerationRequest, model: ModelDecision) -> None:
     """What a repository's code makes at once is its own affair: it is counted when it is there."""
     pipeline = model.pipeline
-    own = pipeline.code is not None or pipeline.code_kind == "blocks"
-    makes_several = own or pipeline.pipeline_class in MAKES_SEVERAL
+    makes_several = pipeline.code is not None or pipeline.pipeline_class in MAKES_SEVERAL
     if min(request.num_videos, request.videos_at_once) == 1 or (makes_several and pipeline.restricted is None):
         return
     whose = "restricted code" if pipeline.restricted is not None else pipeline.pipeline_class
