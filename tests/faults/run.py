@@ -109,6 +109,7 @@ def judge(
     problem = ""
     recovered = isinstance(result, VideoGenerationResult)
     explained = fell_back = False
+    encoded = case.category == "encoding"
     if isinstance(result, VideoGenerationResult):
         told = result.recovery
         if not case.recovers:
@@ -117,6 +118,10 @@ def judge(
             problem = f"the result tells nothing of a recovery: {told}"
         elif case.error and case.category != "encoding" and not told[0]["error"].startswith(case.error):
             problem = f"{case.error} expected, {told[0]['error']}"
+        elif encoded and (result.output is None or result.output.num_frames != FIELDS["num_frames"]):
+            problem = f"the output is not what was asked for: {result.output}"
+        elif encoded and result.output is not None and not Path(result.output.path).is_file():
+            problem = "there is no file"
         elif case.warns and not any(case.warns in warning for warning in result.warnings):
             problem = f"no warning of {case.warns}: {result.warnings}"
         elif result.frames is not None and case.exact and not np.array_equal(result.frames.frames, sound):

@@ -6,13 +6,15 @@
     finish             end of input, read back; if the encoder failed: once more from the spill
     commit             the name, the sidecar
 
-When the encoder cannot do it at all, the frames do not get lost with it: they become a folder of PNG pictures beside
-the output, or stay in the spill where even that has no room. The error says where, and which command finishes it.
+When no encoder can do it, an MP4 or QuickTime file is written without one (own_video.py). Else the frames do not get
+lost with it: they become a folder of PNG pictures beside the output, or stay in the spill where even that has no room.
+The error says where, and which command finishes it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import select
@@ -43,6 +45,7 @@ from wan_compat.supervisor.frame_files import NpyWriter, PngWriter, disk_error, 
 from wan_compat.supervisor.frame_tap import FrameTap
 from wan_compat.supervisor.output_folder import FolderTarget, prepare_folder
 from wan_compat.supervisor.outputs import OutputTarget, prepare_output
+from wan_compat.supervisor.own_video import CONTAINERS, write_png_video
 from wan_compat.supervisor.read_back import output_report, verify_video
 from wan_compat.supervisor.rescue import PlanCodec, make_room, other_codec, room_elsewhere, with_encoder
 from wan_compat.supervisor.sound import check_sound
@@ -379,13 +382,39 @@ class Delivery:
                 "encoded on another disk from the kept frames, and moved when their room was free",
                 self._encode_elsewhere,
             )
-        if isinstance(failure, _HOPELESS):
-            return
-        yield "encoded again from the kept frames", self._encode_again
-        other = other_codec(self.config, self.plan_codec) if self.plan_codec is not None else None
-        if other is not None:
-            named = CODECS[other.codec].label
-            yield f"encoded as {named}, which not every player has", functools.partial(self._encode_as, other)
+        if not isinstance(failure, _HOPELESS):
+            yield "encoded again from the kept frames", self._encode_again
+            other = other_codec(self.config, self.plan_codec) if self.plan_codec is not None else None
+            if other is not None:
+                named = CODECS[other.codec].label
+                yield f"encoded as {named}, which not every player has", functools.partial(self._encode_as, other)
+        if not isinstance(failure, DiskExceeded) and self._needs_no_encoder:
+            yield "written without an encoder, as PNG pictures in the video file", self._write_without_encoder
+
+    @property
+    def _needs_no_encoder(self) -> bool:
+        """Whether all that was asked for can be had without one: no codec by name, no sound, nothing cut."""
+        params = self.config.additional_params
+        wanted = {"audio", "crop", "fragmented", "still"} & params.keys()
+        return self.plan_codec is not None and self.config.format.name in CONTAINERS and not wanted
+
+    def _write_without_encoder(self, spill: Spill) -> VideoFacts:
+        config = self.config
+        with contextlib.closing(spill.frames()) as frames:
+            write_png_video(
+                self._stream_path,
+                self._stoppable(frames),
+                self.frames,
+                config.frame_rate,
+                config.format.name,
+                str(config.additional_params.get("comment", "")),
+            )
+        again = f"wan-compat encode {shlex.quote(self.path)} --output NEW{config.format.suffix}"
+        self.warnings.append(
+            f"no encoder worked: the {config.format.label} holds PNG pictures, which lose nothing, are large, and are "
+            f"shown by mpv and VLC, not by browsers; once ffmpeg works: {again}"
+        )
+        return dataclasses.replace(self._own_facts(), codec="png")
 
     def _encode_as(self, config: EncodingConfig, spill: Spill) -> VideoFacts:
         before, self.config = self.config, config

@@ -117,7 +117,8 @@ def make_room(path: str, place: str, spill: Spill) -> None:
     except (DiskExceeded, OutputNotWritable) as error:
         kept = os.path.join(os.path.dirname(path), os.path.basename(path).lstrip("."))
         os.rename(path, kept)
-        raise type(error)(f"{error.message}; the video is kept in {kept!r}", details={"kept": kept}) from error
+        message = f"{error.message}; the video is kept in {kept!r}"
+        raise type(error)(message, fixes=error.fixes, details={"kept": kept}) from error
 
 
 def _move(path: str, place: str) -> None:

@@ -69,7 +69,7 @@ def _what_is_wrong(
         pickled = any(PICKLE.fullmatch(name) for name in inside)
         return None if pickled else f"model_corrupt: there is no {part}/{stem}.safetensors"
     for found in _errors(facts, part):
-        if (found.path or "").rpartition("/")[2] in own or _is_own((found.path or "").rpartition("/")[2], stem):
+        if _is_own((found.path or "").rpartition("/")[2], stem):
             return f"model_corrupt: {found.message}"
     return None
 
