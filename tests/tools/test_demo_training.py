@@ -1,22 +1,39 @@
-"""The demo model's training: shortcuts that must equal diffusers' own way, and going on after a stop."""
+"""The demo model's training: shortcuts that must equal diffusers' own way, and going on after a stop.
+
+torch is imported when a test runs, not when it is collected: that would cost three seconds in every process of pytest.
+"""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
-
-from tools.demo_model import mover, networks, painter  # noqa: E402
-from tools.demo_model.muon import MuonAndAdam, orthogonal  # noqa: E402
-from tools.demo_model.training import train, trapezium  # noqa: E402
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @pytest.fixture(scope="module")
-def vae() -> torch.nn.Module:
+def torch() -> ModuleType:
+    pytest.importorskip("diffusers")
+    module: ModuleType = pytest.importorskip("torch")
+    return module
+
+
+@pytest.fixture
+def no_grad(torch: ModuleType) -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def vae(torch: ModuleType) -> nn.Module:
+    from tools.demo_model import networks
+
     torch.manual_seed(0)
     vae = networks.make_vae().eval()
     with torch.no_grad():
@@ -26,26 +43,34 @@ def vae() -> torch.nn.Module:
     return vae
 
 
-@torch.no_grad()
-def test_painting_in_two_pieces_equals_the_loop_of_diffusers(vae: torch.nn.Module) -> None:
+@pytest.mark.usefixtures("no_grad")
+def test_painting_in_two_pieces_equals_the_loop_of_diffusers(torch: ModuleType, vae: nn.Module) -> None:
+    from tools.demo_model import painter
+
     fields = torch.randn(1, 16, 4, 2, 3)
     assert torch.allclose(painter.paint(vae, fields).clamp(-1, 1), vae._decode(fields, return_dict=False)[0], atol=1e-5)
 
 
-@torch.no_grad()
-def test_reading_in_two_pieces_equals_the_loop_of_diffusers(vae: torch.nn.Module) -> None:
+@pytest.mark.usefixtures("no_grad")
+def test_reading_in_two_pieces_equals_the_loop_of_diffusers(torch: ModuleType, vae: nn.Module) -> None:
+    from tools.demo_model import painter
+
     pixels = torch.randn(1, 3, 13, 32, 48)
     assert torch.allclose(painter.read(vae, pixels), vae._encode(pixels), atol=1e-5)
 
 
-def test_the_vae_is_learnt_in_two_halves_that_make_it_whole(vae: torch.nn.Module) -> None:
+def test_the_vae_is_learnt_in_two_halves_that_make_it_whole(vae: nn.Module) -> None:
+    from tools.demo_model import painter
+
     halves = painter.decoder_parameters(vae), painter.encoder_parameters(vae)
     assert not halves[0].keys() & halves[1].keys()
     assert halves[0].keys() | halves[1].keys() == dict(vae.named_parameters()).keys()
 
 
-@torch.no_grad()
-def test_training_attention_equals_the_pipelines_with_all_its_padding() -> None:
+@pytest.mark.usefixtures("no_grad")
+def test_training_attention_equals_the_pipelines_with_all_its_padding(torch: ModuleType) -> None:
+    from tools.demo_model import mover, networks
+
     torch.manual_seed(0)
     tokenizer = networks.make_tokenizer()
     text_encoder, transformer = networks.make_text_encoder(len(tokenizer)), networks.make_transformer()
@@ -61,8 +86,10 @@ def test_training_attention_equals_the_pipelines_with_all_its_padding() -> None:
     assert torch.allclose(ours, pipelines_way, atol=1e-3), (ours - pipelines_way).abs().max()
 
 
-@torch.no_grad()
-def test_heads_look_at_their_neighbours_from_the_start() -> None:
+@pytest.mark.usefixtures("no_grad")
+def test_heads_look_at_their_neighbours_from_the_start(torch: ModuleType) -> None:
+    from tools.demo_model import networks
+
     torch.manual_seed(0)
     transformer = networks.make_transformer()
     attention, grid = transformer.blocks[0].attn1, (9, 3, 5)
@@ -80,7 +107,8 @@ def test_heads_look_at_their_neighbours_from_the_start() -> None:
         assert (looked_at[head][at] == expected[at]).float().mean() > 0.9, step
 
 
-def test_text_has_room_in_training_for_the_longest_captions() -> None:
+def test_text_has_room_in_training_for_the_longest_captions(torch: ModuleType) -> None:
+    from tools.demo_model import networks
     from tools.demo_model.captions import caption, sample_attributes
 
     rng, tokenizer = random.Random(0), networks.make_tokenizer()
@@ -88,7 +116,9 @@ def test_text_has_room_in_training_for_the_longest_captions() -> None:
     assert max(lengths) <= networks.CONTEXT
 
 
-def test_capitals_mean_the_same_as_small_letters() -> None:
+def test_capitals_mean_the_same_as_small_letters(torch: ModuleType) -> None:
+    from tools.demo_model import networks
+
     tokenizer = networks.make_tokenizer()
     embeddings = torch.randn(len(tokenizer), 4)
     networks.tie_capitals(tokenizer, embeddings)
@@ -96,18 +126,23 @@ def test_capitals_mean_the_same_as_small_letters() -> None:
     assert small != capital and torch.equal(embeddings[small], embeddings[capital])
 
 
-def test_orthogonal_brings_all_singular_values_near_one() -> None:
+def test_orthogonal_brings_all_singular_values_near_one(torch: ModuleType) -> None:
+    from tools.demo_model.muon import orthogonal
+
     torch.manual_seed(0)
     values = torch.linalg.svdvals(orthogonal(torch.randn(3, 16, 48)))
     assert values.min() > 0.5 and values.max() < 1.5
 
 
-def _train(work: Path, steps: int, until: int | None = None) -> dict[str, torch.Tensor]:
+def _train(torch: ModuleType, work: Path, steps: int, until: int | None = None) -> dict[str, Tensor]:
+    from tools.demo_model.muon import MuonAndAdam
+    from tools.demo_model.training import train, trapezium
+
     torch.manual_seed(0)
     layer = torch.nn.Linear(4, 4)
     optimiser = MuonAndAdam([layer.weight], [layer.bias], rate=0.01, adam_rate=0.01)
 
-    def loss_of(rng: random.Random, step: int) -> torch.Tensor:
+    def loss_of(rng: random.Random, step: int) -> Tensor:
         if step == until:
             raise KeyboardInterrupt
         return ((layer(torch.randn(8, 4)) - rng.random()) ** 2).mean()
@@ -121,13 +156,16 @@ def _train(work: Path, steps: int, until: int | None = None) -> dict[str, torch.
         loss_of=loss_of,
         schedule=trapezium(0.1, 0.5),
     )
-    return torch.load(work / "toy.pt")["average"]
+    average: dict[str, Tensor] = torch.load(work / "toy.pt")["average"]
+    return average
 
 
-def test_a_stopped_training_goes_on_as_if_it_had_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_training_goes_on_as_if_it_had_not(
+    torch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tools.demo_model.training.SAVE_EVERY_S", 0.0)
-    whole = _train(tmp_path / "whole", 6)
+    whole = _train(torch, tmp_path / "whole", 6)
     with pytest.raises(KeyboardInterrupt):
-        _train(tmp_path / "parts", 6, until=3)
-    parts = _train(tmp_path / "parts", 6)
+        _train(torch, tmp_path / "parts", 6, until=3)
+    parts = _train(torch, tmp_path / "parts", 6)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
