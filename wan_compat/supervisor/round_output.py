@@ -168,7 +168,8 @@ def check_places(request: GenerationRequest, resolved: ResolvedRequest) -> None:
         return
     from wan_compat.supervisor.delivery import prepare_delivery
 
-    options = request.model_copy(update={"preview": None})  # whose folders would be made
+    # Without a preview, whose folders would be made, and sound, which is looked at with the first video.
+    options = request.model_copy(update={"preview": None, "audio": None})
     for path in outputs_of(request.output, request.num_videos):
         prepare_delivery(path, resolved.params.frames, resolved.fps, options, overwrite=request.overwrite).close()
 
