@@ -314,6 +314,15 @@ def test_two_things_at_once_are_both_helped(model: Path) -> None:
     assert len(decided(model).mends) == 2
 
 
+def test_a_broken_document_beside_sound_shards_is_no_fault_of_theirs(model: Path) -> None:
+    in_shards(model, "vae", whole=True)
+    cut(as_variant(model, "vae", "fp16"))
+    cut(weights(model, "vae"))
+    cut_text(model / "vae/config.json")
+    errors = [mend.error for mend in decided(model).mends]
+    assert len(errors) == 2 and "config.json" in errors[1]
+
+
 # ---- who asks ----------------------------------------------------------------------------------------------------------
 
 

@@ -62,3 +62,13 @@ def test_nothing_given_is_overwritten_and_there_is_never_more_told_than_a_messag
     assert call == {"prompt": "the prompt"}
     _, told = fitted("prompt", given=("prompt", *(f"option_{number}" for number in range(40))))
     assert len(told) == 16
+
+
+@in_torch_process
+def test_what_a_call_passes_in_no_form_is_named() -> None:
+    from wan_compat.workers.call_fitting import lacking
+
+    call, _ = fitted("input_prompt height num_frames")
+    assert lacking(call, ("height", "width", "prompt")) == ("width",)
+    call, _ = fitted("height width num_frames")
+    assert lacking(call, ("height", "width", "prompt")) == ("prompt",)

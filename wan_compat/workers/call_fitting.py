@@ -79,3 +79,8 @@ def fit_call(
             call[name] = evident[name]
             told.append(f"the pipeline wants {name}: it gets {evident[name]}")
     return call, tuple(told[:MAX_TOLD])
+
+
+def lacking(call: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
+    """Return those of our names that a call passes in no form: without them it would make another video, or none."""
+    return tuple(name for name in names if call.keys().isdisjoint((name, *OTHER_NAMES.get(name, ()))))

@@ -25,7 +25,7 @@ from wan_compat.protocol.messages import Generate, Generated, Picture, Progress
 from wan_compat.protocol.states import MAX_STEPS_OF_PHASE
 from wan_compat.protocol.values import FrameSpec
 from wan_compat.workers.arguments import arguments, check_sizes
-from wan_compat.workers.call_fitting import fit_call
+from wan_compat.workers.call_fitting import fit_call, lacking
 from wan_compat.workers.cancellation import Cancellation
 from wan_compat.workers.families import family_of
 from wan_compat.workers.frames import FrameWriter
@@ -73,8 +73,8 @@ def generate(
     # Of the classes that were asked about before, another version of diffusers may take other arguments.
     taken, wanted = model.call_arguments, wanted_arguments(pipeline)
     given, fitted = fit_call(given, taken, wanted, params, model.spec.device)
-    if lost := {"height", "width"} - given.keys():
-        raise ModelNotCompatible(f"{model.spec.pipeline_class} takes no {' and no '.join(sorted(lost))}")
+    if lost := lacking(given, ("height", "width", "prompt")):
+        raise ModelNotCompatible(f"{model.spec.pipeline_class} takes no {' and no '.join(lost)}")
     steps = family.steps(params, pipeline) if family is not None else None
     run = Run(pipeline, order.job, cancellation, report, steps)
     publish = streamed(pipeline, order.job, params.frames, writer, cancellation, report)

@@ -16,7 +16,7 @@ import torch
 from wan_compat.protocol.errors import InvalidRequest, ModelNotCompatible
 from wan_compat.protocol.messages import Generate, Generated, Progress
 from wan_compat.workers.arguments import MEDIA_NAMES, arguments
-from wan_compat.workers.call_fitting import OTHER_NAMES, fit_call
+from wan_compat.workers.call_fitting import fit_call, lacking
 from wan_compat.workers.cancellation import Cancellation
 from wan_compat.workers.families import family_of
 from wan_compat.workers.frames import FrameWriter
@@ -54,7 +54,7 @@ def generate_own(
         given, fitted = fit_call(given, taken, wanted, order.params, model.spec.device)
     elif ANYTHING not in model.call_arguments:
         given = {name: value for name, value in given.items() if name in model.call_arguments}
-    if not given.keys() & {"prompt", *OTHER_NAMES["prompt"]}:
+    if lacking(given, ("prompt",)):
         raise ModelNotCompatible(f"{model.spec.pipeline_class} takes no prompt: it is no text-to-video pipeline")
     if model.spec.code is not None:
         _require(model.spec.pipeline_class, wanted_arguments(pipeline), given)

@@ -68,15 +68,22 @@ def _what_is_wrong(
         # Weights that are there as a pickle only are refused, and stay so.
         pickled = any(PICKLE.fullmatch(name) for name in inside)
         return None if pickled else f"model_corrupt: there is no {part}/{stem}.safetensors"
-    for found in _errors(facts, part):
+    for found in _errors(facts, part, stem):
         if _is_own((found.path or "").rpartition("/")[2], stem):
             return f"model_corrupt: {found.message}"
     return None
 
 
-def _errors(facts: ModelFacts, part: str) -> list[Finding]:
+def _errors(facts: ModelFacts, part: str, stem: str) -> list[Finding]:
+    """Return what is wrong with the files that the library would open, or lacks; not with what lies beside."""
     found = [*facts.problems, *judge_shards(facts, (part,))]
-    return [item for item in found if item.severity is Severity.ERROR and (item.path or "").startswith(f"{part}/")]
+    return [
+        item
+        for item in found
+        if item.severity is Severity.ERROR
+        and (path := item.path or "").startswith(f"{part}/")
+        and (path not in facts.files or _is_own(path.rpartition("/")[2], stem))
+    ]
 
 
 def _sound(facts: ModelFacts, part: str, stem: str, own: set[str]) -> _Found | None:
@@ -86,7 +93,7 @@ def _sound(facts: ModelFacts, part: str, stem: str, own: set[str]) -> _Found | N
     shards = {name: name for name in sorted(own) if name != whole}
     if shards and f"{whole}.index.json" in shards:
         alone = _with(facts, part, own, _Found(shards))
-        if not _errors(alone, part):
+        if not _errors(alone, part, stem):
             return _Found(shards)
     for variant in VARIANTS:
         if _is_sound(facts, part, name := f"{stem}.{variant}.safetensors"):
