@@ -57,6 +57,10 @@ _OWN: Mapping[str, Case] = {
     "t2v, tiles": Case("t2v", "", fields={"vae_tiling": True, "width": 512, "num_frames": 9}),
     "t2v, text encoder leaves": Case("t2v", "", fields={"way": "cpu-text-leaves"}),
     "t2v, weights in files": Case("t2v", "", fields={"offload": "group"}),
+    "t2v, layers in 8 bits": Case("t2v", "", fields={"layerwise_casting": "float8_e4m3fn"}),
+    "two experts, layers in 8 bits, bfloat16": Case(
+        "a14b", "", fields={"num_inference_steps": 4, "layerwise_casting": "float8_e5m2", "precision": "bfloat16"}
+    ),
 }
 _MORE: Mapping[str, Case] = {
     "helios, three chunks": Case("helios", "", fields={"num_frames": 81}),

@@ -3,6 +3,7 @@
     python -m tests.matrix                    runs every cell (minutes), prints the tables, ends with 1 if one is wrong
     python -m tests.matrix --write            puts them into docs/matrix.md
     python -m tests.matrix --only 'vace'      rows whose name has this; with --write, only theirs are changed
+    python -m tests.matrix --plan 'bits'      of the first table, the column whose name has this, in the same manner
 
 The rows are the cases of the tests that compare each of them with a plain diffusers script (test_tasks_end_to_end.py,
 test_relatives.py, test_modular.py); what a cell says is a comparison with the row's first column. tests/test_matrix.py holds
@@ -66,6 +67,7 @@ PLANS: Mapping[str, Plan] = {
     "bfloat16": Plan({"precision": "bfloat16"}, worst=CLOSE),
     "first-block cache": Plan({"cache": "first_block"}, worst=CLOSE),
     "TaylorSeer": Plan({"cache": "taylorseer"}, worst=CLOSE),
+    "layers in 8 bits": Plan({"layerwise_casting": "float8_e4m3fn"}, worst=CLOSE),
 }
 # Pipelines that diffusers' own caches and backends fail in: refused before anything is loaded.
 _NO_FIRST_BLOCK = ("v2v", "animate", "replace", "skyreels", "chronoedit", "anyflow", "helios")
@@ -303,8 +305,9 @@ ROWS_OF: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def run_all(only: str | None = None) -> dict[str, Table]:
-    """Run every cell of every table, or those of rows whose name has `only`."""
+def run_all(only: str | None = None, plan: str | None = None) -> dict[str, Table]:
+    """Run every cell of every table, or those of rows whose name has `only`, or of tasks with plans those of `plan`."""
+    columns = [name for name in PLANS if plan is None or plan in name]
     tables: dict[str, Table] = {name: {} for name in COLUMNS}
     kept: dict[str, Mapping[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name, Supervisor() as supervisor:
@@ -314,15 +317,15 @@ def run_all(only: str | None = None) -> dict[str, Table]:
                 continue
             media = media_of(row, folder, kept)
             base = frames(supervisor, row.request(media), _NOTHING)
-            tables["plans"][title] = {plan: plan_cell(supervisor, row, plan, media, base) for plan in COLUMNS["plans"]}
-            if title in LAYOUT_ROWS:
+            tables["plans"][title] = {name: plan_cell(supervisor, row, name, media, base) for name in columns}
+            if title in LAYOUT_ROWS and plan is None:
                 tables["layouts"][title] = {
                     layout: layout_cell(supervisor, row, layout, media, folder / "layout")
                     for layout in COLUMNS["layouts"]
                 }
             print(title, tables["plans"][title], tables["layouts"].get(title, ""), file=sys.stderr, flush=True)
         for layout, make in LAYOUTS.items():
-            if only is not None and only not in layout:
+            if plan is not None or (only is not None and only not in layout):
                 continue
             row, place = ROWS["t2v"], folder / layout
             place.mkdir()
@@ -357,7 +360,7 @@ def show(tables: Mapping[str, Table]) -> str:
         lines += [f"## {TITLES[table]}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for row, cells in rows.items():
             test = [f"`tests/{ROWS[row].test}`"] if of_tests else []
-            lines.append(f"| {' | '.join([row, *(cells[column] for column in columns), *test])} |")
+            lines.append(f"| {' | '.join([row, *(cells.get(column, '-') for column in columns), *test])} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -378,9 +381,9 @@ def read_page(text: str) -> dict[str, Table]:
 
 
 def merge(page: Mapping[str, Table], found: Mapping[str, Table]) -> dict[str, Table]:
-    """Return the page's tables with the rows that were run again, in the order of the tests."""
+    """Return the page's tables with the cells that were run again, in the order of the tests."""
     return {
-        table: {row: cells for row in rows if (cells := found[table].get(row) or page[table].get(row)) is not None}
+        table: {row: cells for row in rows if (cells := page[table].get(row, {}) | found[table].get(row, {}))}
         for table, rows in ROWS_OF.items()
     }
 
@@ -388,18 +391,18 @@ def merge(page: Mapping[str, Table], found: Mapping[str, Table]) -> dict[str, Ta
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.matrix", description="Run every cell of docs/matrix.md.")
     parser.add_argument("--only", metavar="WORDS", help="rows whose names have these words")
+    parser.add_argument("--plan", metavar="WORDS", help="of tasks with plans, columns whose names have these words")
     parser.add_argument("--write", action="store_true", help="write the page, if no cell is wrong")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    only = options.only
-    tables = run_all(only)
+    tables = run_all(options.only, options.plan)
     wrong = wrong_cells(tables)
     for line in wrong:
         print(f"WRONG: {line}", file=sys.stderr)
     if options.write and not wrong:
         page = DOCUMENT.read_text()
         before, _, rest = page.partition(BEGIN)
-        merged = merge(read_page(page), tables) if only is not None else tables
+        merged = merge(read_page(page), tables) if options.only or options.plan else tables
         DOCUMENT.write_text(f"{before}{BEGIN}\n\n{show(merged)}\n{END}{rest.partition(END)[2]}")
     else:
         print(show(tables))

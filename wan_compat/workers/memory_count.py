@@ -1,8 +1,8 @@
 """How many bytes of tensors a computation holds at most, phase by phase: counted, not sampled.
 
-Every tensor that an operation makes is counted when its storage appears and given back when the storage is freed; so are
-weights, which are found when a phase begins and when it ends, and may be freed or stored anew meanwhile. So
-the count is the same on every machine and under every allocator, which a process's resident size is not; the planner's
+Every tensor that an operation makes is counted when its storage appears and given back when the storage is freed; so
+are weights, which are found when a phase begins and when it ends, and may be freed or stored anew meanwhile. So the
+count is the same on every machine and under every allocator, which a process's resident size is not; the planner's
 estimates are held to it (tests/workers/test_memory_count.py), and `test-load` prints it.
 
 Not counted: what a kernel takes for itself and frees before it returns (a few megabytes on CPU), the allocator's own
@@ -79,8 +79,7 @@ class MemoryCount(TorchDispatchMode):
         if self._phase is None:
             return
         # Weights that came unseen during the phase may have been there at its peak. Those that went were seen to go.
-        peak = self._peak
-        peak += self._count_residents()
+        peak = self._peak + self._count_residents()
         self.peaks[self._phase] = max(self.peaks.get(self._phase, 0), peak)
         self._phase = None
 

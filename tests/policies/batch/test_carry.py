@@ -10,7 +10,7 @@ from wan_compat.protocol.values import GenerationRequest
 
 # Steps that are about one moment, or that no request can ask for by name.
 NOT_CARRIED = ("restart", "again", "decode_whole", "decode_default_conv", "decode_float32", "decode_again",
-               "text_encoder_leaves", "attention_default", "stream", "plain_kernels",
+               "text_encoder_leaves", "attention_default", "stream", "plain_kernels", "uncast",
                "cpu")  # fmt: skip  # a driver's bad moment must not slow down every video after it
 
 

@@ -94,7 +94,7 @@ class PhaseMemory:
 def estimate(shape: ModelShape, job: Job, setting: Setting) -> Mapping[Phase, PhaseMemory]:
     """Return the memory of each phase that this model has."""
     loading = _loaded_one_by_one(shape, setting) if setting.plan.layerwise_casting is not None else 0
-    shape = as_stored(shape, setting)
+    shape = shape if setting.plan.layerwise_casting is None else shape.cast
     work = _work(shape, job, setting)
     found = {phase: _resident(shape, setting, phase, work[phase]) for phase in PHASES if phase in work}
     # Loading is nobody's phase: it is over when the first begins.
@@ -245,11 +245,6 @@ def _resident(shape: ModelShape, setting: Setting, phase: Phase, work: Peak) -> 
         device_overhead=CUDA_CONTEXT_BYTES,
         on_gpu=True,
     )
-
-
-def as_stored(shape: ModelShape, setting: Setting) -> ModelShape:
-    """Return the model with its weights as the plan stores them between their uses."""
-    return shape if setting.plan.layerwise_casting is None else shape.cast
 
 
 def part_bytes(shape: ModelShape, setting: Setting) -> Mapping[str, int]:

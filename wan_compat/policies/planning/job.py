@@ -8,7 +8,7 @@ from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.planning.candidates import Wishes
 from wan_compat.policies.planning.choice import Choice
 from wan_compat.policies.planning.courses import Job
-from wan_compat.policies.planning.estimate import as_stored, part_bytes
+from wan_compat.policies.planning.estimate import part_bytes
 from wan_compat.policies.planning.machine import GpuFacts
 from wan_compat.policies.planning.shapes import ModelShape, model_shape
 from wan_compat.protocol.values import GenerationParams, GenerationRequest, GpuSpec
@@ -92,7 +92,7 @@ def with_plan(model: ModelDecision, choice: Choice) -> ModelDecision:
     shape = shape_of(model)
     weight_bytes = model.weight_bytes
     if shape is not None:
-        weight_bytes = sum(part_bytes(as_stored(shape, setting), setting).values())
+        weight_bytes = sum(part_bytes(shape, setting).values())  # of loading; layers are stored in fewer bits after it
     return dataclasses.replace(
         model,
         pipeline=pipeline.model_copy(
