@@ -131,11 +131,21 @@ class NpyWriter:
         try:
             header = npy_header(frames)
             if reserve:
-                os.posix_fallocate(self._descriptor, 0, len(header) + frames.frame_bytes * frames.num_frames)
+                self._claim(len(header) + frames.frame_bytes * frames.num_frames)
             os.write(self._descriptor, header)
+        except OSError as error:
+            self.close()
+            raise disk_error(error, path) from error
         except BaseException:
             self.close()
             raise
+
+    def _claim(self, size: int) -> None:
+        try:
+            os.posix_fallocate(self._descriptor, 0, size)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:  # a file system that promises nothing
+                raise
 
     def write_some(self, view: memoryview) -> int:
         try:
