@@ -18,7 +18,7 @@ from benchmarks.harness import Benchmark, Row, Samples, at_most
 _CODE = """
 import json, re
 from wan_compat.protocol.values import FrameSpec
-from wan_compat.supervisor.delivery import encode_file
+from wan_compat.supervisor.encode_file import encode_file
 
 def peak(count):
     open('/proc/self/clear_refs', 'w').write('5')

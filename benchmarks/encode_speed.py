@@ -23,9 +23,10 @@ from benchmarks.child import Child, answer
 from benchmarks.harness import Benchmark, Row, Samples, alternate, faster, part, timed
 from wan_compat.policies.encoding import plan_encoding
 from wan_compat.protocol.values import FrameSpec
-from wan_compat.supervisor.delivery import encode_file, feed
+from wan_compat.supervisor.encode_file import encode_file
 from wan_compat.supervisor.encoder import spawn_encoder
 from wan_compat.supervisor.ffmpeg import find_ffmpeg
+from wan_compat.supervisor.frame_rescue import feed
 
 FRAMES = FrameSpec(width=832, height=480, num_frames=49)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
 import re
+import shlex
 import sys
 import threading
 import time
@@ -29,9 +31,19 @@ from wan_compat.protocol.errors import (
     WanCompatError,
 )
 from wan_compat.protocol.video import VideoOptions
-from wan_compat.supervisor import FormatConverter, delivery, encoder, read_back, rescue, sidecar
+from wan_compat.supervisor import (
+    FormatConverter,
+    delivery,
+    encoder,
+    frame_files,
+    frame_rescue,
+    read_back,
+    rescue,
+    sidecar,
+)
 from wan_compat.supervisor import events as ev
-from wan_compat.supervisor.delivery import encode_file, prepare_delivery
+from wan_compat.supervisor.delivery import prepare_delivery
+from wan_compat.supervisor.encode_file import deliver, encode_file
 from wan_compat.supervisor.ffmpeg import Ffmpeg, find_ffmpeg
 
 PROGRAMS = Path(__file__).parents[1] / "programs"
@@ -83,7 +95,7 @@ class Faults:
 
     def hangs(self) -> None:
         self.patch.setattr(delivery, "STALL_S", 0.2)
-        self.patch.setattr(delivery, "RETRY_TIMEOUT_S", 0.3)
+        self.patch.setattr(frame_rescue, "RETRY_TIMEOUT_S", 0.3)
         self.argv(program("encoder_hung.py"))
 
     def missing(self) -> None:
@@ -122,7 +134,7 @@ class Faults:
         self.patch.setattr(encoder, "encoder_limits", limits)
 
     def slow_end(self) -> None:
-        self.patch.setattr(delivery, "RETRY_TIMEOUT_S", 0.3)
+        self.patch.setattr(frame_rescue, "RETRY_TIMEOUT_S", 0.3)
         self.patch.setattr(encoder.EncoderProcess, "_wait", lambda self, timeout_s: False)
 
 
@@ -227,7 +239,7 @@ def test_the_error_keeps_its_kind(name, error, tmp_path):
 @pytest.mark.parametrize("name", ["dies mid-way", "not confined", "uninstalled before it is read back"])
 def test_where_no_encoder_works_the_video_is_written_without_one(name, suffix, tmp_path):
     with injected(name), prepare_delivery(tmp_path / f"fox{suffix}", spec_of(FRAMES), 29.97) as output:
-        delivery.deliver(output, views(), timeout_s=60)
+        deliver(output, views(), timeout_s=60)
         report = output.commit()
     assert (report.codec, report.num_frames) == ("png", len(FRAMES))
     assert "without an encoder" in output.recovery[-1]["action"] and output.recovery[-1]["outcome"] == "succeeded"
@@ -242,7 +254,7 @@ def test_where_no_encoder_works_the_video_is_written_without_one(name, suffix, t
 def test_what_only_an_encoder_can_do_is_not_done_without_one(options, tmp_path):
     with injected("dies mid-way"), pytest.raises(EncodingFailed, match="are kept"):
         with prepare_delivery(tmp_path / "fox.mp4", spec_of(FRAMES), 16, VideoOptions(**options)) as output:
-            delivery.deliver(output, views(), timeout_s=60)
+            deliver(output, views(), timeout_s=60)
 
 
 def test_where_pictures_have_no_room_the_copy_itself_stays(tmp_path, monkeypatch):
@@ -251,16 +263,53 @@ def test_where_pictures_have_no_room_the_copy_itself_stays(tmp_path, monkeypatch
 
     with injected("dies mid-way"), pytest.raises(EncodingFailed) as caught:
         with prepare_delivery(tmp_path / "fox.mkv", spec_of(FRAMES), 16) as output:
-            monkeypatch.setattr(delivery, "prepare_folder", full)
-            delivery.deliver(output, views(), timeout_s=60)
+            monkeypatch.setattr(frame_rescue, "prepare_folder", full)
+            deliver(output, views(), timeout_s=60)
     assert caught.value.details["kept"] == str(tmp_path / "fox.mkv.frames.npy")
     assert (np.load(tmp_path / "fox.mkv.frames.npy") == FRAMES).all()
     assert FormatConverter().convert(tmp_path / "fox.mkv.frames.npy", tmp_path / "fox.mkv").report.fps == 16
 
 
+@pytest.mark.parametrize("name", ["frames", "one.png"])
+def test_pictures_that_fill_the_disk_cost_no_frame(name, tmp_path, monkeypatch):
+    frames = FRAMES if name == "frames" else FRAMES[:1]
+    options = VideoOptions(format="png" if name == "frames" else None)
+    written = []
+
+    def full(*args, **_):
+        written.append(args)
+        if len(written) >= len(frames):
+            raise frame_files.disk_error(OSError(errno.ENOSPC, "No space left on device"), "frame")
+
+    with pytest.raises(DiskExceeded, match="are kept") as caught:
+        with prepare_delivery(tmp_path / name, spec_of(frames), 16, options) as output:
+            with monkeypatch.context() as patch:
+                patch.setattr(frame_files.PngWriter, "_write_picture", full)
+                output.start()
+                patch.setattr(frame_rescue, "prepare_folder", full)
+                patch.setattr(output, "start", lambda _: None)
+                deliver(output, [memoryview(frame) for frame in frames], timeout_s=60)
+    assert (np.load(caught.value.details["kept"]) == frames).all()
+    command = shlex.split(caught.value.details["finish"])
+    assert command[:2] == ["wan-compat", "encode"]
+    assert command[3:] == ["--output", str(tmp_path / name), *(["--format", "png"] if name == "frames" else [])]
+    assert FormatConverter(options).convert(command[2], command[4]).report.num_frames == len(frames)
+
+
+def test_an_array_has_its_room_before_the_first_frame(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(frame_files.os, "posix_fallocate", full)
+    with prepare_delivery(tmp_path / "fox.npy", spec_of(FRAMES), 16) as output:
+        with pytest.raises(DiskExceeded, match="No space left"):
+            output.start()
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_survived_failure_is_told(tmp_path):
     with injected("dies once, mid-way"), prepare_delivery(tmp_path / "fox.mp4", spec_of(FRAMES), 16) as output:
-        delivery.deliver(output, views(), timeout_s=60)
+        deliver(output, views(), timeout_s=60)
         output.commit()
     assert [(step["action"], step["outcome"]) for step in output.recovery] == [
         ("encoded again from the kept frames", "succeeded")
@@ -271,7 +320,7 @@ def test_a_codec_that_nobody_asked_for_by_name_gives_way_to_the_next_one(tmp_pat
     with pytest.MonkeyPatch.context() as patch:
         Faults(patch).codec_quits("libx264")
         with prepare_delivery(tmp_path / "fox.mp4", spec_of(FRAMES), 16) as output:
-            delivery.deliver(output, views(), timeout_s=60)
+            deliver(output, views(), timeout_s=60)
             report = output.commit()
         assert (report.codec, report.num_frames) == ("hevc", len(FRAMES))
         assert [step["outcome"][:6] for step in output.recovery] == ["failed", "succee"]
@@ -279,7 +328,7 @@ def test_a_codec_that_nobody_asked_for_by_name_gives_way_to_the_next_one(tmp_pat
         named = VideoOptions(codec="h264")
         with prepare_delivery(tmp_path / "named.mp4", spec_of(FRAMES), 16, named) as output:
             with pytest.raises(EncodingFailed):
-                delivery.deliver(output, views(), timeout_s=60)
+                deliver(output, views(), timeout_s=60)
 
 
 def test_an_ffmpeg_without_the_usual_encoder_uses_another_and_says_so(tmp_path, monkeypatch):
@@ -309,11 +358,11 @@ def elsewhere(folder: Path) -> Callable[[str], Any]:
 
 
 def test_a_full_disk_gets_its_video_from_another_one(tmp_path, tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(delivery, "room_elsewhere", elsewhere(tmp_path_factory.mktemp("other")))
+    monkeypatch.setattr(frame_rescue, "room_elsewhere", elsewhere(tmp_path_factory.mktemp("other")))
     with pytest.MonkeyPatch.context() as patch:
         Faults(patch).quits(2, "No space left on device", 228, times=1)
         with prepare_delivery(tmp_path / "fox.mkv", spec_of(FRAMES), 16) as output:
-            delivery.deliver(output, views(), timeout_s=60)
+            deliver(output, views(), timeout_s=60)
             output.commit()
     assert (decode(tmp_path / "fox.mkv", FRAMES.shape) == FRAMES).all()
     assert [step["outcome"] for step in output.recovery] == ["succeeded"]
@@ -334,13 +383,13 @@ def test_a_copy_of_frames_that_fills_the_disk_goes_for_the_video_that_is_made_of
         original(path, place)
 
     other = tmp_path_factory.mktemp("other")
-    monkeypatch.setattr(delivery, "room_elsewhere", elsewhere(other))
+    monkeypatch.setattr(frame_rescue, "room_elsewhere", elsewhere(other))
     monkeypatch.setattr(rescue, "_move", move)
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         Faults(patch).quits(2, "No space left on device", 228, times=1)
         caught = stack.enter_context(pytest.raises(DiskExceeded)) if times == 2 else None
         with prepare_delivery(tmp_path / "fox.mkv", spec_of(FRAMES), 16) as output:
-            delivery.deliver(output, views(), timeout_s=60)
+            deliver(output, views(), timeout_s=60)
             output.commit()
     assert moved == [["npy", "part"], ["part"]]  # the copy, the reserved file
     whole = tmp_path / "fox.mkv" if caught is None else Path(caught.value.details["kept"])
@@ -351,7 +400,7 @@ def test_without_room_for_a_copy_the_risk_is_told_and_the_encoders_error_is_the_
     monkeypatch.setattr(delivery, "reserve_spill", lambda *_: None)
     with injected("dies mid-way"), prepare_delivery(tmp_path / "fox.mp4", spec_of(FRAMES), 16) as output:
         with pytest.raises(EncodingFailed, match="broken"):
-            delivery.deliver(output, views(), timeout_s=60)
+            deliver(output, views(), timeout_s=60)
         assert any("no room for a copy" in warning for warning in output.warnings)
     assert os.listdir(tmp_path) == []
 
@@ -366,7 +415,7 @@ def test_a_copy_is_not_claimed_where_the_disk_has_no_room(tmp_path, monkeypatch)
 
 def test_a_sidecar_that_cannot_be_written_is_a_warning(tmp_path):
     with prepare_delivery(tmp_path / "fox.mp4", spec_of(FRAMES), 16) as output:
-        delivery.deliver(output, views(), timeout_s=60)
+        deliver(output, views(), timeout_s=60)
         report = output.commit()
         (tmp_path / "fox.mp4.json").mkdir()
         output.write_sidecar({}, report)

@@ -32,7 +32,7 @@ from wan_compat.protocol.errors import (
 from wan_compat.protocol.values import FrameSpec
 from wan_compat.supervisor import encoder as encoder_module
 from wan_compat.supervisor import read_back as read_back_module
-from wan_compat.supervisor.delivery import encode_file
+from wan_compat.supervisor.encode_file import encode_file
 from wan_compat.supervisor.encoder import EncoderProcess, spawn_encoder
 from wan_compat.supervisor.ffmpeg import Ffmpeg, find_ffmpeg
 from wan_compat.supervisor.outputs import prepare_output

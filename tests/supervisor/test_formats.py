@@ -15,7 +15,7 @@ from wan_compat.policies.encoding import CODECS, FORMATS
 from wan_compat.protocol.errors import InvalidRequest, OutputExists
 from wan_compat.protocol.values import FrameSpec
 from wan_compat.protocol.video import VideoOptions
-from wan_compat.supervisor.delivery import encode_file
+from wan_compat.supervisor.encode_file import encode_file
 from wan_compat.supervisor.ffmpeg import find_ffmpeg
 
 # format, options, suffix, mean error per byte, mean error of a channel. A wrong matrix or range shifts channels by 5 to 20.

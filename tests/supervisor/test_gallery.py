@@ -15,7 +15,7 @@ from tests.browser import BROWSER, Browser
 from wan_compat.protocol.errors import OutputNotWritable
 from wan_compat.protocol.values import FrameSpec
 from wan_compat.supervisor import gallery_page, posters
-from wan_compat.supervisor.delivery import encode_file
+from wan_compat.supervisor.encode_file import encode_file
 from wan_compat.supervisor.gallery import GalleryEntry, relative_output, write_gallery
 
 HOSTILE = (

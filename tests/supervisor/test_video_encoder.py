@@ -16,7 +16,7 @@ from wan_compat.protocol.errors import InvalidRequest
 from wan_compat.protocol.results import ProcessedFrames
 from wan_compat.protocol.video import VideoOptions
 from wan_compat.supervisor import FormatConverter, VideoEncoder
-from wan_compat.supervisor.delivery import encode_file
+from wan_compat.supervisor.encode_file import encode_file
 from wan_compat.supervisor.ffmpeg import find_ffmpeg
 from wan_compat.supervisor.video_info import read_info
 

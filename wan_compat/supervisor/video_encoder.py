@@ -18,7 +18,8 @@ from wan_compat.protocol.errors import EnvironmentLacks, InvalidRequest, Unusabl
 from wan_compat.protocol.results import OutputReport, ProcessedFrames
 from wan_compat.protocol.values import FrameSpec
 from wan_compat.protocol.video import VideoOptions
-from wan_compat.supervisor.delivery import deliver, encode_file, prepare_delivery
+from wan_compat.supervisor.delivery import prepare_delivery
+from wan_compat.supervisor.encode_file import deliver, encode_file
 from wan_compat.supervisor.ffmpeg import find_ffmpeg
 from wan_compat.supervisor.frame_source import FrameSource, open_source
 
