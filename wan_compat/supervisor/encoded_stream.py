@@ -62,7 +62,7 @@ class EncodedStream:
         return facts
 
     def as_written(self) -> VideoFacts:
-        """Return what is in a file that was written here, without an encoder."""
+        """Return what is in a file that our own writer made."""
         frames = self.frames
         return VideoFacts(
             codec=self.config.codec,

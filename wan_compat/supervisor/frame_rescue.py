@@ -1,6 +1,6 @@
 """Frames whose encoder failed, from their copy on disk: a video in another way, or kept where a person can finish it.
 
-    again     the same, then another codec, on another disk, without an encoder (rescue.py and own_video.py know how)
+    again     the same, then another codec, on another disk (rescue.py knows how)
     kept      a folder of PNG pictures beside the output, or the copy itself where even that has no room
 
 The error says where they are, and which command finishes the video.
@@ -9,7 +9,6 @@ The error says where they are, and which command finishes the video.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import os
 import select
@@ -31,7 +30,6 @@ from wan_compat.supervisor.encoded_stream import FAILURES, EncodedStream
 from wan_compat.supervisor.encoder import EncoderProcess, spawn_encoder
 from wan_compat.supervisor.frame_files import PngWriter
 from wan_compat.supervisor.output_folder import prepare_folder
-from wan_compat.supervisor.own_video import CONTAINERS, write_png_video
 from wan_compat.supervisor.read_back import verify_video
 from wan_compat.supervisor.rescue import PlanCodec, make_room, other_codec, room_elsewhere
 from wan_compat.supervisor.spill import Spill
@@ -107,43 +105,17 @@ class FrameRescue:
                 "encoded on another disk from the kept frames, and moved when their room was free",
                 self._encode_elsewhere,
             )
-        if not isinstance(failure, _HOPELESS):
-            yield "encoded again from the kept frames", self._encode_again
-            other = other_codec(self._config, self._plan_codec) if self._plan_codec is not None else None
-            if other is not None:
-                named = CODECS[other.codec].label
-                yield f"encoded as {named}, which not every player has", functools.partial(self._encode_as, other)
-        if not isinstance(failure, DiskExceeded) and self._needs_no_encoder:
-            yield "written without an encoder, as PNG pictures in the video file", self._write_without_encoder
+        if isinstance(failure, _HOPELESS):
+            return
+        yield "encoded again from the kept frames", self._encode_again
+        other = other_codec(self._config, self._plan_codec) if self._plan_codec is not None else None
+        if other is not None:
+            named = CODECS[other.codec].label
+            yield f"encoded as {named}, which not every player has", functools.partial(self._encode_as, other)
 
     @property
     def _config(self) -> EncodingConfig:
         return self._stream.config
-
-    @property
-    def _needs_no_encoder(self) -> bool:
-        """Whether all that was asked for can be had without one: no codec by name, no sound, nothing cut."""
-        params = self._config.additional_params
-        wanted = {"audio", "crop", "fragmented", "still"} & params.keys()
-        return self._plan_codec is not None and self._config.format.name in CONTAINERS and not wanted
-
-    def _write_without_encoder(self, spill: Spill) -> VideoFacts:
-        config = self._config
-        with contextlib.closing(spill.frames()) as frames:
-            write_png_video(
-                self._stream.path,
-                self._stoppable(frames),
-                self._frames,
-                config.frame_rate,
-                config.format.name,
-                str(config.additional_params.get("comment", "")),
-            )
-        again = f"wan-compat encode {shlex.quote(self._path)} --output NEW{config.format.suffix}"
-        self._warnings.append(
-            f"no encoder worked: the {config.format.label} holds PNG pictures, which lose nothing, are large, and are "
-            f"shown by mpv and VLC, not by browsers; once ffmpeg works: {again}"
-        )
-        return dataclasses.replace(self._stream.as_written(), codec="png")
 
     def _encode_as(self, config: EncodingConfig, spill: Spill) -> VideoFacts:
         before, self._stream.config = self._stream.config, config
