@@ -28,7 +28,8 @@ from wan_compat.sandbox.spec import Bind
 from wan_compat.supervisor.bwrap_zygote import BwrapZygote
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.runtime import RuntimeFolder
-from wan_compat.supervisor.worker import Worker, WorkerOrder
+from wan_compat.supervisor.worker import Worker
+from wan_compat.supervisor.worker_order import WorkerOrder
 from wan_compat.supervisor.zygote import Zygote
 
 # In every worker's memory, so that a search that finds nothing can be told from one that does not search.
@@ -91,10 +92,10 @@ class Repository:
         zygote = self._zygote
         if zygote is None:
             programs = Bind(source=str(PROGRAMS), target=str(PROGRAMS))
-            view = dataclasses.replace(worker._spec.view, binds=(*worker._spec.view.binds, programs))
-            worker._spec = dataclasses.replace(worker._spec, view=view)
-            zygote = BwrapZygote(worker._spec, program=(PROGRAM, "/dev/null"))
-            worker._undo.callback(zygote.close)
+            view = dataclasses.replace(worker._own.spec.view, binds=(*worker._own.spec.view.binds, programs))
+            worker._own.spec = dataclasses.replace(worker._own.spec, view=view)
+            zygote = BwrapZygote(worker._own.spec, program=(PROGRAM, "/dev/null"))
+            worker._own.undo.callback(zygote.close)
             zygote.wait_ready(60, _never, self._wake_fd)
         worker.start(zygote, _DEADLINES, _never, self._wake_fd)
 

@@ -59,13 +59,13 @@ def test_without_its_policy_restricted_code_does_run(escaped: Repository) -> Non
 def test_a_worker_for_restricted_code_is_confined_as_any_other(escaped: Repository) -> None:
     case = Case("T2", "create_file", (), {"folder": "/scratch"})
     with escaped.worker(case) as worker:
-        plain = worker._spec
+        plain = worker._own.spec
         code = RestrictedSpec(module="pipeline.py", function="generate", files={"pipeline.py": "0" * 64})
         pipeline = worker.order.pipeline.model_copy(update={"restricted": code, "streaming": "never"})
         order = dataclasses.replace(worker.order, pipeline=pipeline)
         restricted = type(worker)(worker.name + "r", order, worker._ordered_layers, worker._runtime)
         try:
-            assert _without_names(restricted._spec) == _without_names(plain)
+            assert _without_names(restricted._own.spec) == _without_names(plain)
         finally:
             restricted.close()
 

@@ -21,7 +21,7 @@ from wan_compat.sandbox.spec import Bind, StaticFile
 from wan_compat.supervisor import doctor, gpu_grant, gpu_memory, gpus, nvml, worker_pool
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.dry_run import look_ahead
-from wan_compat.supervisor.worker import WorkerOrder
+from wan_compat.supervisor.worker_order import WorkerOrder
 from wan_compat.supervisor.worker_pool import WorkerPool
 
 UUIDS = [f"GPU-{index:08x}-1111-2222-3333-444444444444" for index in range(3)]

@@ -187,7 +187,7 @@ def test_an_idle_worker_that_breaks_the_protocol_is_ended_and_the_next_job_does_
 
 def test_an_idle_worker_that_is_busy_with_something_of_its_own_is_ended(misbehaving, submit, monkeypatch):
     monkeypatch.setattr("wan_compat.policies.consumption.IDLE_WINDOW_S", 0.3)
-    monkeypatch.setattr("wan_compat.supervisor.worker.CONSUMPTION_S", 0.1)
+    monkeypatch.setattr("wan_compat.supervisor.worker_watch.CONSUMPTION_S", 0.1)
     monkeypatch.setattr("wan_compat.supervisor.runners.TEND_S", 0.1)
     supervisor = misbehaving("idle:spin")
     assert submit(supervisor).result(30).success
@@ -252,7 +252,7 @@ def test_a_zygote_that_never_comes_up_is_not_started_for_ever(misbehaving, submi
 
 def test_a_worker_that_floods_its_log_is_told_about_and_left_alone(misbehaving, submit, monkeypatch):
     monkeypatch.setattr("wan_compat.policies.consumption.FLOOD_WINDOW_S", 0.4)
-    monkeypatch.setattr("wan_compat.supervisor.worker.CONSUMPTION_S", 0.1)
+    monkeypatch.setattr("wan_compat.supervisor.worker_watch.CONSUMPTION_S", 0.1)
     supervisor = misbehaving("denoise:print-flood")
     job = submit(supervisor)
     assert Unusual("w1", "floods its log") in itertools.takewhile(lambda event: job.state == "running", job.events())

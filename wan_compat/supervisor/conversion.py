@@ -58,8 +58,9 @@ from wan_compat.supervisor.new_folder import new_folder, refuse_target
 from wan_compat.supervisor.phase_timeout import phase_timeout
 from wan_compat.supervisor.repair import copy_file
 from wan_compat.supervisor.restart_guard import conversion_key_of
-from wan_compat.supervisor.worker import Worker, WorkerOrder
+from wan_compat.supervisor.worker import Worker
 from wan_compat.supervisor.worker_log import open_log_file
+from wan_compat.supervisor.worker_order import WorkerOrder
 
 N = TypeVar("N", int, float)
 

@@ -30,7 +30,8 @@ from wan_compat.supervisor.check import check_model
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.machine import read_machine
 from wan_compat.supervisor.registry import CompatibilityRegistry
-from wan_compat.supervisor.worker import Worker, WorkerOrder
+from wan_compat.supervisor.worker import Worker
+from wan_compat.supervisor.worker_order import WorkerOrder
 from wan_compat.supervisor.worker_pool import WorkerPool
 
 _MB = 1_000_000

@@ -62,8 +62,9 @@ from wan_compat.supervisor.model_environment import environment_of
 from wan_compat.supervisor.model_parts import parts_of
 from wan_compat.supervisor.restart_guard import key_of
 from wan_compat.supervisor.round_output import RoundOutput, TakenVideo, check_places
-from wan_compat.supervisor.worker import Worker, WorkerOrder
+from wan_compat.supervisor.worker import Worker
 from wan_compat.supervisor.worker_log import open_log_file
+from wan_compat.supervisor.worker_order import WorkerOrder
 
 if TYPE_CHECKING:
     from wan_compat.policies.planning.choice import Choice

@@ -40,7 +40,8 @@ from wan_compat.supervisor.gpus import free_bytes
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.restart_guard import RestartGuard
 from wan_compat.supervisor.runtime import RuntimeFolder
-from wan_compat.supervisor.worker import Worker, WorkerOrder
+from wan_compat.supervisor.worker import Worker
+from wan_compat.supervisor.worker_order import WorkerOrder
 from wan_compat.supervisor.zygote import ZYGOTE_PROGRAM
 from wan_compat.supervisor.zygotes import Starter, Zygotes
 
