@@ -19,38 +19,26 @@ import os
 import sys
 import threading
 import time
-import traceback
 import weakref
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from wan_compat._version import __version__
-from wan_compat.policies.policy import Policy, replace
+from wan_compat.policies.policy import Policy
 from wan_compat.protocol.conversion import ConversionRequest
-from wan_compat.protocol.errors import (
-    GenerationFailed,
-    InvalidRequest,
-    JobCancelled,
-    RefusedByPolicy,
-    UnknownJob,
-    WanCompatError,
-    clean_text,
-)
+from wan_compat.protocol.errors import InvalidRequest, JobCancelled, UnknownJob, WanCompatError
 from wan_compat.protocol.results import ConversionReport, VideoGenerationResult
 from wan_compat.protocol.values import GenerationRequest, Mode
 from wan_compat.sandbox.spec import Tier
-from wan_compat.supervisor import audit_log
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.cpu_watch import CpuMeter
 from wan_compat.supervisor.job import MAX_UNREAD_EVENTS, Job, R, Ticket
+from wan_compat.supervisor.job_execution import execute_job, forget_frames
 from wan_compat.supervisor.job_queue import JobQueue
 from wan_compat.supervisor.observers import Observers
 from wan_compat.supervisor.runners import Runners
 from wan_compat.supervisor.runtime import fresh_name
-from wan_compat.supervisor.system_limits import limit_reached
+from wan_compat.supervisor.supervisor_options import checked_options, refused
 from wan_compat.supervisor.wake import Wake
 from wan_compat.supervisor.zygote import ZYGOTE_PROGRAM
 
@@ -66,9 +54,6 @@ if TYPE_CHECKING:
 __all__ = ["MAX_UNREAD_EVENTS", "Job", "R", "Supervisor"]
 
 CLOSE_TIMEOUT_S = 15.0
-MAX_WORKERS = 64
-MAX_QUEUED = 1_000_000
-MAX_IDLE_S = 30 * 86400
 
 
 class Supervisor:
@@ -116,38 +101,25 @@ class Supervisor:
         log_file: str | os.PathLike[str] | None = None,
         metrics: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.mode = _choice(Mode, mode, "mode")
-        fields: dict[str, Any] = {}
-        if min_tier is not None:
-            fields["min_tier"] = _choice(Tier, min_tier, "min_tier")
-        if memory_limit_bytes is not None:
-            fields["memory_limit_bytes"] = memory_limit_bytes
-        try:
-            self.policy = replace(policy or Policy(), fields)
-        except ValidationError as error:
-            raise InvalidRequest(f"memory_limit_bytes is {memory_limit_bytes!r}, out of range") from error
-        if self.policy.min_tier is Tier.E and not self.policy.allow_unsandboxed:
-            raise self._refusal(
-                "tier E means no sandbox at all, and the policy does not allow it", "ask for tier A, B or C"
-            )
-        if self.mode is Mode.TRUST and self.policy.mode is Mode.SAFE:
-            raise self._refusal("the policy allows safe mode only", "run the model in safe mode")
-        if start_method not in ("zygote", "spawn"):
-            raise InvalidRequest(f"start_method is {start_method!r}; known are 'zygote' and 'spawn'")
-        if control not in ("full", "read-only", "none"):
-            raise InvalidRequest(f"control is {control!r}; known are 'full', 'read-only' and 'none'")
-        self._control_rights = control
+        options = checked_options(
+            mode,
+            policy=policy,
+            min_tier=min_tier,
+            memory_limit_bytes=memory_limit_bytes,
+            start_method=start_method,
+            workers=workers,
+            max_queued=max_queued,
+            max_warm=max_warm,
+            max_idle_s=max_idle_s,
+            control=control,
+        )
+        self.mode, self.policy, self.workers = options.mode, options.policy, options.workers
+        self._options = options
         self._control: ControlServer | None = None
-        self.workers = _number(workers, 1, MAX_WORKERS, "workers")
-        self._max_warm = self.workers if max_warm is None else _number(max_warm, 0, MAX_WORKERS, "max_warm")
-        if max_idle_s is not None and not 0 <= max_idle_s <= MAX_IDLE_S:
-            raise InvalidRequest(f"max_idle_s is {max_idle_s!r}; it is from 0 to {MAX_IDLE_S} seconds")
-        self._max_idle_s = max_idle_s
         self.id = fresh_name()
         self.program = " ".join(["python", *(os.path.basename(word) for word in sys.argv[:1] if word)])
         self._zygote_program: Sequence[str] = ZYGOTE_PROGRAM
-        self._spawn_only = start_method == "spawn"
-        self._queue = JobQueue(_number(max_queued, 1, MAX_QUEUED, "max_queued"))
+        self._queue = JobQueue(options.max_queued)
         self._runners = Runners(self._queue, self.workers, self._make_pool, self._run)
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
@@ -176,15 +148,17 @@ class Supervisor:
         if not isinstance(request, GenerationRequest):
             raise InvalidRequest(f"a GenerationRequest is needed, not a {type(request).__name__}")
         if self.mode is Mode.SAFE and request.mode is Mode.TRUST:
-            raise self._refusal(
+            raise refused(
                 "the request asks for trust mode, this supervisor runs in safe mode only",
                 "run the model in safe mode, which needs no code from the repository",
+                self.mode,
                 request.model,
             )
         if request.restricted and not self.policy.allow_restricted:
-            raise self._refusal(
+            raise refused(
                 "the policy does not allow restricted code of repositories",
                 "use a repository whose pipeline is part of diffusers",
+                self.mode,
                 request.model,
             )
         return self._enqueue(request, Ticket(priority, group, label))
@@ -215,12 +189,12 @@ class Supervisor:
 
     def _open_control(self) -> None:
         """Let other programs of this user look at it; a supervisor without does its jobs all the same."""
-        if self._control_rights == "none" or self._control is not None:
+        if self._options.control == "none" or self._control is not None:
             return
         from wan_compat.supervisor.control_server import open_control
 
         try:
-            control = open_control(self, self._runtime_folder(), read_only=self._control_rights == "read-only")
+            control = open_control(self, self._runtime_folder(), read_only=self._options.control == "read-only")
         except WanCompatError as error:
             self._record().note("warning", f"no control socket: {error.message}", code=error.code)
             return
@@ -239,7 +213,7 @@ class Supervisor:
         from wan_compat.supervisor.serving import open_served
 
         with self._lock:
-            if self._runners or self._closing or self._control_rights != "full":
+            if self._runners or self._closing or self._options.control != "full":
                 raise InvalidRequest("a supervisor serves from its beginning, and with control='full'")
             atexit.register(_close_at_exit, weakref.ref(self))
             self._runners.ensure(at_once=True)
@@ -305,45 +279,19 @@ class Supervisor:
         from wan_compat.supervisor.plan_report import plan_model
 
         request = GenerationRequest(**{"prompt": "", **fields, "model": model})
-        return plan_model(request, vram_bytes=vram_bytes, ram_bytes=ram_bytes)
+        return plan_model(request, vram_bytes=vram_bytes, ram_bytes=ram_bytes, policy=self.policy)
 
     # -- looking and steering ------------------------------------------------------------------------------------
 
     def status(self) -> SupervisorStatus:
         """Return what its workers and jobs do now, what waits, and what happened lately. For any thread."""
-        from wan_compat.protocol.status import MAX_LISTED_JOBS, MAX_WORKERS, SupervisorStatus
-        from wan_compat.supervisor.status_report import machine_status, worker_status
+        from wan_compat.supervisor.status_report import supervisor_status
 
-        notes, ended, counts = self._record().read()
-        living = self._runners.pool.living() if self._runners.pool is not None else []
+        pool = self._runners.pool
+        living = pool.living() if pool is not None else []
         with self._lock:
             busy = self._cpu.percents([worker.pid for worker, _ in living if worker.pid])
-        running = [job.status() for job in self._queue.running()[:MAX_LISTED_JOBS]]
-        return SupervisorStatus(
-            id=self.id,
-            pid=os.getpid(),
-            program=clean_text(self.program, 500),
-            version=__version__,
-            mode=self.mode.value,
-            started_unix_s=self._started_unix_s,
-            now_unix_s=time.time(),
-            paused=self._queue.paused,
-            draining=self._queue.draining,
-            max_workers=self.workers,
-            workers=tuple(
-                worker_status(worker, idle=idle, cpu_percent=busy.get(worker.pid))
-                for worker, idle in living[-MAX_WORKERS:]  # those that are just being ended come on top
-            ),
-            running=tuple(job for job in running if job.state == "running"),
-            queued=tuple(job.status() for job in self._queue.waiting(MAX_LISTED_JOBS)),
-            ended=ended,
-            queued_count=len(self._queue),
-            done_count=counts.get("done", 0),
-            failed_count=counts.get("failed", 0),
-            cancelled_count=counts.get("cancelled", 0),
-            notes=notes,
-            machine=machine_status(),
-        )
+        return supervisor_status(self, self._started_unix_s, self._queue, self._record(), living, busy)
 
     def find(self, job_id: str) -> Job[Any] | None:
         """Return a job that waits or runs."""
@@ -419,11 +367,6 @@ class Supervisor:
     ) -> None:
         self.close()
 
-    def _refusal(self, message: str, hint: str, model: str | None = None) -> RefusedByPolicy:
-        error = RefusedByPolicy(message, hint=hint)
-        audit_log.note_error(error, model=model, mode=self.mode.value)
-        return error
-
     # -- for the runners -----------------------------------------------------------------------------------------
 
     def _record(self) -> Records:
@@ -438,11 +381,11 @@ class Supervisor:
         from wan_compat.supervisor.worker_pool import WorkerPool
 
         return WorkerPool(
-            spawn_only=self._spawn_only,
+            spawn_only=self._options.spawn_only,
             zygote_program=self._zygote_program,
             workers=self.workers,
-            max_warm=self._max_warm,
-            max_idle_s=self._max_idle_s,
+            max_warm=self._options.max_warm,
+            max_idle_s=self._options.max_idle_s,
             name=self.id,
             tell=lambda worker, what: self._record().note("info", f"worker {worker}: {what}", worker=worker),
         )
@@ -456,7 +399,7 @@ class Supervisor:
 
     def _finish(self, job: Job[Any], outcome: Any) -> None:
         if isinstance(outcome, BaseException):
-            _forget_frames(outcome)
+            forget_frames(outcome)
         job.finish(outcome)
         records, status = self._record(), job.status()
         records.ended(status)
@@ -472,70 +415,16 @@ class Supervisor:
             self._record().note("warning", f"unusual: {event.what}", code="unusual", job=job.id, worker=event.worker)
 
     def _run(self, job: Job[Any], pool: WorkerPool, wake: Wake) -> None:
-        if self._closing or job.is_cancelled():
-            self._finish(job, JobCancelled("cancelled before it started"))
-        else:
-            self._finish(job, self._run_job(job, pool, wake))
-
-    def _run_job(
-        self, job: Job[Any], pool: WorkerPool, wake: Wake
-    ) -> VideoGenerationResult | ConversionReport | WanCompatError:
-        # A program that only submits to a served supervisor, or only checks, need not wait for what runs jobs.
-        from wan_compat.supervisor.job_context import JobContext
-        from wan_compat.supervisor.job_run import JobRun
-
         def is_over() -> bool:
-            wake.clear()
             return job.is_cancelled() or self._closing
 
-        context = JobContext(
-            pool=pool,
-            emit=lambda event: self._emit(job, event),
-            cancelled=is_over,
-            wake_fd=wake.fd,
-            policy=self.policy,
-            job=job.id,
-            hold=job.hold,
+        if is_over():
+            self._finish(job, JobCancelled("cancelled before it started"))
+            return
+        outcome = execute_job(
+            job, pool, wake, policy=self.policy, emit=lambda event: self._emit(job, event), is_over=is_over
         )
-        try:
-            if isinstance(job.request, ConversionRequest):
-                from wan_compat.supervisor.conversion import ConversionRun
-
-                return ConversionRun(job.request, context).execute()
-            return JobRun(job.request, context).execute()
-        except WanCompatError as error:
-            audit_log.note_error(error, model=job.request.model, mode=job.request.mode.value)
-            return error
-        except Exception as error:  # noqa: BLE001 - the runner must survive its own bugs; the job tells them
-            failure = limit_reached(error) or GenerationFailed(
-                f"internal error: {type(error).__name__}: {error}", hint="please report this with the traceback"
-            )
-            failure.__cause__ = error
-            return failure
-
-
-def _choice(kind: Any, value: Any, name: str) -> Any:
-    try:
-        return kind(value)
-    except ValueError as error:
-        known = ", ".join(repr(item.value) for item in kind)
-        raise InvalidRequest(f"{name} is {value!r}; known are {known}") from error
-
-
-def _number(value: int, least: int, most: int, name: str) -> int:
-    if not isinstance(value, int) or not least <= value <= most:
-        raise InvalidRequest(f"{name} is {value!r}; it is a whole number from {least} to {most}")
-    return value
-
-
-def _forget_frames(error: BaseException | None) -> None:
-    """Drop the local variables that an error's traceback keeps alive: buffers with whole videos are among them, for as
-    long as somebody keeps the job."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+        self._finish(job, outcome)
 
 
 def _close_at_exit(reference: weakref.ref[Supervisor]) -> None:

@@ -9,15 +9,18 @@ import collections
 import os
 import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
+from wan_compat._version import __version__
 from wan_compat.protocol.errors import EnvironmentLacks, clean_text
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.worker import Worker
 
 if TYPE_CHECKING:
-    from wan_compat.protocol.status import JobStatus, MachineStatus, Note, NoteLevel, WorkerStatus
+    from wan_compat.protocol.status import JobStatus, MachineStatus, Note, NoteLevel, SupervisorStatus, WorkerStatus
+    from wan_compat.protocol.values import Mode
+    from wan_compat.supervisor.job_queue import JobQueue
 
 _TEXT_CHARS = 500
 
@@ -59,6 +62,60 @@ class Records:
         """Return notes and ended jobs, newest first, and how many jobs ended in each state."""
         with self._lock:
             return tuple(self._notes), tuple(self._ended), dict(self._counts)
+
+
+class Named(Protocol):
+    """Of a supervisor, what it says of itself."""
+
+    id: str
+    program: str
+    mode: Mode
+    workers: int
+
+
+def supervisor_status(
+    named: Named,
+    started_unix_s: float,
+    queue: JobQueue,
+    records: Records,
+    workers: Sequence[tuple[Worker, bool]],
+    cpu_percents: Mapping[int, float],
+) -> SupervisorStatus:
+    """Return the status of a whole supervisor.
+
+    Args:
+        workers: Those that live, and whether each is idle.
+        cpu_percents: By process id.
+    """
+    from wan_compat.protocol.status import MAX_LISTED_JOBS, MAX_WORKERS, SupervisorStatus
+
+    notes, ended, counts = records.read()
+    running = [job.status() for job in queue.running()[:MAX_LISTED_JOBS]]
+    return SupervisorStatus(
+        id=named.id,
+        pid=os.getpid(),
+        program=clean_text(named.program, _TEXT_CHARS),
+        version=__version__,
+        mode=named.mode.value,
+        started_unix_s=started_unix_s,
+        now_unix_s=time.time(),
+        paused=queue.paused,
+        draining=queue.draining,
+        max_workers=named.workers,
+        workers=tuple(
+            worker_status(worker, idle=idle, cpu_percent=cpu_percents.get(worker.pid))
+            for worker, idle in workers[-MAX_WORKERS:]  # those that are just being ended come on top
+        ),
+        running=tuple(job for job in running if job.state == "running"),
+        queued=tuple(job.status() for job in queue.waiting(MAX_LISTED_JOBS)),
+        ended=ended,
+        queued_count=len(queue),
+        done_count=counts.get("done", 0),
+        failed_count=counts.get("failed", 0),
+        cancelled_count=counts.get("cancelled", 0),
+        notes=notes,
+        machine=machine_status(),
+    )
 
 
 def worker_status(worker: Worker, *, idle: bool, cpu_percent: float | None) -> WorkerStatus:
