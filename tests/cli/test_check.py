@@ -20,8 +20,8 @@ from tests.assets.tiny_wan import tiny_model
 from tests.cli.conftest import RunCli, command
 from tests.supervisor.test_check import HOSTILE, edit, snapshot
 from wan_compat.policies.judgement.identity import TASKS
-from wan_compat.supervisor.cli.check import Task
 from wan_compat.supervisor.cli.main import main
+from wan_compat.supervisor.cli.task_options import Task
 
 
 def built(folder: Path, name: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers") -> Path:

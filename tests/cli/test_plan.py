@@ -15,11 +15,13 @@ from tests.assets import single_files as made
 from tests.assets.corpus.repositories import BUILDERS
 from tests.assets.tiny_wan import tiny_model
 from wan_compat.policies.planning.contract import OptimizationPlan
+from wan_compat.policies.policy import Policy
 from wan_compat.protocol.plan import Cache, LayerwiseCasting, Offload
 from wan_compat.protocol.values import GenerationRequest
 from wan_compat.supervisor import installed
 from wan_compat.supervisor.cli import plan_options
 from wan_compat.supervisor.cli.main import main
+from wan_compat.supervisor.plan_report import plan_model
 
 CONTRACT = (
     "use_mixed_precision",
@@ -154,6 +156,28 @@ def test_modular_blocks_are_planned_with_what_they_can_do_and_not_offered_the_re
     assert {"none", "group", "leaf"} <= on_gpu and not on_gpu & {"model", "sequential"}
     for flags in (("--offload", "model", "--vram", "24GB"), ("--cache", "taylorseer")):
         assert run(capsys, "plan", tiny_model("modular_t2v"), *flags)[0] == 2
+
+
+def test_a_plan_keeps_to_the_limits_that_a_job_would_have():
+    request = GenerationRequest(model=str(tiny_model("t2v")), prompt="")
+    policy = Policy(memory_limit_bytes=400 << 20, allow_gpu=False)
+    assert plan_model(request, policy=policy).choice.machine.ram_limit_bytes == 400 << 20
+    narrow = request.model_copy(update={"memory_limit_bytes": 300 << 20})
+    assert plan_model(narrow, policy=policy).choice.machine.ram_limit_bytes == 300 << 20
+    # Of a machine that is only imagined, the limits are what was said of it.
+    imagined = plan_model(request, ram_bytes=1 << 30, vram_bytes=8 << 30, policy=policy).choice.machine
+    assert (imagined.ram_limit_bytes, imagined.vram_bytes) == (1 << 30, 8 << 30)
+
+
+def test_a_task_of_editing_is_planned_by_name(capsys):
+    assert run(capsys, "plan", tiny_model("lucy"), "--task", "edit", "--vram", "0")[0] == 0
+    code, _, error = run(capsys, "plan", tiny_model("t2v"), "--task", "edit", "--vram", "0")
+    assert code == 2 and "not edit" in error
+
+
+def test_a_gpu_to_plan_for_and_none_to_compute_on_contradict_each_other(capsys):
+    assert run(capsys, "plan", tiny_model("t2v"), "--vram", "8GB", "--device", "cpu")[0] == 2
+    assert run(capsys, "plan", tiny_model("t2v"), "--vram", "0", "--device", "cpu")[0] == 0
 
 
 @pytest.mark.parametrize("flags", [("--offload", "model"), ("--offload", "sequential"), ("--precision", "float16")])

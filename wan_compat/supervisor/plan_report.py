@@ -15,9 +15,10 @@ from wan_compat.policies.planning.machine import GpuFacts, MachineFacts
 from wan_compat.policies.policy import Policy
 from wan_compat.policies.requests import resolve_request
 from wan_compat.policies.tasks import Wish
-from wan_compat.protocol.errors import MemoryExceeded, ModelNotCompatible, WanCompatError
+from wan_compat.protocol.errors import InvalidRequest, MemoryExceeded, ModelNotCompatible, WanCompatError
 from wan_compat.protocol.values import GenerationRequest
 from wan_compat.supervisor.gpus import gpu_for
+from wan_compat.supervisor.job_context import narrower
 from wan_compat.supervisor.machine import read_machine, worker_machine
 from wan_compat.supervisor.model_choice import choose_model
 from wan_compat.supervisor.model_parts import changes_of, parts_of
@@ -106,21 +107,27 @@ class PlanReport:
 
 
 def plan_model(
-    request: GenerationRequest, *, vram_bytes: int | None = None, ram_bytes: int | None = None
+    request: GenerationRequest,
+    *,
+    vram_bytes: int | None = None,
+    ram_bytes: int | None = None,
+    policy: Policy | None = None,
 ) -> PlanReport:
     """Plan a job for this machine, or for one with other memory.
 
     Args:
         request: What would be generated; its prompt does not matter, and pictures need not be there.
         vram_bytes: Of a GPU to plan for instead of what is here; 0 plans without one.
-        ram_bytes: Main memory that a worker may take; None is what is free here.
+        ram_bytes: Main memory that a worker may take; None is what a job would be given here.
+        policy: What the job would run under; for a machine that is only imagined, its limits do not count.
 
     Raises:
         ModelNotCompatible: It has classes of its own, whose memory nobody knows.
         EnvironmentLacks: A part is wanted in a form that needs a package which is not installed.
+        InvalidRequest: A GPU to plan for, and none to compute on.
         InvalidRequest, ModelNotFound, ...: As `choose_model` and `resolve_request`.
     """
-    machine, why_not = _machine(vram_bytes, ram_bytes, request.device, request.gpu_memory_limit_bytes)
+    machine, why_not = _machine(request, vram_bytes, ram_bytes, policy or Policy())
     # A task is planned without its pictures; they are asked for when it runs.
     wish = None if request.task is None else Wish(task=request.task.value, media_later=True)
     model = choose_model(
@@ -160,20 +167,27 @@ def default_choice(facts: ModelFacts, host: HostFacts) -> Choice | None:
 
 
 def _machine(
-    vram_bytes: int | None, ram_bytes: int | None, device: str, vram_limit_bytes: int | None
+    request: GenerationRequest, vram_bytes: int | None, ram_bytes: int | None, policy: Policy
 ) -> tuple[MachineFacts, tuple[str, ...]]:
     """Return what to plan for, and what is wrong with GPUs that are left out of it."""
-    machine = dataclasses.replace(read_machine(), vram_limit_bytes=vram_limit_bytes)
-    limit = int(machine.ram_free_bytes * HOST_SHARE)
+    if vram_bytes and request.device == "cpu":
+        raise InvalidRequest("a GPU to plan for was given, and device 'cpu' too", hint="leave --vram or --device out")
+    machine = read_machine()
     if ram_bytes is not None:
-        limit = ram_bytes
         machine = dataclasses.replace(machine, ram_total_bytes=ram_bytes, ram_free_bytes=ram_bytes)
-    machine = dataclasses.replace(machine, ram_limit_bytes=limit)
+        limit = ram_bytes
+    else:
+        # As memory_limit() of policies/limits.py, which refuses what is said here by a plan that does not fit.
+        wanted = narrower(request.memory_limit_bytes, policy.memory_limit_bytes)
+        limit = int(machine.ram_free_bytes * HOST_SHARE) if wanted is None else min(wanted, machine.ram_total_bytes)
+    machine = dataclasses.replace(machine, ram_limit_bytes=limit, vram_limit_bytes=request.gpu_memory_limit_bytes)
     if vram_bytes is None:
-        found = gpu_for(device, Policy())
+        found = gpu_for(request.device, policy)
         # AMD's and Apple's are planned for, though no worker computes on them: it is told that nobody tried.
-        others = tuple(gpu for gpu in machine.gpus if gpu.vendor != "nvidia") if device == "auto" else ()
-        return dataclasses.replace(machine, gpus=others if found.gpu is None else (found.gpu,)), found.why_not
+        others = tuple(gpu for gpu in machine.gpus if gpu.vendor != "nvidia") if request.device == "auto" else ()
+        cap = narrower(request.gpu_memory_limit_bytes, policy.gpu_memory_limit_bytes)
+        gpus = others if found.gpu is None else (found.gpu,)
+        return dataclasses.replace(machine, gpus=gpus, vram_limit_bytes=cap), found.why_not
     if vram_bytes == 0:
         return dataclasses.replace(machine, gpus=()), ()
     capability = machine.gpu.compute_capability if machine.gpu is not None else None

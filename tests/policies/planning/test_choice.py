@@ -174,6 +174,20 @@ def test_storage_in_8_bits_halves_transformers_and_is_named(vram, name, official
     assert after[way].ram_bytes > sum(part.bytes_in("bfloat16") for part in official(name).weights.values())
 
 
+def test_what_ends_on_the_gpu_has_to_be_made_in_main_memory_first(official):
+    shape = official(LARGE)
+    stored = {fact.dtype for fact in shape.weights["transformer"].tensors.values()}
+    made = shape.weights["transformer"].made_in("bfloat16")
+    assert stored == {"F32"} and made > 0.9 * shape.weights["transformer"].bytes_in("bfloat16")
+    assert shape.weights["text_encoder"].made_in("bfloat16") == 0  # mapped as it lies there
+    assert choose(shape, P480, machine(80, ram=64)).chosen.candidate.name == "none"
+    short = {
+        item.candidate.name: item.short
+        for item in choose(shape, P480, machine(80, ram=24), Wishes(offload="none")).weighed
+    }
+    assert short["none"][0].startswith("loading takes")
+
+
 def test_two_experts_in_8_bits_take_turns_in_being_loaded_in_full(official):
     def ram(**wishes):
         chosen = choose(official(TWO), P480, machine(48, ram=200), Wishes(offload="model", **wishes)).weighed

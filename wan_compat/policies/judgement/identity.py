@@ -23,6 +23,7 @@ TASKS: Mapping[str, tuple[str, ...]] = {
     "vace": ("video_control",),
     "ti2v": ("text_to_video", "image_to_video"),
     "animate": ("character_animation",),
+    "edit": ("image_editing", "video_editing"),
     "t2i": ("text_to_video",),  # one frame of it; no Wan checkpoint makes images only
 }
 # Pipelines by task, where a model has several: `also_loads_as` of detection names them in no order.
@@ -132,17 +133,16 @@ def judge_task(answer: TaskAnswer) -> Iterator[Finding]:
 
 
 def alternatives(capabilities: tuple[str, ...], like: Architecture | None) -> tuple[str, ...]:
-    """Return official repositories with a pipeline for one of these capabilities, the same generation first."""
+    """Return official repositories with a pipeline for one of these capabilities, the same generation first; relatives'
+    where Wan has none of its own, one for each capability."""
 
     def rank(variant: Variant) -> tuple[bool, int]:
         return (like is not None and variant.version != like.version, -variant.experts)
 
-    able = [
-        variant
-        for variant in VARIANTS.values()
-        if variant.pipeline_class
-        and variant.pipeline_class.startswith("Wan")
-        and variant.repository
-        and set(capabilities[:1]) & set(variant.capabilities)
-    ]
-    return tuple(variant.repository for variant in sorted(able, key=rank)[:2] if variant.repository)
+    runnable = [variant for variant in VARIANTS.values() if variant.pipeline_class and variant.repository]
+    own = [item for item in runnable if item.pipeline_class and item.pipeline_class.startswith("Wan")]
+    able = sorted((item for item in own if set(capabilities[:1]) & set(item.capabilities)), key=rank)[:2]
+    if not able:
+        found = (next((item for item in runnable if one in item.capabilities), None) for one in capabilities)
+        able = [item for item in found if item is not None]
+    return tuple(item.repository for item in able if item.repository)

@@ -151,7 +151,8 @@ def _evaluate(shape: ModelShape, job: Job, machine: MachineFacts, candidate: Can
         short.append(f"{phase} takes {_gigabytes(vram)} of VRAM, {_gigabytes(machine.vram_bytes)} can be had")
     if ram > machine.ram_limit_bytes:
         phase = max(phases, key=lambda name: phases[name].ram_bytes)
-        short.append(f"{phase} takes {_gigabytes(ram)} of memory, {_gigabytes(machine.ram_limit_bytes)} can be had")
+        what = "loading" if phases[phase].is_loading else phase
+        short.append(f"{what} takes {_gigabytes(ram)} of memory, {_gigabytes(machine.ram_limit_bytes)} can be had")
     return Evaluated(candidate, phases, vram, ram, tuple(short))
 
 

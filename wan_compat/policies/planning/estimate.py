@@ -72,12 +72,21 @@ class PhaseMemory:
     overhead: int = 0  # of the process itself, in main memory
     device_overhead: int = 0
     on_gpu: bool = False
-    loading: int = 0  # of weights in main memory, before layers were stored in fewer bits
+    loading: int = 0  # of weights in main memory at the most, before any phase
 
     @property
     def counted(self) -> int:
         """The bytes of tensors where it is computed, as `workers/memory_count.py` counts them."""
         return self.weights + self.tensors
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether main memory holds most while weights are loaded, before the phase itself."""
+        return self.loading > self._held
+
+    @property
+    def _held(self) -> int:
+        return self.host_weights if self.on_gpu else self.weights + math.ceil(self.work * ALLOCATOR_SHARE)
 
     @property
     def vram_bytes(self) -> int:
@@ -87,13 +96,12 @@ class PhaseMemory:
 
     @property
     def ram_bytes(self) -> int:
-        held = self.host_weights if self.on_gpu else self.weights + math.ceil(self.work * ALLOCATOR_SHARE)
-        return max(held, self.loading) + self.overhead
+        return max(self._held, self.loading) + self.overhead
 
 
 def estimate(shape: ModelShape, job: Job, setting: Setting) -> Mapping[Phase, PhaseMemory]:
     """Return the memory of each phase that this model has."""
-    loading = _loaded_one_by_one(shape, setting) if setting.plan.layerwise_casting is not None else 0
+    loading = _loading(shape, setting)
     shape = shape if setting.plan.layerwise_casting is None else shape.cast
     work = _work(shape, job, setting)
     found = {phase: _resident(shape, setting, phase, work[phase]) for phase in PHASES if phase in work}
@@ -252,8 +260,13 @@ def part_bytes(shape: ModelShape, setting: Setting) -> Mapping[str, int]:
     return {name: part.bytes_in(_dtype_of(name, setting)) for name, part in shape.weights.items()}
 
 
-def _loaded_one_by_one(shape: ModelShape, setting: Setting) -> int:
-    """Bytes of all weights while an expert is loaded that is not stored in 8 bits yet; the other may be so already."""
+def _loading(shape: ModelShape, setting: Setting) -> int:
+    """Bytes of weights that are in main memory while they are loaded, where that is more than what stays there."""
+    if setting.plan.layerwise_casting is None:
+        # What ends on the GPU was made in main memory first, all of it.
+        on_gpu = setting.device == "cuda" and setting.plan.offload == "none"
+        return sum(part.made_in(_dtype_of(name, setting)) for name, part in shape.weights.items()) if on_gpu else 0
+    # An expert that is not stored in 8 bits yet, beside all else; the other one may be so already.
     before, after = part_bytes(shape, setting), part_bytes(shape.cast, setting)
     return sum(after.values()) + max((before[name] - after[name] for name in shape.experts), default=0)
 

@@ -61,6 +61,7 @@ _STORED = 1  # bytes of a number in either of the 8-bit floats
 @dataclasses.dataclass(frozen=True)
 class _Bytes:
     total: int
+    made: int
     largest_block: int
     outside_blocks: int
     largest_tensor: int
@@ -103,6 +104,11 @@ class ComponentWeights:
         """Return the bytes of all tensors, loaded in a precision."""
         return self._bytes[dtype].total
 
+    def made_in(self, dtype: Dtype) -> int:
+        """Return the bytes of what loading makes: all that is wanted in another form than the files'. The rest is
+        mapped from them, and the kernel may drop it."""
+        return self._bytes[dtype].made
+
     def largest_block(self, dtype: Dtype) -> int:
         """Return the bytes of the largest of the repeated blocks; 0 where there are none."""
         return self._bytes[dtype].largest_block
@@ -126,15 +132,17 @@ class ComponentWeights:
     def _count(self, dtype: Dtype) -> _Bytes:
         blocks: dict[str, int] = {}
         converted: dict[str, int] = {}
-        total = largest = outside = 0
+        total = largest = outside = made_at_all = 0
         if self.is_folded_at_all:
             # In float32 as they were read, and in the precision in which they are computed with.
-            total = outside = self.laid_over * (ITEMSIZE["float32"] + ITEMSIZE[dtype])
+            total = outside = made_at_all = self.laid_over * (ITEMSIZE["float32"] + ITEMSIZE[dtype])
         for name, tensor in self._once.items():
             size = self._one(name, tensor, dtype)
             total, largest = total + size, max(largest, size)
             wanted = "F32" if self._is_kept(name, dtype) else _NAMES_IN_HEADERS[dtype]
-            made = 0 if tensor.dtype == wanted or name in _TIED else size
+            made = 0 if tensor.dtype == wanted else size
+            made_at_all += made
+            made = 0 if name in _TIED else made  # rows of a table are made one by one, where it stays in its file
             found = _BLOCK.match(name)
             if found is not None:
                 blocks[found[0]] = blocks.get(found[0], 0) + size
@@ -143,6 +151,7 @@ class ComponentWeights:
                 outside += made
         return _Bytes(
             total=total,
+            made=made_at_all,
             largest_block=max(blocks.values(), default=0),
             outside_blocks=total - sum(blocks.values()),
             largest_tensor=largest,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -24,24 +23,12 @@ from wan_compat.supervisor.cli.parts_options import (
 )
 from wan_compat.supervisor.cli.quantities import show_bytes
 from wan_compat.supervisor.cli.session import Session, can_redraw
+from wan_compat.supervisor.cli.task_options import Task
 from wan_compat.supervisor.cli.verification import PublicKey, Verify, describe
 from wan_compat.supervisor.cli.verification import verify as verify_files
 
 if TYPE_CHECKING:
     from wan_compat.supervisor.check import ModelReport
-
-
-class Task(enum.StrEnum):
-    """The keys of `policies.judgement.identity.TASKS`; tests/cli/test_check.py holds the two in step."""
-
-    T2V = "t2v"
-    I2V = "i2v"
-    FLF2V = "flf2v"
-    V2V = "v2v"
-    VACE = "vace"
-    TI2V = "ti2v"
-    ANIMATE = "animate"
-    T2I = "t2i"
 
 
 def check(

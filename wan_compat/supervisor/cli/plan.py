@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wan_compat.supervisor.cli.check import Task
 from wan_compat.supervisor.cli.options import Json, Quiet, Verbose
 from wan_compat.supervisor.cli.parts_options import (
     Components,
@@ -34,6 +33,7 @@ from wan_compat.supervisor.cli.plan_options import (
 )
 from wan_compat.supervisor.cli.quantities import parse_bytes, show_bytes
 from wan_compat.supervisor.cli.session import Session
+from wan_compat.supervisor.cli.task_options import Task
 
 if TYPE_CHECKING:
     from wan_compat.policies.planning.choice import Evaluated
@@ -99,6 +99,7 @@ def plan(
 
     from wan_compat.supervisor.cli.runner import build_request
     from wan_compat.supervisor.plan_report import plan_model
+    from wan_compat.supervisor.settings import load_settings
 
     files = {
         "components": components,
@@ -128,7 +129,7 @@ def plan(
         layerwise_casting=layerwise_casting.value if layerwise_casting else None,
         **parts_fields(files, lora, quantize),
     )
-    report = plan_model(request, vram_bytes=vram, ram_bytes=ram)
+    report = plan_model(request, vram_bytes=vram, ram_bytes=ram, policy=load_settings().policy)
     if session.json:
         session.document(report.to_json())
     else:

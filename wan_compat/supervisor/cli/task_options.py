@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 
-# The values of protocol.values.Task, for the reason that options.py gives; tests/cli/test_main.py compares the two.
+# The values of protocol.values.Task, for the reason that options.py gives; tests/cli/test_main.py compares the two, and
+# tests/cli/test_check.py those that `check` answers.
 class Task(enum.StrEnum):
     T2V = "t2v"
     I2V = "i2v"
