@@ -107,9 +107,9 @@ def encoder_quits(
     with_copy: bool = True,
     words: str = "x264 broke",
     status: int = 7,
-    only: str = "",
+    only: tuple[str, ...] = (),
 ) -> Outside:
-    """An encoder that ends so, that often (None: always); `only` those with a word in their command line."""
+    """An encoder that ends so, that often (None: always); `only` those with one of these words in their command line."""
 
     @contextlib.contextmanager
     def outside() -> Iterator[Callable[[ev.Event], None]]:
@@ -117,7 +117,7 @@ def encoder_quits(
         program = str(PROGRAMS / "encoder_quits.py")
 
         def argv(*args: Any, **options: Any) -> Any:
-            if (left[0] is not None and left[0] <= 0) or (only and only not in args[0]):
+            if (left[0] is not None and left[0] <= 0) or (only and not set(only) & set(args[0])):
                 return original(*args, **options)
             left[0] = None if left[0] is None else left[0] - 1
             return [sys.executable, program, str(int(after_frames * FRAME_BYTES)), words, str(status)]
@@ -243,7 +243,11 @@ CASES = (
         "encoder ends early without a word", "encoding", "encoding_failed", outside=encoder_quits(3.5, 1, words="", status=0)
     ),
     Case(
-        "one encoder dies every time", "encoding", "encoding_failed", outside=encoder_quits(3.5, None, only="libx264")
+        "one encoder dies every time", "encoding", "encoding_failed", outside=encoder_quits(3.5, None, only=("libx264",))
+    ),
+    Case(
+        "the encoders of two codecs die every time", "encoding", "encoding_failed",
+        outside=encoder_quits(3.5, None, only=("libx264", "libx265")),
     ),
     Case("ffmpeg lacks the usual encoder", "encoding", "", warns="libx264", outside=encoder_lacks),
     Case(

@@ -84,13 +84,13 @@ class Faults:
     def quits(self, after_frames: float, words: str, status: int, times: int | None = None) -> None:
         self.argv(program("encoder_quits.py", int(after_frames * FRAME_BYTES), words, status), times)
 
-    def codec_quits(self, encoder_name: str) -> None:
-        """Only one of ffmpeg's encoders is broken."""
+    def codec_quits(self, *names: str) -> None:
+        """Only these of ffmpeg's encoders are broken."""
         original, broken = encoder.confined_argv, program("encoder_quits.py", FRAME_BYTES, "broken", 1)
         self.patch.setattr(
             encoder,
             "confined_argv",
-            lambda argv, **options: broken() if encoder_name in argv else original(argv, **options),
+            lambda argv, **options: broken() if {*names} & {*argv} else original(argv, **options),
         )
 
     def hangs(self) -> None:
@@ -307,6 +307,16 @@ def test_a_codec_that_nobody_asked_for_by_name_gives_way_to_the_next_one(tmp_pat
         with prepare_delivery(tmp_path / "named.mp4", spec_of(FRAMES), 16, named) as output:
             with pytest.raises(EncodingFailed):
                 deliver(output, views(), timeout_s=60)
+
+
+def test_each_codec_of_the_container_is_tried(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        Faults(patch).codec_quits("libx264", "libx265")
+        with prepare_delivery(tmp_path / "fox.mp4", spec_of(FRAMES), 16) as output:
+            deliver(output, views(), timeout_s=60)
+            report = output.commit()
+    assert (report.codec, report.num_frames) == ("av1", len(FRAMES))
+    assert [step["outcome"][:6] for step in output.recovery] == ["failed", "failed", "succee"]
 
 
 def test_an_ffmpeg_without_the_usual_encoder_uses_another_and_says_so(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Frames whose encoder failed, from their copy on disk: a video in another way, or kept where a person can finish it.
 
-    again     the same, then another codec, on another disk (rescue.py knows how)
+    again     the same, then other codecs, on another disk (rescue.py knows how)
     kept      a folder of PNG pictures beside the output, or the copy itself where even that has no room
 
 The error says where they are, and which command finishes the video.
@@ -31,7 +31,7 @@ from wan_compat.supervisor.encoder import EncoderProcess, spawn_encoder
 from wan_compat.supervisor.frame_files import PngWriter
 from wan_compat.supervisor.output_folder import prepare_folder
 from wan_compat.supervisor.read_back import verify_video
-from wan_compat.supervisor.rescue import PlanCodec, make_room, other_codec, room_elsewhere
+from wan_compat.supervisor.rescue import PlanCodec, make_room, other_codecs, room_elsewhere
 from wan_compat.supervisor.spill import Spill
 
 RETRY_TIMEOUT_S = 1800.0
@@ -108,8 +108,7 @@ class FrameRescue:
         if isinstance(failure, _HOPELESS):
             return
         yield "encoded again from the kept frames", self._encode_again
-        other = other_codec(self._config, self._plan_codec) if self._plan_codec is not None else None
-        if other is not None:
+        for other in other_codecs(self._config, self._plan_codec) if self._plan_codec is not None else ():
             named = CODECS[other.codec].label
             yield f"encoded as {named}, which not every player has", functools.partial(self._encode_as, other)
 

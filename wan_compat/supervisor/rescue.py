@@ -1,6 +1,6 @@
 """What else can be done with the copy of the frames when an encoder failed with them: another codec, another disk.
 
-    dies, hangs, writes nonsense     again; then the container's next codec, if none was asked for by name
+    dies, hangs, writes nonsense     again; then the container's other codecs, if none was asked for by name
     disk full                        onto a disk that has room, then the copy goes, and the video comes to its place
 
 The frames are kept until there is a video that was read back; what is done with them then, delivery.py says.
@@ -43,7 +43,7 @@ def with_encoder(config: EncodingConfig, plan: PlanCodec | None) -> EncodingConf
     except FfmpegMissing:
         raise
     except EnvironmentLacks as error:
-        other = other_codec(config, plan) if plan is not None else None
+        other = next(other_codecs(config, plan), None) if plan is not None else None
         if other is None:
             raise
         wanted, made = CODECS[config.codec].label, CODECS[other.codec].label
@@ -52,18 +52,19 @@ def with_encoder(config: EncodingConfig, plan: PlanCodec | None) -> EncodingConf
     return config
 
 
-def other_codec(config: EncodingConfig, plan: PlanCodec) -> EncodingConfig | None:
-    """Return the plan for the next codec of the container that has the same quality and an encoder here."""
+def other_codecs(config: EncodingConfig, plan: PlanCodec) -> Iterator[EncodingConfig]:
+    """Yield the plans for the other codecs of the container that have the same quality and an encoder here."""
     for name in config.format.codecs:
         if name == config.codec or CODECS[name].lossless != CODECS[config.codec].lossless:
             continue
-        with contextlib.suppress(InvalidRequest, EnvironmentLacks, FfmpegMissing):
+        try:
             found = plan(name)
             require_encoder(found, find_ffmpeg())
-            kept = {key: value for key, value in config.additional_params.items() if key in _KEPT}
-            found.additional_params.update(kept)
-            return found
-    return None
+        except (InvalidRequest, EnvironmentLacks):  # and without any ffmpeg, too
+            continue
+        kept = {key: value for key, value in config.additional_params.items() if key in _KEPT}
+        found.additional_params.update(kept)
+        yield found
 
 
 @contextlib.contextmanager
