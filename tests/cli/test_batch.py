@@ -35,7 +35,7 @@ from wan_compat.supervisor.batch.leases import STALE_S, Owner
 from wan_compat.supervisor.batch.reading import FORMATS
 from wan_compat.supervisor.batch.status import read_status
 from wan_compat.supervisor.cli import main
-from wan_compat.supervisor.cli.batch import FormatIn
+from wan_compat.supervisor.cli.batch_run import FormatIn
 from wan_compat.supervisor.cli.batch_view import BatchBars
 from wan_compat.supervisor.cli.session import Session
 
