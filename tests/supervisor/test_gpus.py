@@ -18,7 +18,7 @@ from wan_compat.policies.policy import Policy
 from wan_compat.protocol import errors
 from wan_compat.protocol.values import ComponentSpec, GpuSpec, Mode, PipelineSpec
 from wan_compat.sandbox.spec import Bind, StaticFile
-from wan_compat.supervisor import doctor, gpu_grant, gpu_memory, gpus, nvml, worker_pool
+from wan_compat.supervisor import doctor, gpu_grant, gpu_memory, gpus, job_plan, nvml, worker_pool
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.dry_run import look_ahead
 from wan_compat.supervisor.worker_order import WorkerOrder
@@ -143,6 +143,13 @@ def test_a_plan_is_for_the_chosen_gpu_below_its_cap_and_the_policy_can_forbid_it
         assert (pipeline.device, pipeline.gpu) == ("cpu", None)
     with pytest.raises(errors.RefusedByPolicy, match="no GPU"):
         look_ahead(request_for(device="cuda"), Policy(allow_gpu=False))
+
+
+def test_a_repositorys_own_pipeline_takes_no_gpu_and_says_so_where_one_was_asked_for(driver, request_for, monkeypatch):
+    monkeypatch.setattr(job_plan, "shape_of", lambda model: None)
+    with pytest.raises(errors.InvalidRequest, match="on the processor"):
+        look_ahead(request_for(device="cuda"), Policy())
+    assert look_ahead(request_for(), Policy()).model.pipeline.device == "cpu"
 
 
 def test_a_gpu_that_does_not_work_in_a_worker_is_given_up_once_and_the_video_is_made(on_gpu, request_for) -> None:

@@ -46,6 +46,12 @@ def plan_job(
     wishes = wishes_of(request)
     shape = shape_of(model)
     if shape is None:
+        if wishes.on_gpu:
+            raise InvalidRequest(
+                f"device {request.device!r} is for diffusers' pipelines; this one is of the repository, and is "
+                "computed on the processor",
+                hint="leave --device out",
+            )
         if wishes != Wishes():
             raise InvalidRequest(
                 "precision, offload, tiling, attention, casting and caches are for diffusers' pipelines; this one is "

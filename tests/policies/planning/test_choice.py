@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from wan_compat.policies.planning.candidates import Wishes
+from wan_compat.policies.planning.candidates import Wishes, candidates
 from wan_compat.policies.planning.choice import choose, require_fit
 from wan_compat.policies.planning.contract import plan_of
 from wan_compat.policies.planning.courses import Job
@@ -211,6 +211,28 @@ def test_storage_in_8_bits_is_refused_where_weights_have_to_stay_as_they_are(off
     shape = dataclasses.replace(shape, weights={**shape.weights, "transformer": folded})
     with pytest.raises(InvalidRequest, match="transformer is quantised"):
         choose(shape, P480, machine(24), Wishes(layerwise_casting="float8_e4m3fn"))
+
+
+def test_any_wishes_end_in_a_plan_or_in_what_is_wrong_with_them(official):
+    offloads = (None, "none", "model", "group", "sequential", "full")
+    for here in (machine(), machine(24), machine(24, capability=(7, 5))):
+        for offload, precision, tiling, on_gpu in itertools.product(
+            offloads, ("auto", "float32", "bfloat16", "float16"), (None, True, False), (False, True)
+        ):
+            wishes = Wishes(precision=precision, offload=offload, vae_tiling=tiling, on_gpu=on_gpu)
+            try:
+                found = candidates(official(SMALL), P480, here, wishes)
+            except InvalidRequest as error:
+                assert error.fixes
+                continue
+            assert found and (not on_gpu or {item.setting.device for item in found} == {"cuda"})
+
+
+def test_a_gpu_that_was_asked_for_is_not_replaced_by_the_processor(official):
+    assert choose(official(LARGE), P720, machine(4)).chosen.candidate.setting.device == "cpu"
+    choice = choose(official(LARGE), P720, machine(4), Wishes(on_gpu=True))
+    with pytest.raises(MemoryExceeded, match="VRAM"):
+        require_fit(choice, "m")
 
 
 def test_old_gpus_get_float16(official):

@@ -74,7 +74,7 @@ _BLOCKS_FROM_DISK = GroupOffload(level="block_level", disk=True)
 
 @dataclasses.dataclass(frozen=True)
 class Wishes:
-    """What a user asked for by name; None and "auto" leave it to the plan."""
+    """What a user asked for by name; None and "auto" leave it to the plan. `on_gpu`: no processor instead of a GPU."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     offload: Offload | None = None
@@ -82,6 +82,7 @@ class Wishes:
     cache: Cache | None = None
     attention_backend: str | None = None
     layerwise_casting: LayerwiseCasting | None = None
+    on_gpu: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,8 @@ def candidates(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishe
     """
     _check(shape, machine, wishes)
     found = list(_on_gpu(shape, job, machine, wishes)) if machine.gpu is not None else []
-    found += _on_cpu(shape, job, machine, wishes)
+    if not wishes.on_gpu:
+        found += _on_cpu(shape, job, machine, wishes)
     if wishes.layerwise_casting is not None:
         words = f"layers of the transformer are stored in {wishes.layerwise_casting}, as was asked for (changes pixels)"
         found = [dataclasses.replace(item, cost=item.cost * _CAST, reasons=(*item.reasons, words)) for item in found]
@@ -135,7 +137,12 @@ def _check(shape: ModelShape, machine: MachineFacts, wishes: Wishes) -> None:
             hint="use --offload group, or leave --offload out",
         )
     if machine.gpu is not None:
+        if wishes.offload == "full" and (wishes.on_gpu or wishes.precision == "float16"):
+            what = "a GPU was asked for" if wishes.on_gpu else "float16 is for GPUs"
+            raise InvalidRequest(f"offload 'full' computes on the processor, and {what}", hint="leave --offload out")
         return
+    if wishes.on_gpu:
+        raise InvalidRequest("a GPU was asked for, and there is none here", hint="leave --device out")
     if wishes.offload in ("model", "sequential"):
         raise InvalidRequest(
             f"offload {wishes.offload!r} moves models between a GPU and main memory; there is no GPU here",

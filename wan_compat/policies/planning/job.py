@@ -68,6 +68,7 @@ def wishes_of(request: GenerationRequest) -> Wishes:
         cache=request.cache,
         attention_backend=request.attention_backend,
         layerwise_casting=request.layerwise_casting,
+        on_gpu=request.device.startswith("cuda"),
     )
 
 
