@@ -29,7 +29,7 @@ from wan_compat.protocol.errors import (
 from wan_compat.protocol.results import GenerationMetadata, OutputReport, SandboxReport, Timings, VideoGenerationResult
 from wan_compat.protocol.values import GenerationRequest
 from wan_compat.supervisor import events as ev
-from wan_compat.supervisor.batch import room, runner
+from wan_compat.supervisor.batch import endings, room, runner
 from wan_compat.supervisor.batch.contract import Outcome, RunOptions
 from wan_compat.supervisor.batch.folder import BatchFolder
 from wan_compat.supervisor.batch.journal import Follower, Journal
@@ -129,7 +129,7 @@ def items() -> list[Item]:
 def run(tmp_path: Path, items: list[Item], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
     monkeypatch.setattr(runner, "LOOK_S", 0.01)
     monkeypatch.setattr(room, "LOOK_AGAIN_S", 0.01)
-    monkeypatch.setattr(runner, "LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr(endings, "LOOK_AGAIN_S", 0.01)
 
     def once(supervisor: StandIn, **options: Any) -> Ran:
         folder = BatchFolder(tmp_path / "out")
@@ -201,7 +201,7 @@ def test_a_disk_that_is_full_for_a_job_is_waited_for_and_not_forever(
 
 
 def test_a_full_disk_that_is_not_the_batchs_fails_the_item(run: Callable[..., Ran]) -> None:
-    ran = run(StandIn(*[fails(DiskExceeded("no room elsewhere"))] * (runner.MAX_DISK_FAILURES + 1), done))
+    ran = run(StandIn(*[fails(DiskExceeded("no room elsewhere"))] * (endings.MAX_DISK_FAILURES + 1), done))
     assert [record.code for record in ran.of(Failed)] == ["disk_exceeded"] and ran.outcome.done == 2
 
 
