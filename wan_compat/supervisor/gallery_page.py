@@ -121,7 +121,7 @@ def _summary(entries: Sequence[GalleryEntry]) -> str:
         ("failed", str(count["failed"]), "failed"),
         ("waiting", str(count["waiting"]), "waiting"),
         ("time", duration(total_s), "total time"),
-        ("pace", f"{sum(seconds for seconds, _ in timed) / frames:.3g} s" if frames else "–", "per frame"),
+        ("pace", duration(sum(seconds for seconds, _ in timed) / frames) if frames else "–", "per frame"),
         ("frames", f"{frames:,}".replace(",", " "), "frames"),
     ]
     tiles = "".join(
@@ -289,7 +289,9 @@ def _phases(timings: Mapping[str, float]) -> list[tuple[int, str, float]]:
 
 
 def duration(seconds: float) -> str:
-    """Return `0.42 s`, `42 s`, `3 min 05 s` or `2 h 03 min`."""
+    """Return `40 ms`, `0.42 s`, `42 s`, `3 min 05 s` or `2 h 03 min`."""
+    if seconds < 0.1:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 10:
         return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -82,6 +82,7 @@ def demo(
         if dry_run:
             show_outlook(session, request)
             return 0
+        session.note(f"Model: {model}")
         session.note(f'Prompt: "{request.prompt}"')
         if variant is None:
             session.note(describe_understood(understand(request.prompt)))
