@@ -177,6 +177,8 @@ def _nearest(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishes)
         return any(item.fits for item in _weigh(shape, other, machine, wishes))
 
     lengths = _lengths(shape, job)
+    if not lengths:  # the first chunk alone is longer
+        return None
     sizes = list(_smaller(shape, job))
     for sized in sizes:
         if not fits(_with_frames(sized, lengths[0])):

@@ -15,6 +15,7 @@ from wan_compat.policies.planning.weights import ComponentWeights
 from wan_compat.protocol.sources import Quantization
 
 _MAX = 1 << 20
+_MAX_RES_BLOCKS = 64  # of a level of the VAE; they are walked through one by one, and a model may say any number
 _CHUNKS = (1, 3, 3, 3, 3, 3, 3, 2)
 # Of WanAnimate2Transformer3DModel, for what the others have.
 _OTHER_WORDS = {
@@ -155,7 +156,7 @@ def vae_shape(config: Mapping[str, Any]) -> VaeShape:
         decoder_base_dim=_size(config, "decoder_base_dim", base),
         z_dim=_size(config, "z_dim", 16),
         dim_mult=factors,
-        num_res_blocks=_size(config, "num_res_blocks", 2),
+        num_res_blocks=_size(config, "num_res_blocks", 2, _MAX_RES_BLOCKS),
         temperal_downsample=tuple(bool(item) for item in downwards)
         if known and isinstance(downwards, list)
         else tuple(index > 0 for index in range(len(factors) - 1)),
@@ -188,10 +189,10 @@ def text_shape(tensors: Mapping[str, TensorFact]) -> TextEncoderShape | None:
     )
 
 
-def _size(config: Mapping[str, Any], key: str, default: int) -> int:
+def _size(config: Mapping[str, Any], key: str, default: int, at_most: int = _MAX) -> int:
     """Return a size; what is no sensible number is refused by model_fit.py, and counts as the default here."""
     value = config.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX else default
+    return value if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= at_most else default
 
 
 def _sizes(config: Mapping[str, Any], key: str, default: tuple[int, ...], at_most: int = 8) -> tuple[int, ...]:
