@@ -20,6 +20,7 @@ from tests.assets.tiny_wan import tiny_model
 from tests.cli.conftest import RunCli, command
 from tests.supervisor.test_check import HOSTILE, edit, snapshot
 from wan_compat.policies.judgement.identity import TASKS
+from wan_compat.supervisor.cli.check_view import _columns_that_fit
 from wan_compat.supervisor.cli.main import main
 from wan_compat.supervisor.cli.task_options import Task
 
@@ -141,6 +142,13 @@ def test_hostile_folders_end_in_words_and_a_code(capsys: pytest.CaptureFixture[s
         assert time.perf_counter() - started < 10 and code in (4, 5), (code, out, err)
         assert "Traceback" not in out + err and not set("\x1b\x07\u202e") & set(out + err)
     assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize(("width", "shown"), [(100, 5), (60, 4), (48, 3), (40, 2), (10, 2)])
+def test_a_narrow_terminal_gets_fewer_columns(width: int, shown: int) -> None:
+    rows = [("text_encoder", "UMT5EncoderModel", "float16", "102,592", "205 kB"), ("vae", "W" * 22, "-", "-", "4 MB")]
+    columns = _columns_that_fit(rows, width)
+    assert len(columns) == shown and columns[0] == 0 and columns[-1] == 4
 
 
 def test_a_terminal_gets_colours_and_no_color_is_heard(tmp_path: Path, environment: dict[str, str]) -> None:

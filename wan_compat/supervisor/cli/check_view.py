@@ -103,6 +103,17 @@ def component_rows(report: ModelReport) -> list[tuple[str, ...]]:
     ]
 
 
+def _columns_that_fit(rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Return which columns a terminal of `width` has room for: a narrow one gets fewer, and no words in pieces."""
+    widths = [max(len(row[column]) for row in (_COLUMNS, *rows)) for column in range(len(_COLUMNS))]
+    shown = list(range(len(_COLUMNS)))
+    for name in ("parameters", "dtype", "class"):
+        if sum(widths[column] + 2 for column in shown) - 2 <= width:
+            break
+        shown.remove(_COLUMNS.index(name))
+    return shown
+
+
 def needs(report: ModelReport) -> Iterator[tuple[str, str]]:
     """Yield what the model needs and what this machine has."""
     wanted, host = report.requirements, report.host
@@ -152,10 +163,12 @@ def _show_rich(report: ModelReport, session: Session, stream: TextIO) -> None:
     rows = component_rows(report)
     if rows:
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-        for name in _COLUMNS:
+        shown = _columns_that_fit(rows, console.width - 2)
+        for column in shown:
+            name = _COLUMNS[column]
             table.add_column(name, justify="right" if name in _NUMBERS else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(row[column]) for column in shown))
         console.print(Padding(table, (1, 0, 0, 2)))
     console.print()
     for name, value in needs(report):
