@@ -13,7 +13,7 @@ import pytest
 from tests.assets.tiny_wan import tiny_model
 from wan_compat import GenerationRequest, Supervisor
 from wan_compat.policies.facts import FileFact
-from wan_compat.supervisor import job_run
+from wan_compat.supervisor import job_run, job_worker
 from wan_compat.supervisor.admitted_files import check_unchanged
 from wan_compat.supervisor.hashing import FileChanged
 from wan_compat.supervisor.inspection import read_facts
@@ -94,19 +94,19 @@ def test_weights_rewritten_in_place_while_a_worker_uses_them_make_no_video(
     shutil.copytree(tiny_model("t2v"), model)
     weights = model / "transformer" / "diffusion_pytorch_model.safetensors"
 
-    def before(name: str) -> None:
+    def before(kind: type, name: str) -> None:
         """Rewrite the weights when the job is about to take this step: the worker has them mapped already."""
-        original = getattr(job_run.JobRun, name)
+        original = getattr(kind, name)
 
         def step(self: Any, *arguments: Any) -> Any:
             rewrite(weights)
             return original(self, *arguments)
 
-        monkeypatch.setattr(job_run.JobRun, name, step)
+        monkeypatch.setattr(kind, name, step)
 
-    for name in ("_load", "_stream"):
+    for kind, name in ((job_worker.JobWorker, "load"), (job_run.JobRun, "_stream")):
         with monkeypatch.context():
-            before(name)
+            before(kind, name)
             with pytest.raises(FileChanged, match="transformer") as caught:
                 supervisor.generate(request_for(model, output))
             assert caught.value.exit_code == 4

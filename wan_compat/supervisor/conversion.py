@@ -17,7 +17,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
 
 from wan_compat.policies.conversion import ConversionPlan, PlannedFile, Source, choose_sources, plan_conversion
 from wan_compat.policies.detection import detect
@@ -53,7 +52,7 @@ from wan_compat.protocol.results import ConversionReport, ConvertedFile, Sandbox
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.inspection import read_facts, read_model
-from wan_compat.supervisor.job_context import JobContext
+from wan_compat.supervisor.job_context import JobContext, narrower
 from wan_compat.supervisor.new_folder import new_folder, refuse_target
 from wan_compat.supervisor.phase_timeout import phase_timeout
 from wan_compat.supervisor.repair import copy_file
@@ -61,8 +60,6 @@ from wan_compat.supervisor.restart_guard import conversion_key_of
 from wan_compat.supervisor.worker import Worker
 from wan_compat.supervisor.worker_log import open_log_file
 from wan_compat.supervisor.worker_order import WorkerOrder
-
-N = TypeVar("N", int, float)
 
 _SPARE_BYTES = 64 << 20  # documents, and what else is written meanwhile
 _TELL_S = 0.2
@@ -77,7 +74,7 @@ class ConversionRun:
         self._context = context
         self._started = time.monotonic()
         self._phase: ev.PhaseName = "start_worker"
-        self._timeout_s = _narrower(request.timeout_s, context.policy.timeout_s)
+        self._timeout_s = narrower(request.timeout_s, context.policy.timeout_s)
         self._clock = PhaseClock(Deadlines())
         self._done = self._total = 0
         self._pace = Pace()
@@ -103,7 +100,7 @@ class ConversionRun:
         source_bytes = sum(source.fact.size for source in sources)
         if not request.dry_run:
             _require_room(os.path.dirname(output), source_bytes)
-        requested = _narrower(request.memory_limit_bytes, context.policy.memory_limit_bytes)
+        requested = narrower(request.memory_limit_bytes, context.policy.memory_limit_bytes)
         order = WorkerOrder(
             admitted=tuple(source.fact for source in sources),
             pipeline=None,
@@ -416,8 +413,3 @@ def _flow_shifts() -> dict[str, float]:
         if entry.variant and isinstance(shift, int | float):
             shifts[entry.variant] = float(shift)
     return shifts
-
-
-def _narrower(first: N | None, second: N | None) -> N | None:
-    present = [value for value in (first, second) if value is not None]
-    return min(present) if present else None

@@ -7,6 +7,8 @@ whole or absent, and the worker is either fit for the next job or gone. What sta
 one fails, `attempts.py` says whether there is another one, and in what it differs. What stands in brackets is a round:
 one video, or those that are made at once; a job of several videos has several rounds, with one worker. What stands when
 something fails is kept, and no attempt makes it again.
+
+The worker of a job is job_worker.py's, frames on their way are frame_stream.py's, phases and deadlines job_watch.py's.
 """
 
 from __future__ import annotations
@@ -14,11 +16,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import secrets
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from wan_compat.policies.facts import FileFact
 from wan_compat.policies.gpus import GpuChoice
 from wan_compat.policies.limits import Deadlines, deadlines, memory_limit
 from wan_compat.policies.models import ModelDecision
@@ -28,33 +28,26 @@ from wan_compat.policies.tasks import media_of, wish_of
 from wan_compat.policies.videos import Round, params_of, resolved_of, rounds
 from wan_compat.protocol import messages as m
 from wan_compat.protocol.errors import (
-    CorruptFrame,
-    DeadlineExceeded,
-    EncodingFailed,
     GpuUnusable,
     JobCancelled,
     ModelCorrupt,
-    ProtocolViolation,
     WanCompatError,
-    WorkerSilent,
-    WorkerStalled,
 )
 from wan_compat.protocol.plan import DecodeSpec
 from wan_compat.protocol.results import Timings, VideoGenerationResult
-from wan_compat.protocol.states import WorkerState
-from wan_compat.protocol.values import GenerationRequest, Isolation, PipelineSpec
-from wan_compat.sandbox.spec import Tier
-from wan_compat.supervisor import audit_log, first_use, provenance
+from wan_compat.protocol.values import GenerationRequest, PipelineSpec
 from wan_compat.supervisor import events as ev
-from wan_compat.supervisor.admitted_files import check_unchanged
+from wan_compat.supervisor import first_use, provenance
 from wan_compat.supervisor.attempts import Attempts, add_advice, wait
 from wan_compat.supervisor.finished_videos import FinishedVideos
+from wan_compat.supervisor.frame_stream import FrameStream
 from wan_compat.supervisor.gpus import gpu_for
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.integrity import require_verified
 from wan_compat.supervisor.job_context import JobContext, narrower
 from wan_compat.supervisor.job_result import Made
 from wan_compat.supervisor.job_watch import JobWatch
+from wan_compat.supervisor.job_worker import JobWorker
 from wan_compat.supervisor.machine import worker_machine
 from wan_compat.supervisor.media import copied_media
 from wan_compat.supervisor.model_choice import choose_model
@@ -63,7 +56,6 @@ from wan_compat.supervisor.model_parts import parts_of
 from wan_compat.supervisor.restart_guard import key_of
 from wan_compat.supervisor.round_output import RoundOutput, TakenVideo, check_places
 from wan_compat.supervisor.worker import Worker
-from wan_compat.supervisor.worker_log import open_log_file
 from wan_compat.supervisor.worker_order import WorkerOrder
 
 if TYPE_CHECKING:
@@ -91,11 +83,8 @@ class JobRun:
         self._watch = JobWatch(request, context)
         self._mended: list[dict[str, str]] = []  # of files and calls, once for all videos
         self._recovery: list[dict[str, str]] = []  # of the video that is being made
-        self._timings = Timings()
-        self._admitted: tuple[FileFact, ...] = ()
         self._media: tuple[int, ...] = ()  # descriptors of the pictures and videos, open for the time of the job
-        self._worker: Worker | None = None  # of this attempt; of the one before, while its latents are decoded again
-        self._fit = False  # the worker can serve another job
+        self._worker = JobWorker(request, context, self._watch)
         self._weight_bytes = 0
         self._on_cpu: PipelineSpec | None = None  # how it would be run should the GPU turn out to be unusable
         self._choice: Choice | None = None  # how the model is made to fit; None where no plan is made
@@ -193,7 +182,7 @@ class JobRun:
                 self._finished.tell(error, resolved)
                 raise
             finally:
-                self._release()
+                self._worker.release()
             return self._finished.result()
 
     def _round(self, wanted: Round, model: ModelDecision, ready: _Ready) -> ModelDecision:
@@ -212,7 +201,7 @@ class JobRun:
                 self._watch.rest()
                 if isinstance(error, GpuUnusable) and self._on_cpu is not None:
                     context.pool.gpu_failed = error.message
-                self._fit = self._worker is not None and self._is_fit(self._worker, error, ready.limits)
+                self._worker.failed(error, ready.limits)
                 if isinstance(error, WanCompatError):
                     context.pool.guard.failed(key_of(request), error)
                 if isinstance(error, OSError):
@@ -221,12 +210,12 @@ class JobRun:
                     error,
                     self._watch.failed_in(),
                     model.pipeline,
-                    latents=self._fit and self._has_latents(model),
+                    latents=self._worker.fit and self._has_latents(model),
                 )
             wanted = wanted.after(len(self._finished.results) - wanted.first)
             if step.kind != "decode":
-                self._fit = False
-                self._release()
+                self._worker.fit = False
+                self._worker.release()
                 model = dataclasses.replace(model, pipeline=step.pipeline)
             if wait(step.delay_s, self._watch.interrupted):
                 raise JobCancelled("cancelled before another attempt")
@@ -239,9 +228,9 @@ class JobRun:
         step: Step | None,
         attempts: Attempts,
     ) -> None:
-        """One attempt, with outputs of its own. The worker stays in `self._worker`, however this ends; results of the
-        videos that stand are kept, even if others fail."""
-        self._fit = False
+        """One attempt, with outputs of its own. The worker stays held, however this ends; results of the videos that
+        stand are kept, even if others fail."""
+        self._worker.fit = False
         request, resolved = self._request, ready.resolved
         self._watch.video = wanted.first
 
@@ -249,18 +238,25 @@ class JobRun:
             return provenance.label(request, model, resolved_of(resolved, number, self._denoised))
 
         with RoundOutput(request, resolved, wanted, self._watch, self._context, label) as outputs:
-            worker = self._worker = self._worker or self._acquire_with_log(ready.order(model), ready.limits)
+            chosen = self._choice.chosen if self._choice is not None else None
+            worker = self._worker.acquire(
+                ready.order(model),
+                ready.limits,
+                wants_bytes=chosen.ram_bytes if chosen is not None else self._weight_bytes,
+                wants_vram_bytes=chosen.vram_bytes if chosen is not None else 0,
+            )
             try:
                 with worker.noting_violations():
-                    self._load(worker, model)
+                    self._worker.load(worker, model)
                     if not request.load_only:
                         self._stream(worker, model, ready, outputs, step.decoding if step is not None else None)
-                self._fit = True
+                self._worker.fit = True
                 attempts.succeeded()
                 self._context.pool.guard.succeeded(key_of(request))
             finally:
                 # Also what stood before something else of the same round failed.
-                taken = [TakenVideo(0, None, None, None, [])] if request.load_only and self._fit else outputs.taken
+                loaded = request.load_only and self._worker.fit
+                taken = [TakenVideo(0, None, None, None, [])] if loaded else outputs.taken
                 self._keep(taken, model, ready, worker)
 
     def _keep(self, taken: Sequence[TakenVideo], model: ModelDecision, ready: _Ready, worker: Worker) -> None:
@@ -274,13 +270,13 @@ class JobRun:
             generated=self._watch.generated[0] if self._watch.generated else None,
             frames=None,
             output=None,
-            timings=self._timings,
+            timings=self._watch.timings,
             warnings=self._watch.warnings,
             recovery=self._recovery,
         )
         self._finished.keep(taken, self._denoised, made, worker)
         if taken:
-            self._timings = Timings()
+            self._watch.timings = Timings()
 
     def _emit_of_video(self, event: ev.Event) -> None:
         """Tell of recovery which video it is for."""
@@ -288,29 +284,11 @@ class JobRun:
             event = dataclasses.replace(event, video=self._watch.video)
         self._context.emit(event)
 
-    def _is_fit(self, worker: Worker, error: WanCompatError | OSError, limits: Deadlines) -> bool:
-        """Whether the worker could do something else now."""
-        if isinstance(error, WorkerSilent | WorkerStalled):
-            return False  # it would not hear a Cancel either
-        if isinstance(error, JobCancelled | EncodingFailed | DeadlineExceeded | OSError):
-            return self._quiet(worker, limits)
-        # A failure that the worker reported itself leaves it fit for the next job.
-        return worker.alive and worker.state is WorkerState.LOADED and not isinstance(error, ProtocolViolation)
-
     def _has_latents(self, model: ModelDecision) -> bool:
         """Whether a worker that failed now has what it denoised: it does not for pipelines that decode in segments,
         and for code of the repository, which decodes as it likes."""
         own = model.pipeline.code is not None or model.pipeline.restricted is not None
         return self._watch.failed_in() in ("decode", "encode") and not own and model.pipeline.frames == "vae"
-
-    def _release(self) -> None:
-        if self._worker is None:
-            return
-        worker, self._worker = self._worker, None
-        keep = self._fit and self._request.isolation is Isolation.MODEL
-        if keep:
-            worker.log.tee(None)
-        self._context.pool.release(worker, keep=keep)
 
     def _note_first_use(self) -> None:
         """Record it; that opens no door and closes none, so that a record which cannot be made stops nothing."""
@@ -345,16 +323,6 @@ class JobRun:
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
-    def _acquire_with_log(self, order: WorkerOrder, limits: Deadlines) -> Worker:
-        if self._request.worker_log is None:
-            return self._acquire(order, limits)
-        with contextlib.ExitStack() as stack:
-            log_file = stack.enter_context(open_log_file(self._request.worker_log))
-            worker = self._acquire(order, limits)
-            stack.pop_all()
-        worker.log.tee(log_file)
-        return worker
-
     def _find_gpu(self) -> GpuChoice:
         """Choose the GPU that the job is planned for, and say why there is none where one was found."""
         request, pool = self._request, self._context.pool
@@ -366,61 +334,6 @@ class JobRun:
             for why in found.why_not:
                 self._watch.warn(f"computed on the processor: {why}")
         return found
-
-    def _acquire(self, order: WorkerOrder, limits: Deadlines) -> Worker:
-        self._watch.enter("start_worker")
-        self._context.pool.guard.wait_turn(
-            key_of(self._request), "workers of this model", self._watch.interrupted, self._watch.warn
-        )
-        began = time.monotonic()
-        worker = self._context.pool.acquire(
-            order,
-            limits,
-            fresh=self._request.isolation is Isolation.JOB,
-            cancelled=self._watch.interrupted,
-            wake_fd=self._context.wake_fd,
-            job=self._context.job,
-            wants_bytes=self._choice.chosen.ram_bytes if self._choice is not None else self._weight_bytes,
-            wants_vram_bytes=self._choice.chosen.vram_bytes if self._choice is not None else 0,
-        )
-        self._watch.rest()
-        self._context.hold(worker.name)
-        self._timings = dataclasses.replace(self._timings, worker_start_s=time.monotonic() - began)
-        assert worker.tier is not None
-        self._context.emit(ev.Started(worker.tier.tier.value, worker.layers))
-        if worker.tier.tier is Tier.E:
-            self._watch.warn("NOT SANDBOXED: this model could do to this machine whatever its user can")
-        if worker.jobs_started == 0 and (worker.downgraded_because or worker.tier.tier is Tier.E):
-            audit_log.note(
-                audit_log.AuditEvent.DOWNGRADE,
-                model=self._request.model,
-                tier=worker.tier.tier.value,
-                reasons=list(worker.downgraded_because),
-            )
-        for reason in worker.downgraded_because:
-            self._watch.warn(f"running in tier {worker.tier.tier.value}, because {reason}")
-        return worker
-
-    def _load(self, worker: Worker, model: ModelDecision) -> None:
-        self._admitted = model.admitted
-        if worker.loaded() is not None:
-            return
-        self._watch.enter("load")
-        began = time.monotonic()
-        worker.send(m.LoadModel(pipeline=model.pipeline))
-        while (loaded := worker.loaded()) is None:
-            for message in self._watch.pump(worker).messages:
-                self._watch.hear(message)
-        self._watch.rest()
-        self._timings = dataclasses.replace(self._timings, load_s=time.monotonic() - began)
-        check_unchanged(model.admitted)
-        if not loaded.streaming:
-            self._watch.warn(f"the video is decoded as a whole, which needs more memory: {loaded.streaming_reason}")
-
-    def _check_files(self) -> None:
-        """Compare the model's files once more: what the worker mapped could be written to while it was at work."""
-        for path in check_unchanged(self._admitted):
-            self._watch.warn(f"{path} was touched during the job: a hard link, a mode, or bytes with the time set back")
 
     def _stream(
         self,
@@ -444,9 +357,11 @@ class JobRun:
         ring = worker.ring
         ring.begin(job, spec, wanted.size)
         self._watch.generated.clear()
-        began = time.monotonic()
-        first: float | None = None  # of this video
-        frames = offset = 0  # of it that were taken, and bytes of the next one
+
+        def end(first_frame: float) -> None:
+            outputs.end(first_frame, ready.limits.encode_tail_s, self._worker.check_files)
+
+        stream = FrameStream(worker, spec, outputs, sink, self._watch, self._context.emit, end)
         if decoding is None:
             self._watch.denoised = False
             self._watch.enter("text_encode")
@@ -465,65 +380,12 @@ class JobRun:
             self._watch.enter("decode")
             at = wanted.first - self._denoised.first
             worker.send(m.DecodeAgain(job=job, frames=spec, first=at, videos=wanted.size, decoding=decoding))
-        while not (self._watch.generated and ring.complete):
-            waiting = ring.published > ring.consumed
-            write = [sink.fileno()] if waiting and sink.fileno() >= 0 else []
-            heard = self._watch.pump(worker, write)
-            for message in heard.messages:
-                self._watch.hear(message)
-            sink.raise_if_ended()
-            while ring.published > ring.consumed:
-                if frames == spec.num_frames:
-                    # The first frame of the next video is the worker's word that this one is good.
-                    assert first is not None
-                    outputs.end(first, ready.limits.encode_tail_s, self._check_files)
-                    sink, first, frames = outputs.begin(), None, 0
-                    worker.listen_again()
-                    self._watch.enter("decode")
-                with ring.front() as frame, frame[offset:] as rest:
-                    taken = sink.write_some(rest)
-                if taken == 0:
-                    break
-                offset += taken
-                if offset == spec.frame_bytes:
-                    offset = 0
-                    frames += 1
-                    if first is None:
-                        first = time.monotonic()
-                        self._context.emit(ev.FirstFrame(first - began, self._watch.video))
-                        if not outputs.taken:
-                            self._timings = dataclasses.replace(self._timings, first_frame_s=first - began)
-                    ring.release()
-                    ring.collect()
-            if self._watch.generated and ring.published < ring.expected:
-                raise CorruptFrame(f"the worker finished after {ring.published} of {ring.expected} frames")
-            if ring.published == ring.consumed:
-                sink.idle()
-        ring.end()
-        self._watch.rest()
-        said = self._watch.generated[0]
+        said = stream.run()
         for note in said.notes:
             self._watch.warn(note)
         for note in said.fitted:
             self._tell_mend(f"incompatible arguments of {model.pipeline.pipeline_class}", note)
-        assert first is not None
-        outputs.end(first, ready.limits.encode_tail_s, self._check_files)
-        self._timings = dataclasses.replace(
-            self._timings, text_encode_s=said.text_encode_s, denoise_s=said.denoise_s, decode_s=said.decode_s
+        stream.finish()
+        self._watch.timings = dataclasses.replace(
+            self._watch.timings, text_encode_s=said.text_encode_s, denoise_s=said.denoise_s, decode_s=said.decode_s
         )
-
-    def _quiet(self, worker: Worker, limits: Deadlines) -> bool:
-        """Ask a busy worker to stop; return whether it came to rest and can be kept."""
-        if not worker.alive or worker.loaded() is None:
-            return False
-        with contextlib.suppress(WanCompatError):
-            if worker.state is WorkerState.GENERATING:
-                worker.send(m.Cancel(job=worker.jobs_started))
-            deadline = time.monotonic() + limits.cancel_grace_s
-            while worker.state is WorkerState.GENERATING and time.monotonic() < deadline:
-                worker.pump(0.1)
-                while worker.ring.published > worker.ring.consumed:
-                    worker.ring.release()
-            worker.ring.end()
-            return worker.state is WorkerState.LOADED
-        return False

@@ -19,6 +19,7 @@ from wan_compat.protocol.errors import (
     WorkerStalled,
     from_worker,
 )
+from wan_compat.protocol.results import Timings
 from wan_compat.protocol.values import MAX_STEPS, GenerationRequest
 from wan_compat.supervisor import events as ev
 from wan_compat.supervisor.job_context import JobContext, narrower
@@ -32,6 +33,7 @@ class JobWatch:
     Attributes:
         phase: What is done now.
         video: Which video of the job it is done for, from 0.
+        timings: What each part of the video that is being made has taken so far.
         denoised: The last step of denoising is over.
         generated: What the worker said when all frames were out; at most one, in a list, because a type checker takes
             an attribute set to None for None until the end of a function.
@@ -52,6 +54,7 @@ class JobWatch:
         self._said: m.Progress | None = None  # of the order that the worker has
         self.warnings: list[str] = []
         self._told: set[str] = set()
+        self.timings = Timings()
         self.denoised = False
         self.generated: list[m.Generated] = []
         self.preview: Callable[[int, bytes, int, int], str | None] | None = None
