@@ -105,10 +105,12 @@ def test_a_callback_that_asks_for_more_ends_the_jobs_and_the_next_call_works(cal
     assert pipe("a", **SIZE).frames.shape[0] == 1
 
 
-def test_an_error_of_one_job_ends_the_call_with_its_code(misbehaving):
-    pipe = SandboxedPipeline.from_pretrained(tiny_model("t2v"), supervisor=misbehaving("frame:skip-frame"))
-    with pytest.raises(errors.ProtocolViolation):
-        pipe(["a", "b"], **SIZE)
+def test_an_error_of_one_job_ends_the_call_with_its_code_and_brings_the_videos_before_it(misbehaving):
+    pipe = SandboxedPipeline.from_pretrained(tiny_model("t2v"), supervisor=misbehaving("as-asked"))
+    with pytest.raises(errors.ProtocolViolation) as caught:
+        pipe(["a", "frame:skip-frame", "b"], generator=[1, 2, 3], **SIZE)
+    (first,) = caught.value.finished
+    assert first.metadata.generation_params["prompt"] == "a" and first.frames.frames.shape == (9, 64, 96, 3)
 
 
 # -- what is asked for -------------------------------------------------------------------------------------------------
