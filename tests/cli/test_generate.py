@@ -62,6 +62,7 @@ def test_a_dry_run_tells_everything_and_starts_and_writes_nothing(cli: RunCli, c
     assert told.code == 0, told
     assert "Would write" in told.out and "5 frames, 96x64, 8 fps" in told.out and "seed 7" in told.out
     document = cli(*asked, "--json").document
+    assert "one video is made" in cli(*asked, "--videos-at-once", "2").err and "one video" not in told.err
     assert document["dry_run"] and document["generation_params"]["num_frames"] == 5
     assert document["generation_params"]["seed"] is None and document["plan"]["device"] == "cpu"
     assert {"path", "bytes"} == set(document["admitted"][0]) and document["sandbox"]["min_tier"] == "B"

@@ -271,6 +271,8 @@ def generate(
     for name, option in (("model", "MODEL"), ("prompt", "--prompt")):
         if name not in fields:
             raise InvalidRequest(f"{option} is missing", hint="see `wan-compat generate --help`")
+    if (videos_at_once or 1) > 1 and fields.get("num_videos", 1) == 1:
+        session.note("Note: one video is made, whatever --videos-at-once says: --num-videos N makes several")
     if preview_latents and preview is None:
         raise InvalidRequest("--preview-latents has no folder to write to", hint="add --preview DIR")
     model = session.model = fields["model"]
