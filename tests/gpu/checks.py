@@ -90,7 +90,7 @@ def fraction(device: str) -> None:
     from wan_compat.workers import gpu
 
     wrapper = load("t2v_mid", device, plan=PlanSpec())
-    gpu.limit_memory(150_000_000)
+    gpu.limit_memory(gpu._CONTEXT_BYTES + 150_000_000)
     try:
         wrapper.generate("a red ball", **{**SMALL, "height": 512, "width": 832, "num_frames": 81})
     except MemoryExceeded as error:

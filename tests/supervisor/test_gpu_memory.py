@@ -21,7 +21,7 @@ from wan_compat.supervisor import gpu_memory, nvml
 GB = 1 << 30
 
 # Two GPUs. The files named by WAN_TEST_GPU_USE hold "pid compute graphics" lines, in bytes: one file for each GPU.
-DRIVER = r"""
+_WITH_V2 = r"""
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,9 +51,21 @@ static int list(void *device, unsigned *count, info_t *infos, int graphics) {
   *count = found;
   return short_of ? 7 : 0;
 }
-int nvmlDeviceGetComputeRunningProcesses_v3(void *d, unsigned *c, info_t *i) { return list(d, c, i, 0); }
-int nvmlDeviceGetGraphicsRunningProcesses_v3(void *d, unsigned *c, info_t *i) { return list(d, c, i, 1); }
+int nvmlDeviceGetComputeRunningProcesses_v2(void *d, unsigned *c, info_t *i) { return list(d, c, i, 0); }
+int nvmlDeviceGetGraphicsRunningProcesses_v2(void *d, unsigned *c, info_t *i) { return list(d, c, i, 1); }
 """
+# Of 535.54, with entries of another size: the call of that name here says that nothing could be told.
+DRIVER_535 = (
+    _WITH_V2
+    + r"""
+int nvmlSystemGetDriverVersion(char *text, unsigned length) { strncpy(text, "535.54.03", length); return 0; }
+int nvmlDeviceGetComputeRunningProcesses_v3(void *d, unsigned *c, void *i) { return 999; }
+int nvmlDeviceGetGraphicsRunningProcesses_v3(void *d, unsigned *c, void *i) { return 999; }
+"""
+)
+# Most have the newer call, and are asked by it.
+DRIVER = _WITH_V2.replace("_v2(void *d, unsigned *c, info_t *i)", "_v3(void *d, unsigned *c, info_t *i)")
+DRIVER_535_98 = DRIVER_535.partition("int nvmlDeviceGetComputeRunningProcesses_v3")[0].replace("535.54.03", "535.98")
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +105,14 @@ def test_memory_of_a_process_is_summed_over_gpus_and_not_counted_twice_for_drawi
         assert driver.used_by(41) == 2 * GB
         assert driver.used_by(42) == 5 * GB  # a divided GPU has an entry for each part
         assert driver.used_by(43) == 0
+
+
+@pytest.mark.parametrize("source", [DRIVER_535, DRIVER_535_98], ids=["other entries", "without the newest call"])
+def test_drivers_whose_newest_list_is_another_or_none_are_asked_for_the_one_before(source, use, tmp_path, monkeypatch):
+    monkeypatch.setattr(nvml, "_LIBRARY", str(build_driver(tmp_path, source)))
+    use.says([(41, 2 * GB, GB), (42, GB, 0)], [(42, 3 * GB, 0)])
+    with nvml.Nvml() as driver:
+        assert (driver.used_by(41), driver.used_by(42)) == (2 * GB, 4 * GB)
 
 
 def test_long_lists_are_read_whole(use):
@@ -158,7 +178,7 @@ def test_without_a_driver_there_is_nothing_to_watch(lack, use, monkeypatch):
 def test_an_old_driver_without_the_calls_is_blind(tmp_path, monkeypatch):
     class Old:
         def __getattr__(self, name: str) -> object:
-            if name.endswith("_v3"):
+            if "RunningProcesses" in name:
                 raise AttributeError(name)
             return lambda *arguments: 0
 

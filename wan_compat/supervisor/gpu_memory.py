@@ -83,5 +83,5 @@ class GpuWatch:
     def _blind(self) -> WanCompatError:
         return SandboxUnavailable(
             "the worker's GPU memory cannot be watched: the driver tells no numbers by process",
-            hint="leave gpu_memory_limit out, or use a whole GPU (no MIG, no vGPU) with driver 510 or later",
+            hint="leave gpu_memory_limit out, or use a whole GPU (no MIG, no vGPU) with a newer driver",
         )

@@ -1,13 +1,15 @@
 """What the NVIDIA driver tells about its GPUs and who uses their memory. Touches no CUDA: nothing is set up on a GPU.
 
 By ctypes: a handful of calls of a stable interface are no reason for a dependency, and without one there are two cases
-only, a driver or none. Source: nvml.h of the driver; calls named _v2 and _v3 keep their structures for ever.
+only, a driver or none. Source: nvml.h of the driver; calls named _v2 and _v3 keep their structures, but for the lists
+of processes of a few drivers of 2023 (`_list_versions`).
 """
 
 from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import os
 from types import TracebackType
 
@@ -19,6 +21,9 @@ _LIBRARY = "libnvidia-ml.so.1"
 _NAME_BYTES = 96  # NVML_DEVICE_NAME_V2_BUFFER_SIZE
 _INSUFFICIENT_SIZE = 7  # NVML_ERROR_INSUFFICIENT_SIZE: the count that would do has been written
 _NOT_AVAILABLE = (1 << 64) - 1  # NVML_VALUE_NOT_AVAILABLE
+# From the first of these drivers to before the second, _v3 fills longer entries than in all others, and 535.98 has no
+# _v3 (github.com/XuehaiPan/nvitop pull requests 79 and 89, by nvidia-settings' nvml.h).
+_OTHER_ENTRIES = ((535, 43), (535, 98))
 _UUID_BYTES = 96  # NVML_DEVICE_UUID_V2_BUFFER_SIZE
 _VERSION_BYTES = 80  # NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE
 # nvmlComputeMode_t; 1, exclusive by thread, was removed with CUDA 8 and means 3 since.
@@ -36,7 +41,7 @@ class _Utilization(ctypes.Structure):
 
 
 class _ProcessInfo(ctypes.Structure):
-    """nvmlProcessInfo_t, as the _v3 calls fill it."""
+    """nvmlProcessInfo_v2_t, which the _v2 and _v3 calls fill."""
 
     _fields_ = (
         ("pid", ctypes.c_uint),
@@ -141,8 +146,7 @@ class Nvml:
                 return None
             # A process that computes and draws is in both lists, each time with all that it has there.
             by_kind = [
-                self._used_on(device, pid, call)
-                for call in ("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetGraphicsRunningProcesses_v3")
+                self._used_on(device, pid, f"nvmlDeviceGet{kind}RunningProcesses") for kind in ("Compute", "Graphics")
             ]
             known = [used for used in by_kind if used is not None]
             if len(known) < len(by_kind):
@@ -219,10 +223,16 @@ class Nvml:
         except AttributeError:
             return -1
 
+    @functools.cached_property
+    def _list_versions(self) -> tuple[str, ...]:
+        """Versions of the calls for lists of processes whose entries are as here, the newest first."""
+        numbers = [int(part) if part.isdigit() else 0 for part in (self.driver_version() or "").split(".")[:2]]
+        return ("_v2",) if _OTHER_ENTRIES[0] <= tuple(numbers) < _OTHER_ENTRIES[1] else ("_v3", "_v2")
+
     def _used_on(self, device: ctypes.c_void_p, pid: int, call: str) -> int | None:
-        try:
-            ask = getattr(self._library, call)
-        except AttributeError:  # a driver before 510
+        asks = (getattr(self._library, f"{call}{version}", None) for version in self._list_versions)
+        ask = next((one for one in asks if one is not None), None)
+        if ask is None:  # a driver before 450
             return None
         room = 64
         while room <= _MAX_PROCESSES:

@@ -3,8 +3,8 @@
 CUDA does not survive a fork, so the zygote never touches it: no library of ours asks for GPUs while it is imported, and
 a zygote that holds a device of the driver forks no worker for a GPU (`workers/zygote.py`).
 
-torch's own fraction bounds its allocator, not the process: a CUDA context and libraries' workspaces come on top, and
-hostile code goes around it. The supervisor's polling is the bound (`supervisor/gpu_memory.py`).
+torch's own fraction bounds its allocator, not the process: a CUDA context and libraries' kernels come on top, for which
+it leaves room, and hostile code goes around it. The supervisor's polling is the bound (`supervisor/gpu_memory.py`).
 
 What is said here of CUDA has not been tried on a GPU yet, but for the refusals.
 """
@@ -21,6 +21,9 @@ from wan_compat.protocol.errors import GpuUnusable, clean_text
 from wan_compat.protocol.values import GpuSpec
 
 _CUDA_LIBRARY = "libcuda.so.1"
+# What the driver counts as the process's and torch's allocator does not: as the planner's CUDA_CONTEXT_BYTES. Without
+# it, honest code that fills its share would be killed for it, where torch's error lets the same worker go on.
+_CONTEXT_BYTES = 600_000_000
 _DEVICES = "/dev/nvidia"
 
 
@@ -48,7 +51,8 @@ def begin(gpu: GpuSpec | None, limit_bytes: int | None) -> None:
         torch.cuda.init()
         if float(torch.ones(8, device="cuda").sum()) != 8.0:
             raise GpuUnusable("the GPU adds eight ones to something else", hint="try another one: --device cuda:N")
-    except (RuntimeError, AssertionError, OSError) as error:  # AssertionError: torch was built without CUDA
+    # AssertionError: torch was built without CUDA. DeferredCudaCallError: what was asked of it before this failed.
+    except (RuntimeError, AssertionError, OSError, torch.cuda.DeferredCudaCallError) as error:
         raise GpuUnusable(
             f"CUDA cannot be used in a worker: {clean_text(str(error), 500)}",
             fixes=("compute on the processor: --device cpu", "`wan-compat doctor` says what it knows of the GPU"),
@@ -68,8 +72,8 @@ def limit_memory(limit_bytes: int | None) -> None:
 
 
 def memory_fraction(limit_bytes: int, total_bytes: int) -> float:
-    """Return the part of a GPU's memory that the limit is: never more than all, never nothing."""
-    return min(1.0, max(limit_bytes, 1) / total_bytes)
+    """Return the part of a GPU's memory that the limit leaves torch: never more than all, never nothing."""
+    return min(1.0, max(limit_bytes - _CONTEXT_BYTES, 1) / total_bytes)
 
 
 def held_devices() -> tuple[str, ...]:
