@@ -138,7 +138,7 @@ class Generated(Value):
     text_encode_s: Seconds
     denoise_s: Seconds
     decode_s: Seconds
-    notes: tuple[ShortText, ...] = Field(default=(), max_length=16)  # what was done to fit pictures and videos
+    notes: tuple[ShortText, ...] = Field(default=(), max_length=16)  # what was done to fit pictures, videos and prompts
     applied: tuple[ShortText, ...] = Field(default=(), max_length=16)  # to this generation, in words
     fitted: tuple[ShortText, ...] = Field(default=(), max_length=16)  # of the call, to what the pipeline takes
     peak_vram_bytes: Count | None = None

@@ -44,7 +44,7 @@ VIDEO_FORMATS = (
 VIDEO_TIMEOUT_S = 300.0  # for one file; the supervisor's own deadlines are behind it
 _PROBE_BYTES = 8 << 20
 _PROBE_MICROSECONDS = 10_000_000
-_MAX_NOTE_CHARS, _MAX_NOTES = 200, 16
+_MAX_NOTE_CHARS, _MAX_NOTES = 200, 14  # of the 16 that a message takes; two are for prompts
 
 
 @dataclasses.dataclass(frozen=True)

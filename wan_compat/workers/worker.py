@@ -26,6 +26,7 @@ from wan_compat.workers import libraries
 from wan_compat.workers.cancellation import Cancellation
 from wan_compat.workers.control import Control
 from wan_compat.workers.failures import to_message
+from wan_compat.workers.prompt_length import describe_cut
 
 if TYPE_CHECKING:  # torch is imported with them, which a light zygote must not do
     from wan_compat.workers.conversion import Opened
@@ -230,7 +231,9 @@ def _generate(
         media = _receive_media(model, order, ring, cancellation)
         writer = ring.writer(order.job, order.params.frames, order.params.videos_at_once)
         ended = generate(model, order, writer, cancellation, control.post, media)
-        return ended.model_copy(update={"notes": media.notes})
+        # A repository's own code reads prompts in ways of its own.
+        cut = describe_cut(model.pipeline, order.params) if model.spec.code is None else ()
+        return ended.model_copy(update={"notes": (*cut, *media.notes)})
     except JobCancelled:
         return m.Cancelled(job=order.job)
     except UnusableFrames as error:
