@@ -138,6 +138,7 @@ def test_nothing_outlives_its_supervisor_or_its_bwrap(victim, request_for, tmp_p
         else:
             inside[0].kill()
         assert_all_gone(everything)
+        process.kill()  # it may have begun anew, in another bwrap, and has many steps to take
         process.wait(30)
 
 

@@ -17,6 +17,7 @@ import pytest
 from tests.assets.tiny_wan import tiny_model
 from wan_compat import GenerationRequest, Supervisor
 from wan_compat.policies import limits
+from wan_compat.policies.pace import STALL_FACTOR
 from wan_compat.policies.phases import PACE_FACTOR
 from wan_compat.policies.policy import Policy
 from wan_compat.protocol import messages as m
@@ -172,3 +173,22 @@ def test_the_pace_of_its_first_steps_bounds_a_phase_that_nobody_bounded(monkeypa
     assert caught.value.details["set_by"] == "default"
     watch.rest()
     assert not watch.interrupted()
+
+
+def test_a_step_far_longer_than_those_before_it_is_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(job_watch.time, "monotonic", lambda: now)
+    context: Any = types.SimpleNamespace(emit=lambda _event: None, policy=Policy(), cancelled=lambda: False, wake_fd=-1)
+    heard = types.SimpleNamespace(messages=[], unusual=())
+    worker: Any = types.SimpleNamespace(name="w1", pump=lambda *_, **__: heard)
+    watch = job_watch.JobWatch(GenerationRequest(model="m", prompt="p"), context)
+    watch.enter("text_encode")
+    for step in range(1, 4):
+        now += 100.0
+        watch.hear(m.Progress(job=1, phase="denoise", step=step, total=50))
+    now += STALL_FACTOR * 100.0
+    watch.pump(worker)
+    now += 1.0
+    with pytest.raises(WorkerStalled, match="a step of denoise has not ended after 2001 s") as caught:
+        watch.pump(worker)
+    assert caught.value.details["stalled_s"] == 2001.0
