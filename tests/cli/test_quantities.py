@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from wan_compat.supervisor.cli.quantities import parse_bytes, parse_seconds, show_bytes
+from wan_compat.supervisor.cli.quantities import parse_bytes, parse_seconds, show_bytes, show_frames
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,7 @@ def test_anything_else_is_refused(text: str, parse: type) -> None:
 )
 def test_sizes_are_shown_in_decimal_units(count: int, shown: str) -> None:
     assert show_bytes(count) == shown
+
+
+def test_one_frame_is_one() -> None:
+    assert [show_frames(count) for count in (1, 5)] == ["1 frame", "5 frames"]

@@ -53,7 +53,7 @@ def encode(
     session: Session = context.obj.louder(json=json, quiet=quiet, verbose=verbose)
 
     from wan_compat.protocol.video import VideoOptions
-    from wan_compat.supervisor.cli.quantities import show_bytes
+    from wan_compat.supervisor.cli.quantities import show_bytes, show_frames
     from wan_compat.supervisor.cli.runner import built
     from wan_compat.supervisor.video_encoder import FormatConverter
 
@@ -78,8 +78,8 @@ def encode(
             session.document({"schema_version": 1, "dry_run": True, "output": planned})
         else:
             session.say(
-                f"Would write {path}: {frames.num_frames} frames, {frames.width}x{frames.height}, {config.fps:g} fps, "
-                f"{config.codec}"
+                f"Would write {path}: {show_frames(frames.num_frames)}, {frames.width}x{frames.height}, "
+                f"{config.fps:g} fps, {config.codec}"
             )
         return 0
     result = converter.convert(source, output, fps=fps)
@@ -89,7 +89,7 @@ def encode(
         session.document({"schema_version": 1, "output": dataclasses.asdict(report), "warnings": result.warnings})
         return 0
     session.say(
-        f"Wrote {report.path}: {report.num_frames} frames, {report.width}x{report.height}, {report.fps:g} fps, "
+        f"Wrote {report.path}: {show_frames(report.num_frames)}, {report.width}x{report.height}, {report.fps:g} fps, "
         f"{report.codec}, {show_bytes(report.bytes)}"
     )
     for warning in result.warnings:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from wan_compat.supervisor.cli.options import Json, Quiet, Verbose
+from wan_compat.supervisor.cli.quantities import show_frames
 from wan_compat.supervisor.cli.session import Session
 
 
@@ -39,7 +40,7 @@ def _lines(found: Mapping[str, Any], *, verbose: bool) -> list[str]:
     size = f"{file['width']}x{file['height']}"
     rate = f", {file['fps']:g} fps" if file["fps"] else ""
     sound = f", sound {file['audio']}" if file["audio"] else ""
-    lines = [f"{found['path']}: {file['num_frames']} frames, {size}{rate}, {file['codec']}{sound}"]
+    lines = [f"{found['path']}: {show_frames(file['num_frames'])}, {size}{rate}, {file['codec']}{sound}"]
     if sidecar is None and not said:
         return [*lines, "It does not say how it was made, and has no sidecar."]
     if sidecar is not None and found["unchanged"] is False:

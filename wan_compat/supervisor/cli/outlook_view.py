@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wan_compat.supervisor.cli.quantities import show_bytes
+from wan_compat.supervisor.cli.quantities import show_bytes, show_frames
 from wan_compat.supervisor.cli.session import Session
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def describe_outlook(outlook: Outlook) -> str:
     frames, seed = params.frames, document["generation_params"]["seed"]
     names = ", ".join(outlook.outputs)
     lines = [
-        f"Would write {names}: {frames.num_frames} frames, {frames.width}x{frames.height}, "
+        f"Would write {names}: {show_frames(frames.num_frames)}, {frames.width}x{frames.height}, "
         f"{outlook.resolved.fps:g} fps",
         f"  {params.task} by {document['pipeline_class']}: {params.num_inference_steps} steps, "
         f"guidance {params.guidance_scale:g}, {'a seed that is drawn' if seed is None else f'seed {seed}'}",

@@ -31,7 +31,7 @@ from wan_compat.supervisor.cli.plan_options import (
     VaeTiling,
     VideosAtOnce,
 )
-from wan_compat.supervisor.cli.quantities import parse_bytes, show_bytes
+from wan_compat.supervisor.cli.quantities import parse_bytes, show_bytes, show_frames
 from wan_compat.supervisor.cli.session import Session
 from wan_compat.supervisor.cli.task_options import Task
 
@@ -143,7 +143,8 @@ def lines(report: PlanReport, *, verbose: bool = False) -> Iterator[str]:
     chosen = choice.chosen
     on_gpu = chosen.candidate.setting.device == "cuda"
     at_once = "" if job.at_once == 1 else f"{job.at_once} videos at once, each of "
-    yield f"{at_once}{job.num_frames} frames of {job.width}x{job.height}, {report.task} with {report.pipeline_class}"
+    clip = f"{show_frames(job.num_frames)} of {job.width}x{job.height}"
+    yield f"{at_once}{clip}, {report.task} with {report.pipeline_class}"
     if report.parts:
         yield f"  of {', '.join(report.parts)}"
     machine = choice.machine

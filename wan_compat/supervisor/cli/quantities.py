@@ -35,3 +35,8 @@ def show_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def show_frames(count: int) -> str:
+    """Return a number of frames with its noun."""
+    return "1 frame" if count == 1 else f"{count} frames"

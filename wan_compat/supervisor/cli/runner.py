@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from wan_compat.protocol.errors import InvalidRequest, JobCancelled, WanCompatError
 from wan_compat.supervisor.cli.operations import watched
 from wan_compat.supervisor.cli.progress import progress_view
-from wan_compat.supervisor.cli.quantities import show_bytes
+from wan_compat.supervisor.cli.quantities import show_bytes, show_frames
 from wan_compat.supervisor.cli.session import Session
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def describe_result(session: Session, result: VideoGenerationResult) -> str:
     output = result.output
     assert output is not None
     lines = [
-        f"Wrote {output.path}: {output.num_frames} frames, {output.width}x{output.height}, {output.fps:g} fps, "
+        f"Wrote {output.path}: {show_frames(output.num_frames)}, {output.width}x{output.height}, {output.fps:g} fps, "
         f"{show_bytes(output.bytes)}, in {result.timings.total_s:.1f} s "
         f"(seed {result.metadata.generation_params.get('seed')}, sandbox tier {result.sandbox.tier})"
     ]
