@@ -100,5 +100,17 @@ def test_memory_of_idle_workers_counts_as_free_so_that_a_warm_one_is_chosen_agai
     assert found.gpu is not None and (found.gpu.index, found.gpu.memory_free_bytes) == (0, 75 * GB)
 
 
+def test_a_gpu_for_one_process_at_a_time_is_given_to_one_worker_at_a_time():
+    only = gpu(compute_mode="exclusive")
+    busy = GpuUse(busy={uuid(0): 1}, workers=2)
+    assert choose_gpu("auto", (only,), CUDA, use=GpuUse(busy={uuid(0): 0}, workers=2)).gpu is not None
+    taken = choose_gpu("auto", (only,), CUDA, use=busy)
+    assert taken.gpu is None and "one process at a time" in taken.why_not[0]
+    other = choose_gpu("auto", (only, gpu(1, 5)), CUDA, use=busy).gpu
+    assert other is not None and other.index == 1
+    with pytest.raises(errors.GpuUnusable, match="nvidia-smi -c 0"):
+        choose_gpu("cuda", (only,), CUDA, use=busy)
+
+
 def test_exclusive_mode_is_told():
     assert "one process at a time" in remarks(gpu(compute_mode="exclusive"))[0] and remarks(gpu()) == ()

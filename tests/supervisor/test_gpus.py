@@ -200,6 +200,12 @@ def test_doctor_says_which_gpus_workers_get_and_why_not(driver) -> None:
     assert "not used: it is divided into parts (MIG)" in said
 
 
+def test_a_gpu_for_one_process_at_a_time_has_no_room_beside_another(driver) -> None:
+    assert gpus.has_room(UUIDS[0], 40 << 30) and not gpus.has_room(UUIDS[0], 41 << 30)
+    assert not gpus.has_room(UUIDS[1], 1)  # exclusive: idle workers have to go first, however little they hold
+    assert not gpus.has_room("GPU-gone", 0)
+
+
 class Idle:
     """A warm worker as the pool sees it: what it was started for, and what it holds of a GPU."""
 
@@ -223,7 +229,9 @@ def test_idle_workers_go_when_another_model_needs_their_gpus_memory_and_others_s
     pool._living.update({worker.name: worker for worker in there})  # type: ignore[dict-item]
     use = pool.gpu_use()
     assert use.idle_bytes == {UUIDS[0]: 50, UUIDS[1]: 40} and not any(use.busy.values()) and use.workers == 2
-    monkeypatch.setattr(worker_pool, "free_bytes", lambda uuid: 10 + sum(30 for one in there[:3] if one.closed))
+    monkeypatch.setattr(
+        worker_pool, "has_room", lambda uuid, wants: 10 + sum(30 for one in there[:3] if one.closed) >= wants
+    )
     pool._make_gpu_room(there[2].order, Deadlines(), 40)
     assert [one.name for one in there if one.closed] == ["old"]
     assert told == ["old ended while idle: another model needs its GPU's memory"]

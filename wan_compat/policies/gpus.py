@@ -92,7 +92,10 @@ def choose_gpu(
         raise InvalidRequest(
             f"there is no GPU {wish!r}: the driver knows {_numbers(gpus)}", hint="see `wan-compat doctor`"
         )
-    problems = {gpu.index: why_unusable(gpu, cuda, (nodes or {}).get(gpu.index, NodeFacts())) for gpu in asked}
+    problems = {
+        gpu.index: why_unusable(gpu, cuda, (nodes or {}).get(gpu.index, NodeFacts())) or _why_taken(gpu, use)
+        for gpu in asked
+    }
     usable = [gpu for gpu in asked if problems[gpu.index] is None]
     why_not = tuple(f"{_named(gpu)}: {problems[gpu.index]}" for gpu in asked if problems[gpu.index] is not None)
     others = tuple(f"{gpu.name}: workers compute on NVIDIA's alone" for gpu in gpus if gpu.vendor != "nvidia")
@@ -135,6 +138,16 @@ def remarks(gpu: GpuFacts) -> tuple[str, ...]:
     if gpu.compute_mode == "exclusive":
         return ("one process at a time may compute on it (exclusive process mode): use one worker, or nvidia-smi -c 0",)
     return ()
+
+
+def _why_taken(gpu: GpuFacts, use: GpuUse) -> str | None:
+    """Return why a GPU that can be used cannot be used now."""
+    # A second process would be refused by the driver, which cannot be told from a GPU that does not work.
+    if gpu.compute_mode == "exclusive" and use.busy.get(gpu.uuid or ""):
+        return (
+            "another worker computes on it, and its mode lets one process at a time: use one worker, or nvidia-smi -c 0"
+        )
+    return None
 
 
 def _share(gpu: GpuFacts, use: GpuUse, workers: int) -> int:

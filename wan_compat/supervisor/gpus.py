@@ -68,9 +68,13 @@ def driver_version() -> str | None:
         return None
 
 
-def free_bytes(uuid: str) -> int:
-    """Return what is free on a GPU now; 0 if it does not answer."""
-    return next((gpu.memory_free_bytes for gpu in read_nvidia()[0] if gpu.uuid == uuid), 0)
+def has_room(uuid: str, wants_bytes: int) -> bool:
+    """Whether one more worker would find that much free on a GPU now.
+
+    False if it does not answer, and beside others where its mode lets one process at a time compute.
+    """
+    gpu = next((gpu for gpu in read_nvidia()[0] if gpu.uuid == uuid), None)
+    return gpu is not None and gpu.compute_mode != "exclusive" and gpu.memory_free_bytes >= wants_bytes
 
 
 @functools.cache

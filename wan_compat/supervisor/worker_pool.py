@@ -36,7 +36,7 @@ from wan_compat.sandbox import bwrap
 from wan_compat.sandbox import cgroup as cgroups
 from wan_compat.sandbox.failure import namespaces_are_doubtful
 from wan_compat.sandbox.spec import GPU, NAMESPACE_LAYERS, Tier
-from wan_compat.supervisor.gpus import free_bytes
+from wan_compat.supervisor.gpus import has_room
 from wan_compat.supervisor.host import read_host
 from wan_compat.supervisor.restart_guard import RestartGuard
 from wan_compat.supervisor.runtime import RuntimeFolder
@@ -312,12 +312,12 @@ class WorkerPool:
                 self._let_go(worker, deadlines.stop_grace_s, why)
 
     def _make_gpu_room(self, order: WorkerOrder, deadlines: Deadlines, wants_bytes: int) -> None:
-        """The same for the memory of a GPU: the plan counts on what idle workers hold there."""
+        """The same for a GPU: its memory, of which the plan counts on what idle workers hold, or its only place."""
         uuid = _gpu_of(order)
         while uuid is not None:
             with self._lock:
                 worker = next((worker for worker in self._warm if _gpu_of(worker.order) == uuid), None)
-            if worker is None or free_bytes(uuid) >= wants_bytes:
+            if worker is None or has_room(uuid, wants_bytes):
                 return
             with self._lock:
                 if worker not in self._warm:
