@@ -57,6 +57,11 @@ def channels_of(transformer: Mapping[str, Any], document: str) -> tuple[int, int
     return channels_in, integer(transformer, "out_channels", channels_in, document)
 
 
+def weights_of_class(pipeline_class: str | None) -> Weights | None:
+    """Return the kind of weights of a class that runs one kind alone, as far as that is known without the files."""
+    return _OF_PIPELINE.get(pipeline_class or "")
+
+
 def weights_of(
     facts: ModelFacts,
     components: Collection[str],

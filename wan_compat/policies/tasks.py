@@ -134,9 +134,9 @@ def _task_of(wish: Wish) -> str | None:
 
 
 def _use_instead(task: str | None) -> str:
-    from wan_compat.policies.judgement.identity import TASKS, alternatives  # only a refusal needs it
+    from wan_compat.policies.judgement.identity import TASKS, models_for  # only a refusal needs it
 
-    others = alternatives(TASKS[task], None) if task is not None and task in TASKS else ()
+    others = models_for(task) if task is not None and task in TASKS else ()
     return f"for {task} use {' or '.join(others)}" if others else "`wan-compat check MODEL` says what a model does"
 
 

@@ -65,6 +65,16 @@ def test_diffusers_repository_is_recognised(row, weights):
     assert found.evidence
 
 
+@pytest.mark.parametrize(
+    "named", ["SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline", "SkyReelsV2DiffusionForcingPipeline"]
+)
+def test_a_relative_of_a_size_of_its_own_runs_in_the_class_that_its_index_names(named):
+    size = {"num_layers": 3, "num_attention_heads": 2, "ffn_dim": 64}
+    found = detect(diffusers("skyreels-14b", pipeline=named, config=size, weights=False))
+    assert (found.variant, found.architecture_type, found.pipeline_class) == (None, "wan_family", named)
+    assert found.capabilities == next(item.capabilities for item in VARIANTS.values() if item.pipeline_class == named)
+
+
 # tensors of one file, prefix -> variant, type, pipeline class that would run it
 FILES = {
     "T2V-14B": (original("wan-t2v-14b"), "wan2.1-t2v-14b", "WanPipeline"),

@@ -108,6 +108,27 @@ def test_a_task_is_answered_with_its_class(
     assert supported or (answer.alternatives and answer.alternatives[0] in found[0].fix)
 
 
+@pytest.mark.parametrize(
+    ("named", "task", "supported", "pipeline"),
+    [
+        ("AnyFlowPipeline", "i2v", True, "AnyFlowPipeline"),
+        ("SkyReelsV2DiffusionForcingPipeline", "v2v", True, "SkyReelsV2DiffusionForcingVideoToVideoPipeline"),
+        ("SkyReelsV2Pipeline", "t2i", False, None),
+        ("WanVACEPipeline", "t2i", True, "WanVACEPipeline"),
+        ("WanVACEPipeline", "v2v", False, None),
+    ],
+)
+def test_a_class_of_one_kind_of_weights_does_what_generate_does_with_it(
+    named: str, task: str, supported: bool, pipeline: str | None
+) -> None:
+    architecture = dataclasses.replace(
+        ARCHITECTURE, pipeline_class=named, also_loads_as=(), capabilities=("text_to_video",)
+    )
+    answer = answer_task(task, architecture)
+    assert (answer.supported, answer.pipeline_class) == (supported, pipeline)
+    assert supported or not any("VACE" in name for name in answer.alternatives)
+
+
 def test_every_task_has_a_model() -> None:
     for task in TASKS:
         answer = answer_task(task, dataclasses.replace(ARCHITECTURE, capabilities=(), also_loads_as=()))

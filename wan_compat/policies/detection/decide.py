@@ -290,7 +290,7 @@ class _Detection:
         return round(confidence, 2)
 
     def _by_outline(self, outline: Outline, confidence: float) -> _Verdict:
-        model = None if outline.model is None else VARIANTS[outline.model]
+        model = None if outline.model is None else VARIANTS[self._told_relative(outline.model)]
         pipeline = None if model is None else self._runnable(model)
         return _Verdict(
             True,
@@ -301,6 +301,14 @@ class _Detection:
             also_loads_as=() if model is None else other_classes(model, pipeline),
             capabilities=model.capabilities if model is not None else (),
         )
+
+    def _told_relative(self, slug: str) -> str:
+        """Return the variant of the index' class, among relatives that share the transformer of `slug`."""
+        family = slug.partition("-")[0]
+        if family not in ("skyreels", "helios") or made_for(slug, self._pipeline):
+            return slug
+        shared = (item for item in VARIANTS if item.startswith(f"{family}-") and made_for(item, self._pipeline))
+        return next(shared, slug)
 
     def _by_rows(self, rows: tuple[Row, ...], confidence: float) -> _Verdict:
         slugs = [slug for row in rows for slug in row.slugs]

@@ -11,6 +11,8 @@ from wan_compat.policies.detection.traits import Traits
 from wan_compat.policies.facts import ModelFacts
 from wan_compat.policies.findings import Finding, finding
 from wan_compat.policies.judgement.parts import index_of, pipeline_class_of, several
+from wan_compat.policies.model_fit import weights_of_class
+from wan_compat.policies.pipelines import ways_of
 from wan_compat.policies.registry_document import RegistryEntry
 from wan_compat.policies.variants import VARIANTS, Variant
 
@@ -100,7 +102,8 @@ def _pipeline(facts: ModelFacts, architecture: Architecture, entry: RegistryEntr
     if any(variant.pipeline_class == named or named in variant.also_loads_as for variant in VARIANTS.values()):
         yield finding(
             "pipeline_mismatch",
-            f"{index_of(facts)[0]} names {named}, the transformer is {architecture.variant}'s, which runs in "
+            f"{index_of(facts)[0]} names {named}, the transformer is "
+            f"{architecture.variant or architecture.architecture_type}'s, which runs in "
             f"{architecture.pipeline_class}",
             path=index_of(facts)[0],
         )
@@ -110,6 +113,12 @@ def answer_task(task: str, architecture: Architecture) -> TaskAnswer:
     """Say whether the model does `task`, one of TASKS."""
     wanted = TASKS[task]
     name = architecture.variant or architecture.architecture_type
+    kind = weights_of_class(architecture.pipeline_class)
+    if kind is not None:  # of a class that runs nothing else: the same table answers as for `generate`
+        ways = {way.task: way for way in ways_of(kind)}
+        if task in ways:
+            return TaskAnswer(task, True, ways[task].pipeline, f"{name} does {task}", ())
+        return TaskAnswer(task, False, None, f"{name} does {', '.join(ways)}", models_for(task))
     able = any(capability in architecture.capabilities for capability in wanted)
     if task == "v2v" and "WanVideoToVideoPipeline" in architecture.also_loads_as:
         able = True  # a way to load a text-to-video model, no checkpoint of its own
@@ -117,12 +126,12 @@ def answer_task(task: str, architecture: Architecture) -> TaskAnswer:
         able = all(capability in architecture.capabilities for capability in wanted)
     if not able:
         does = ", ".join(architecture.capabilities) or "nothing that is known"
-        return TaskAnswer(task, False, None, f"{name} does {does}", alternatives(wanted, None))
+        return TaskAnswer(task, False, None, f"{name} does {does}", models_for(task))
     preferred = _TASK_CLASSES.get(task)
     known = tuple(item for item in (architecture.pipeline_class, *architecture.also_loads_as) if item)
     if not known:
         reason = f"{name} does it, but diffusers has no pipeline for it"
-        return TaskAnswer(task, False, None, reason, alternatives(wanted, None))
+        return TaskAnswer(task, False, None, reason, models_for(task))
     return TaskAnswer(task, True, preferred if preferred in known else known[0], f"{name} does {task}", ())
 
 
@@ -130,6 +139,14 @@ def judge_task(answer: TaskAnswer) -> Iterator[Finding]:
     if not answer.supported:
         fix = f"use {', or '.join(answer.alternatives)}" if answer.alternatives else "use another model"
         yield finding("task_not_supported", f"{answer.task} was asked for; {answer.reason}", fix=fix)
+
+
+def models_for(task: str) -> tuple[str, ...]:
+    """Return official repositories that do one of TASKS."""
+    if task == "v2v":  # by the class that starts from a video; VACE, which is led by one, is another task's
+        through = (item for item in VARIANTS.values() if "WanVideoToVideoPipeline" in item.also_loads_as)
+        return tuple(item.repository for item in through if item.repository)[:2]
+    return alternatives(TASKS[task], None)
 
 
 def alternatives(capabilities: tuple[str, ...], like: Architecture | None) -> tuple[str, ...]:
