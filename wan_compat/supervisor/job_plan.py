@@ -9,7 +9,7 @@ from wan_compat.policies.models import ModelDecision
 from wan_compat.policies.planning.candidates import Wishes
 from wan_compat.policies.planning.choice import Choice, choose, require_fit
 from wan_compat.policies.planning.job import at_once_of, job_of, shape_of, wishes_of, with_plan
-from wan_compat.policies.planning.machine import MachineFacts
+from wan_compat.policies.planning.machine import GpuFacts, MachineFacts
 from wan_compat.policies.planning.work import first_step_s
 from wan_compat.policies.requests import ResolvedRequest
 from wan_compat.protocol.errors import InvalidRequest, MemoryExceeded
@@ -65,7 +65,7 @@ def plan_job(
 
 
 def longest_first_step(
-    request: GenerationRequest, model: ModelDecision, resolved: ResolvedRequest
+    request: GenerationRequest, model: ModelDecision, resolved: ResolvedRequest, gpu: GpuFacts | None
 ) -> Callable[[PipelineSpec], float] | None:
     """Return what tells how long the first denoising step can take, by how the model is run; None where its size is
     not known."""
@@ -73,4 +73,4 @@ def longest_first_step(
     if shape is None:
         return None
     job = job_of(model, resolved.params, at_once_of(request))
-    return lambda pipeline: first_step_s(shape, job, pipeline)
+    return lambda pipeline: first_step_s(shape, job, pipeline, gpu)

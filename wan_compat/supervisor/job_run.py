@@ -155,7 +155,7 @@ class JobRun:
             if planned.model.pipeline.device != "cpu" and request.device == "auto":
                 self._on_cpu = plan_without_gpu(request, model, resolved, machine)
             model, self._choice = planned.model, planned.choice
-            self._longest_first_step = longest_first_step(request, model, resolved)
+            self._longest_first_step = longest_first_step(request, model, resolved, found.gpu)
             limits = deadlines(
                 weight_bytes=model.weight_bytes,
                 timeout_s=self._watch.timeout_s,

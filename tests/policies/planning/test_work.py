@@ -10,6 +10,7 @@ import pytest
 from wan_compat.policies.facts import TensorFact
 from wan_compat.policies.limits import LEAST_PHASE_S, LONGEST_PHASE_S
 from wan_compat.policies.planning.courses import Job
+from wan_compat.policies.planning.machine import GpuFacts
 from wan_compat.policies.planning.shapes import ModelShape, model_shape
 from wan_compat.policies.planning.work import first_step_s, forward_operations
 
@@ -21,8 +22,8 @@ def shape(transformer: dict[str, Any], parameters: int) -> ModelShape:
     return model_shape("WanPipeline", {"transformer": "WanTransformer3DModel"}, tensors, transformer, {})
 
 
-def on(device: str) -> Any:
-    return types.SimpleNamespace(device=device)
+def on(device: str, threads: int = 8) -> Any:
+    return types.SimpleNamespace(device=device, threads=threads)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,18 @@ def test_larger_videos_models_and_slower_devices_may_take_longer():
     assert first_step_s(small, clip, on("cuda")) < first_step_s(small, video, on("cuda"))
     assert first_step_s(small, video, on("cuda")) < first_step_s(small, video, on("cpu"))
     assert first_step_s(small, video, on("cuda")) < first_step_s(large, video, on("cuda"))
-    assert first_step_s(large, video, on("cuda")) < 86400 < LONGEST_PHASE_S == first_step_s(large, video, on("cpu"))
+    assert first_step_s(small, video, on("cpu")) < first_step_s(small, video, on("cpu", 1))
+    assert first_step_s(small, video, on("cpu", 64)) == first_step_s(small, video, on("cpu"))
+    assert first_step_s(large, video, on("cuda")) < 86400
+    assert first_step_s(large, Job(720, 1280, 81), on("cpu")) == LONGEST_PHASE_S
+
+
+def test_a_gpu_that_computes_bfloat16_itself_is_given_less():
+    small, video = shape(SMALL, 1_400_000_000), Job(480, 832, 81)
+    recent, old = (GpuFacts("card", 1, 1, capability) for capability in ((8, 6), (7, 5)))
+    assert first_step_s(small, video, on("cuda"), recent) < 2 * 3600
+    assert first_step_s(small, video, on("cuda"), old) == first_step_s(small, video, on("cuda"))
+    assert first_step_s(small, video, on("cpu"), recent) == first_step_s(small, video, on("cpu"))
 
 
 def test_two_prompts_take_two_passes():
