@@ -33,9 +33,6 @@ def load(kind: str, device: str, **options: Any) -> Any:
 
 def plans(device: str) -> None:
     """Every way to place weights makes nearly the frames of the processor."""
-    import numpy as np
-
-    expected = load("a14b", "cpu", precision="float32", plan=PlanSpec()).generate("a red ball", **SMALL).frames.frames
     ways = [PlanSpec(), PlanSpec(text_encoder="leave")]
     if device == "cuda":
         ways += [
@@ -47,6 +44,30 @@ def plans(device: str) -> None:
             PlanSpec(offload="group", group=GroupOffload(level="block_level", use_stream=True)),
         ]
     ways.append(PlanSpec(offload="group", group=GroupOffload(disk=True)))
+    _resemble(PlanSpec(), ways, device)
+
+
+def casting(device: str) -> None:
+    """Layers in 8 bits make nearly the frames that they make on the processor, wherever they wait."""
+    plain = PlanSpec(layerwise_casting="float8_e4m3fn")
+    ways = [plain]
+    if device == "cuda":
+        ways += [
+            plain.model_copy(update=placed)
+            for placed in (
+                {"offload": "model"},
+                {"offload": "sequential"},
+                {"offload": "group", "group": GroupOffload(level="leaf_level", use_stream=True)},
+                {"offload": "group", "group": GroupOffload(level="block_level", use_stream=True)},
+            )
+        ]
+    _resemble(plain, ways, device)
+
+
+def _resemble(on_cpu: PlanSpec, ways: list[PlanSpec], device: str) -> None:
+    import numpy as np
+
+    expected = load("a14b", "cpu", precision="float32", plan=on_cpu).generate("a red ball", **SMALL).frames.frames
     failed = []
     for plan in ways:
         wrapper = load("a14b", device, precision="float32", plan=plan)

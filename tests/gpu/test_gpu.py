@@ -119,6 +119,11 @@ def test_plans(inside) -> None:
     inside("plans")
 
 
+def test_casting(inside) -> None:
+    """Layers in 8 bits make nearly the same frames wherever they wait"""
+    inside("casting")
+
+
 def test_precisions(inside) -> None:
     """Half precisions make finite frames that resemble float32's"""
     inside("precisions")
