@@ -84,6 +84,7 @@ class PlanReport:
             "nearest": None
             if nearest is None
             else {"width": nearest.width, "height": nearest.height, "num_frames": nearest.num_frames},
+            "fits_in_8_bits": choice.fits_in_8_bits,
             "weighed": [
                 {
                     "name": item.candidate.name,

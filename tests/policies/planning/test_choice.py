@@ -199,6 +199,16 @@ def test_two_experts_in_8_bits_take_turns_in_being_loaded_in_full(official):
     assert before["denoise_low"].ram_bytes - after["denoise_low"].ram_bytes == pytest.approx(expert, rel=0.05)
 
 
+def test_storage_in_8_bits_is_proposed_where_it_would_fit_and_never_done_by_itself(official):
+    choice = choose(official(TWO), P720, machine(8, ram=64))
+    assert not choice.fits and choice.fits_in_8_bits
+    with pytest.raises(MemoryExceeded) as caught:
+        require_fit(choice, "m")
+    assert any("--layerwise-casting float8_e4m3fn, which fits" in fix for fix in caught.value.fixes)
+    assert not choose(official(TWO), P720, machine(1, ram=4)).fits_in_8_bits
+    assert not choose(official(SMALL), P480, machine(24)).fits_in_8_bits  # as it fits without
+
+
 def test_storage_in_8_bits_is_refused_where_weights_have_to_stay_as_they_are(official):
     shape = official(SMALL)
     with pytest.raises(InvalidRequest, match="stay in their files") as caught:

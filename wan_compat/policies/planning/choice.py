@@ -12,9 +12,10 @@ from wan_compat.policies.planning.estimate import Phase, PhaseMemory, Setting, e
 from wan_compat.policies.planning.machine import MachineFacts
 from wan_compat.policies.planning.shapes import ModelShape
 from wan_compat.policies.planning.weights import Dtype
-from wan_compat.protocol.errors import MemoryExceeded
+from wan_compat.protocol.errors import InvalidRequest, MemoryExceeded
 from wan_compat.protocol.plan import PlanSpec
 
+IN_8_BITS = "store the transformer's layers in 8 bits: --layerwise-casting float8_e4m3fn"
 _LEAST_LATENTS = 2  # after the first, of a clip that is worth more than a smaller size
 _FRACTIONS = (0.85, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the sides, tried in this order
 
@@ -39,6 +40,7 @@ class Choice:
     """What was chosen among what was weighed. Without a way that fits, `chosen` is the one nearest to it.
 
     `nearest` is a job that would fit as things are, where the one that was asked for does not; None where none would.
+    `fits_in_8_bits` is whether that one would, with layers stored in 8 bits, which nobody asked for.
     """
 
     job: Job
@@ -47,6 +49,7 @@ class Choice:
     chosen: Evaluated
     naive_bytes: int
     nearest: Job | None = None
+    fits_in_8_bits: bool = False
 
     @property
     def fits(self) -> bool:
@@ -83,6 +86,7 @@ def choose(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishes | 
         chosen=chosen,
         naive_bytes=_naive(shape, job, chosen.candidate.setting),
         nearest=None if fitting is not None else _nearest(shape, job, machine, wishes),
+        fits_in_8_bits=fitting is None and _fits_in_8_bits(shape, job, machine, wishes),
     )
 
 
@@ -98,6 +102,8 @@ def require_fit(choice: Choice, model: str) -> None:
     fixes = []
     if choice.nearest is not None:
         fixes.append(describe_nearest(job, choice.nearest))
+    if choice.fits_in_8_bits:
+        fixes.append(f"{IN_8_BITS}, which fits and changes pixels")
     if job.at_once > 1:
         fixes.insert(0, "leave --videos-at-once out: they are then made one after the other, in the memory of one")
     if least.vram_bytes > choice.machine.vram_bytes and choice.machine.gpu is not None:
@@ -168,6 +174,16 @@ def _naive(shape: ModelShape, job: Job, like: Setting) -> int:
     setting = Setting(like.device, dtype, "float32", PlanSpec(), streaming=False, threads=like.threads)
     vram, ram = peak(estimate(shape, job, setting))
     return vram or ram
+
+
+def _fits_in_8_bits(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishes) -> bool:
+    if wishes.layerwise_casting is not None:
+        return False
+    try:
+        weighed = _weigh(shape, job, machine, dataclasses.replace(wishes, layerwise_casting="float8_e4m3fn"))
+    except InvalidRequest:  # it is quantised, or its weights are to stay in their files
+        return False
+    return any(item.fits for item in weighed)
 
 
 def _nearest(shape: ModelShape, job: Job, machine: MachineFacts, wishes: Wishes) -> Job | None:

@@ -139,6 +139,8 @@ def plan(
 
 def lines(report: PlanReport, *, verbose: bool = False) -> Iterator[str]:
     """Yield the report for people."""
+    from wan_compat.policies.planning.choice import IN_8_BITS
+
     choice, job = report.choice, report.choice.job
     chosen = choice.chosen
     on_gpu = chosen.candidate.setting.device == "cuda"
@@ -177,6 +179,8 @@ def lines(report: PlanReport, *, verbose: bool = False) -> Iterator[str]:
     if report.nearest is not None:
         yield ""
         yield f"  Instead: {report.nearest}"
+    if choice.fits_in_8_bits:
+        yield f"  Or {IN_8_BITS}, which fits and changes pixels"
     for remark in report.remarks:
         yield f"  {remark}"
 
