@@ -18,6 +18,7 @@ from wan_compat.protocol.video import VideoOptions
 from wan_compat.supervisor import FormatConverter, VideoEncoder
 from wan_compat.supervisor.encode_file import encode_file
 from wan_compat.supervisor.ffmpeg import find_ffmpeg
+from wan_compat.supervisor.frame_source import open_source
 from wan_compat.supervisor.video_info import read_info
 
 
@@ -156,6 +157,21 @@ def test_the_sidecar_goes_along(tmp_path):
     FormatConverter().convert(first.output_path, tmp_path / "b.mp4")
     document = json.loads((tmp_path / "b.mp4.json").read_text())
     assert document["request"] == {"prompt": "a fox"} and document["video"]["path"] == "b.mp4"
+
+
+def test_a_sidecar_of_another_file_says_nothing_about_this_one(tmp_path):
+    VideoEncoder().encode_frames_to_video(processed(), tmp_path / "a.mkv", "mkv")
+    beside = tmp_path / "a.mkv.json"
+    video = {"fps": 60, "bytes": 12345}
+    beside.write_text(
+        json.dumps({"schema_version": 1, "kind": "wan-compat video", "request": {"prompt": "a fox"}, "video": video})
+    )
+    found = open_source(tmp_path / "a.mkv")
+    assert (found.fps, found.stale) == (processed().fps, True)
+    FormatConverter().convert(tmp_path / "a.mkv", tmp_path / "b.mkv")
+    assert not (tmp_path / "b.mkv.json").exists()
+    FormatConverter(overwrite=True).convert(tmp_path / "b.mkv", tmp_path / "a.mkv")
+    assert not beside.exists()  # its video is gone, and the new one has none
 
 
 @pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if form.comment] + ["png"])

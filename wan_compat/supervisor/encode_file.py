@@ -12,6 +12,7 @@ from wan_compat.protocol.errors import DeadlineExceeded, EncodingFailed
 from wan_compat.protocol.results import OutputReport
 from wan_compat.protocol.values import FrameSpec
 from wan_compat.protocol.video import VideoOptions
+from wan_compat.supervisor import sidecar
 from wan_compat.supervisor.delivery import Delivery, prepare_delivery
 
 
@@ -33,6 +34,8 @@ def encode_file(
         report = delivery.commit()
         if document is not None:
             delivery.write_sidecar(document, report)
+        else:
+            sidecar.forget(report.path)
         return report
 
 

@@ -35,7 +35,11 @@ _DECODERS = {".png": "png", ".jpg": "mjpeg", ".jpeg": "mjpeg"}
 
 @dataclasses.dataclass(frozen=True)
 class FrameSource:
-    """Frames that can be read. `fps` is None where neither the file nor its sidecar says it."""
+    """Frames that can be read. `fps` is None where neither the file nor its sidecar says it.
+
+    `document` is the sidecar beside it; `stale` says that this is about a file that lay there before, and counts for
+    nothing.
+    """
 
     path: str
     format: Format
@@ -43,6 +47,7 @@ class FrameSource:
     fps: float | None
     document: Mapping[str, Any] | None  # the sidecar
     pictures: tuple[str, ...] = ()
+    stale: bool = False
 
     def read(self) -> Generator[memoryview]:
         """Yield each frame, valid until the next.
@@ -127,21 +132,23 @@ def open_source(path: str | os.PathLike[str]) -> FrameSource:
     if not os.path.isfile(path):
         raise InvalidRequest(f"{path!r} is not there", hint="check the path")
     form = format_for(os.path.splitext(path)[1])
+    stale = document is not None and not sidecar.may_be_about(document, os.path.getsize(path))
+    fps = None if stale else _fps(document)
     if form.name == "npy":
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             frames, _ = read_npy_header(descriptor, path)
         finally:
             os.close(descriptor)
-        return FrameSource(path, form, frames, _fps(document), document)
+        return FrameSource(path, form, frames, fps, document, stale=stale)
     facts = file_facts(path, form)
-    fps = _fps(document)
     num_frames = facts.num_frames
-    if form.name == "webp" and document is not None:
+    if form.name == "webp" and document is not None and not stale:
         num_frames = _frames_asked(document) or num_frames
     if fps is None and facts.num_frames > 1 and not form.plain_time:
         fps = float(exact_frame_rate(round(facts.fps, 2)))
-    return FrameSource(path, form, _spec(facts.width, facts.height, num_frames, path), fps, document)
+    spec = _spec(facts.width, facts.height, num_frames, path)
+    return FrameSource(path, form, spec, fps, document, stale=stale)
 
 
 def file_facts(path: str, form: Format) -> VideoFacts:

@@ -12,6 +12,7 @@ cleaned when it is shown, and nothing in it can loosen what a job may do.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -77,6 +78,20 @@ def read(path: str) -> Mapping[str, Any]:
     if document.get("kind") != KIND or document.get("schema_version") != SCHEMA_VERSION:
         raise InvalidRequest(f"{path!r} is not a sidecar of ours", hint="name the .json file beside a video")
     return document
+
+
+def may_be_about(document: Mapping[str, Any], size: int) -> bool:
+    """Whether a sidecar can be about a file of `size` bytes: by the length it names. `info` compares hashes."""
+    video = document.get("video")
+    said = video.get("bytes") if isinstance(video, Mapping) else None
+    return not isinstance(said, int) or said == size
+
+
+def forget(video_path: str) -> None:
+    """Remove a sidecar of ours beside a file that took its video's place, and has none of its own."""
+    if find(video_path) is not None:
+        with contextlib.suppress(OSError):  # it stays, and does not agree with the file
+            os.unlink(path_of(video_path))
 
 
 def find(video_path: str) -> Mapping[str, Any] | None:

@@ -18,6 +18,7 @@ from wan_compat.protocol.errors import EnvironmentLacks, InvalidRequest, Unusabl
 from wan_compat.protocol.results import OutputReport, ProcessedFrames
 from wan_compat.protocol.values import FrameSpec
 from wan_compat.protocol.video import VideoOptions
+from wan_compat.supervisor import sidecar
 from wan_compat.supervisor.delivery import prepare_delivery
 from wan_compat.supervisor.encode_file import deliver, encode_file
 from wan_compat.supervisor.ffmpeg import find_ffmpeg
@@ -186,15 +187,17 @@ class FormatConverter:
             WanCompatError: As for a job's output.
         """
         found, rate = self._opened(source, fps)
-        said = found.document or {}
+        said = {} if found.stale or found.document is None else found.document
         document: dict[str, Any] = {name: said[name] for name in ("request", "model", "mode", "result") if name in said}
         document["converted_from"] = os.path.basename(found.path)
         with prepare_delivery(output, found.frames, rate, self.options, overwrite=self.overwrite) as delivery:
             with contextlib.closing(found.read()) as frames:
                 deliver(delivery, frames, timeout_s=self.timeout_s)
             report = delivery.commit()
-            if found.document is not None:
+            if said:
                 delivery.write_sidecar(document, report)
+            else:
+                sidecar.forget(report.path)
             return EncodingResult(
                 True, report.path, delivery.config, report.bytes, [], list(delivery.warnings), report=report
             )
