@@ -19,8 +19,8 @@ from wan_compat.protocol.values import MAX_SIDE, FrameSpec, GenerationParams, Ge
 
 # Pipelines of diffusers that make several videos of one prompt in one call, tried; some with what workers/together.py
 # does for them. Tried and left out (diffusers 0.42.1): diffusion forcing and LucyEdit lay what they go by beside the
-# latents of one video (sizes that do not match), Helios takes one generator, as blocks do that begin with a picture or a
-# video, ChronoEdit decodes all videos together, and Animate keeps the segments of all.
+# latents of one video (sizes that do not match), Helios takes one generator, as blocks do that begin with a picture or
+# a video, ChronoEdit decodes all videos together, and Animate keeps the segments of all.
 MAKES_SEVERAL = frozenset({
     "WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline", "SkyReelsV2Pipeline",
     "SkyReelsV2ImageToVideoPipeline", "AnyFlowPipeline", "WanModularPipeline", "Wan22ModularPipeline",

@@ -191,8 +191,8 @@ class SandboxedPipeline(PipelineSettings):
 
         Raises:
             PipelineFeatureMissing: Something that does not reach across the sandbox.
-            WanCompatError: Whatever ended a job, with its code. The other jobs of the call are cancelled; `finished` has
-                the results of the videos that stand, with their frames.
+            WanCompatError: Whatever ended a job, with its code. The other jobs of the call are cancelled; `finished`
+                has the results of the videos that stand, with their frames.
         """
         for name, value in others.items():
             if value is not None:

@@ -1,4 +1,4 @@
-"""What the operating system refuses because a limit is reached, in our errors: no bug of ours, and no riddle for a person.
+"""What the operating system refuses because a limit is reached, in our errors: no bug, and no riddle for a person.
 
 For the two places where an exception that nobody foresaw ends: a job's runner and the command line. Where a refusal is
 foreseen (an output, a copy of frames), it is told in the words of that place.
