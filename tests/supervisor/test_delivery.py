@@ -310,13 +310,16 @@ def test_a_codec_that_nobody_asked_for_by_name_gives_way_to_the_next_one(tmp_pat
 
 
 def test_each_codec_of_the_container_is_tried(tmp_path):
+    # Of those of an MP4, in their order, that this ffmpeg has: some builds have no libsvtav1.
+    known = {"libx264": "h264", "libx265": "hevc", "libsvtav1": "av1"}
+    *broken, last = (name for name in known if name in find_ffmpeg().encoders)
     with pytest.MonkeyPatch.context() as patch:
-        Faults(patch).codec_quits("libx264", "libx265")
+        Faults(patch).codec_quits(*broken)
         with prepare_delivery(tmp_path / "fox.mp4", spec_of(FRAMES), 16) as output:
             deliver(output, views(), timeout_s=60)
             report = output.commit()
-    assert (report.codec, report.num_frames) == ("av1", len(FRAMES))
-    assert [step["outcome"][:6] for step in output.recovery] == ["failed", "failed", "succee"]
+    assert (report.codec, report.num_frames) == (known[last], len(FRAMES))
+    assert [step["outcome"][:6] for step in output.recovery] == ["failed"] * len(broken) + ["succee"]
 
 
 def test_an_ffmpeg_without_the_usual_encoder_uses_another_and_says_so(tmp_path, monkeypatch):
