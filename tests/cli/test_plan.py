@@ -76,6 +76,17 @@ def test_a_table_for_people(capsys):
         assert word in out
 
 
+def test_a_plan_without_offload_is_not_called_none(capsys):
+    small = ("--width", 96, "--height", 64, "--num-frames", 9)
+    code, out, _ = run(capsys, "plan", tiny_model("t2v"), *small, "--vram", "24GB", "--ram", "64GB")
+    assert code == 0 and "fits: no offload, the fastest way\n" in out
+
+
+def test_a_lora_that_is_not_there_is_called_one(capsys):
+    code, _, err = run(capsys, "plan", tiny_model("t2v"), "--lora", "nowhere.safetensors")
+    assert code == 4 and "the LoRA 'nowhere.safetensors' is not there" in err
+
+
 def test_pictures_need_not_be_there_to_plan_for_them(capsys):
     arguments = ("--width", 96, "--height", 64, "--num-frames", 9, "--json")
     for kind, task in (("i2v", "i2v"), ("i2v22", "flf2v"), ("t2v", "v2v"), ("vace", "vace"), ("ti2v", "ti2v")):

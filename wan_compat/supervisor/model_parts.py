@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from wan_compat.policies.facts import ModelFacts
 from wan_compat.policies.models import ModelDecision
-from wan_compat.protocol.errors import InvalidRequest
+from wan_compat.protocol.errors import InvalidRequest, ModelNotFound
 from wan_compat.protocol.values import GenerationRequest, LoraRequest
 from wan_compat.supervisor.inspection import read_facts, read_model
 from wan_compat.supervisor.model_environment import environment_of
@@ -93,7 +93,13 @@ def lay_over(decision: ModelDecision, facts: ModelFacts, model: str, parts: Part
         installed = {name for name in names if find_version(name) or (site and find_version(name, site))}
         require_formats(facts, model, installed)
         decision = with_quantization(decision, model, parts.quantize, installed)
-    return with_loras(decision, facts, [(wanted, read_facts(wanted.path)) for wanted in parts.loras])
+    return with_loras(decision, facts, [(wanted, _lora_facts(wanted.path)) for wanted in parts.loras])
+
+
+def _lora_facts(path: str) -> ModelFacts:
+    if not os.path.lexists(path):
+        raise ModelNotFound(f"the LoRA {path!r} is not there", hint="check the path that follows --lora")
+    return read_facts(path)
 
 
 def changes_of(model: ModelDecision) -> list[str]:
