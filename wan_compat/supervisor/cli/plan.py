@@ -163,8 +163,10 @@ def lines(report: PlanReport, *, verbose: bool = False) -> Iterator[str]:
     time = (
         "the fastest way" if cost.factor == 1 else f"{cost.factor:g} times the time of the fastest way ({cost.basis})"
     )
-    name = "no offload" if chosen.candidate.name == "none" else chosen.candidate.name  # "fits: none" says the opposite
-    yield f"  {verdict}: {name}, {time}"
+    called = (
+        "no offload" if chosen.candidate.name == "none" else chosen.candidate.name
+    )  # "fits: none" says the opposite
+    yield f"  {verdict}: {called}, {time}"
     for reason in chosen.candidate.reasons if choice.fits else chosen.short:
         yield f"    - {reason}"
     others = [item for item in choice.weighed if item is not chosen]
