@@ -92,7 +92,7 @@ def test_a_worker_that_answers_and_does_nothing_is_found_and_another_one_is_trie
 
 
 def test_a_worker_that_computes_is_never_called_stalled(pretended: Supervisor, tmp_path: Path) -> None:
-    asked = {"stall": 0.1, "text_encode": 0.5, "close": 0.1}
+    asked = {"stall": 0.3, "text_encode": 0.9, "close": 0.1}
     with pytest.raises(PhaseTimeout, match="text_encode took longer"):
         pretended.generate(request_of(tmp_path, "denoise:toil", phase_timeouts=asked))
 
