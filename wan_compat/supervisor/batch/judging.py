@@ -33,11 +33,6 @@ if TYPE_CHECKING:  # they come with the first item
     from wan_compat.policies.encoding import EncodingConfig
     from wan_compat.supervisor.rescue import PlanCodec
 
-_WISHES = (
-    *("device", "gpu_memory_limit_bytes", "precision", "offload", "vae_tiling", "cache", "attention_backend"),
-    "layerwise_casting",
-)
-
 
 class Judge:
     """Remembers what was asked.
@@ -142,10 +137,12 @@ class Judge:
     def _plan(
         self, request: GenerationRequest, model: ModelDecision, resolved: ResolvedRequest
     ) -> WanCompatError | None:
+        from wan_compat.policies.planning.job import at_once_of, job_of, wishes_of
         from wan_compat.supervisor.job_plan import plan_job
 
-        frames, guided = resolved.params.frames, resolved.params.guidance_scale > 1
-        same = (id(model), frames, guided, *(getattr(request, name) for name in _WISHES))
+        bounds = (request.device, request.memory_limit_bytes, request.gpu_memory_limit_bytes)
+        job = job_of(model, resolved.params, at_once_of(request))
+        same = (id(model), job, wishes_of(request), bounds)
         if same not in self._plans:
             try:
                 gpu = gpu_for(request.device, self._policy).gpu
