@@ -14,7 +14,7 @@ import hashlib
 import os
 import platform
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -198,8 +198,3 @@ def _bounded(runs: list[Run]) -> bytes:
         if len(content) <= MAX_FILE_BYTES:
             return content
         kept = kept[: len(kept) // 2]
-
-
-def as_document(comparison: Comparison) -> dict[str, Any]:
-    """Return a comparison as plain data."""
-    return dataclasses.asdict(comparison)
